@@ -481,11 +481,19 @@ def _merge_brackets(factors: list[Node]) -> list[Node]:
 
 
 def _cancel_reciprocals(factors: list[Node]) -> list[Node]:
+    """``x * reciprocal(x)`` is 1; ``x * reciprocal_or_zero(x)`` is ``[x != 0]``, implied by a second such factor."""
     out = list(factors)
     for f in factors:
-        if isinstance(f, Call) and f.fn == "reciprocal" and f in out and f.args[0] in out:
-            out.remove(f)
-            out.remove(f.args[0])
+        if not (isinstance(f, Call) and f.fn in ("reciprocal", "reciprocal_or_zero")):
+            continue
+        if f not in out or f.args[0] not in out:
+            continue
+        out.remove(f)
+        out.remove(f.args[0])
+        if f.fn == "reciprocal_or_zero" and f not in out:
+            nonzero = iverson(call("not", call("eq", f.args[0], ZERO)))
+            if nonzero not in out:
+                out.append(nonzero)
     return out
 
 

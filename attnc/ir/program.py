@@ -8,7 +8,7 @@ from typing import Literal
 from attnc.diagnostics.source import Source, Span
 from attnc.ir.node import Node, Size
 
-AxisRole = Literal["batch", "sequence", "channel"]
+AxisRole = Literal["batch", "sequence", "channel", "table"]
 TensorRole = Literal["operand", "seed", "saved"]
 
 
@@ -17,7 +17,8 @@ class AxisInfo:
     """An axis: its extent (an integer expression over sizes) and how kernels treat it.
 
     batch axes become the grid, sequence axes are blocked and looped over, channel axes live whole inside a tile. A value
-    with two sequence axes is a *plane* value and is never stored.
+    with two sequence axes is a *plane* value and is never stored. A table axis is a dimension of a gathered tensor, seen only
+    in its gradient.
     """
 
     name: str

@@ -29,6 +29,7 @@ from attnc.ir.node import (
     raw_sum,
     sum_over,
 )
+from attnc.ir.notes import carry
 
 Rule = Callable[[Node], "Node | None"]
 
@@ -85,6 +86,7 @@ def rewrite(roots: Iterable[Node], rule: Rule, *, canonical: bool = True) -> lis
         new = rebuild(node, tuple(memo[c] for c in node.children), canonical=canonical)
         changed = rule(new)
         memo[node] = new if changed is None else changed
+        carry(node, memo[node])
     return [memo[r] for r in roots]
 
 
@@ -99,6 +101,7 @@ def replace(roots: Iterable[Node], mapping: Mapping[Node, Node], *, canonical: b
             continue
         if ready:
             memo[node] = rebuild(node, tuple(memo[c] for c in node.children), canonical=canonical)
+            carry(node, memo[node])
             continue
         stack.append((node, True))
         stack.extend((c, False) for c in node.children if c not in memo)

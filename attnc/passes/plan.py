@@ -29,7 +29,9 @@ class Buffer:
 class Pass:
     """One kernel: a loop over `inner` for every block of `outer`, or (inner None) a pass over vectors alone.
 
-    `reductions` are the plane reductions it computes; `stores` maps buffer names to the expressions written.
+    `reductions` are the plane reductions it computes; `stores` lists buffer names with the axes of their dimensions and
+    the expression written. An expression that is one of `reductions`, or contains one, is stored after the loop; one with
+    both sequence axes inside it. `reads` names the buffers of earlier steps it loads.
     """
 
     name: str
@@ -38,16 +40,19 @@ class Pass:
     outer: str | None
     inner: str | None
     reductions: tuple[Node, ...]
-    stores: tuple[tuple[str, Node], ...]
+    stores: tuple[tuple[str, tuple[str, ...], Node], ...]
     reads: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """Linear-size leftovers done by tensor operations: ``buffer = node`` over stored buffers (sums over batch or rows)."""
+    """Linear-size leftovers done by tensor operations (sums over batch or rows of stored vectors).
+
+    The buffer is the sum of `parts`; each part names its dimensions' axes itself, like `attnc.ir.program.Output`.
+    """
 
     buffer: str
-    node: Node
+    parts: tuple[tuple[tuple[str, ...], Node], ...]
 
 
 @dataclass(frozen=True, slots=True)

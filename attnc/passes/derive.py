@@ -1,0 +1,198 @@
+"""Reverse-mode differentiation of a program; the result is a program again, so it can be differentiated again.
+
+Adjoints are propagated through the DAG with the derivative rules of `attnc.ir.functions`. A sum of products has sums of
+products as adjoints; a gather has an indexed sum, and an indexed sum a gather. Restrictions travel as Iverson factors, so
+the gradient of a masked pair is never formed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from attnc.ir.functions import FUNCTIONS
+from attnc.ir.node import (
+    Add,
+    Axis,
+    Call,
+    Load,
+    Max,
+    Node,
+    Prod,
+    Size,
+    Sum,
+    add,
+    axis,
+    call,
+    iverson,
+    load,
+    mul,
+    sum_over,
+)
+from attnc.ir.program import AxisInfo, Output, Program, Tensor
+from attnc.ir.walk import postorder, substitute
+
+
+def seed_of(output: Output) -> Tensor:
+    """The incoming gradient of an output, a tensor of the output's shape."""
+    return Tensor(f"grad_{output.name}", output.dims, output.dtype, "seed")
+
+
+def gradient_program(program: Program, needs: Iterable[str] | None = None) -> Program:
+    """The program that maps inputs and incoming gradients to the gradients of `needs`.
+
+    Args:
+        program: any program, itself possibly a gradient.
+        needs: names of the real tensors wanted; None means all of them.
+
+    Returns:
+        A program with the tensors of `program` and one seed ``grad_X`` per output X, whose outputs are ``grad_T``.
+    """
+    wanted = [t for t in program.tensors if t.is_real and (needs is None or t.name in set(needs))]
+    seeds = tuple(seed_of(out) for out in program.outputs)
+    loads = _load_adjoints(program, {t.name for t in wanted})
+    axes = dict(program.axes)
+    outputs = []
+    for tensor in wanted:
+        parts = _parts(program, tensor, loads.get(tensor.name, {}), axes)
+        outputs.append(Output(f"grad_{tensor.name}", parts, tensor.dims, tensor.dtype, of=tensor.name))
+    return replace(
+        program,
+        name=f"{program.name}_gradient",
+        tensors=(*program.tensors, *seeds),
+        outputs=tuple(outputs),
+        axes=axes,
+        observed=(),
+    )
+
+
+def _load_adjoints(program: Program, names: set[str]) -> dict[str, dict[Load, Node]]:
+    """The adjoint of every load of the named tensors."""
+    roots = program.roots()
+    order = postorder(roots)
+    reaches = _reaching(order, names)
+    adjoint: dict[Node, list[Node]] = {}
+    for out in program.outputs:
+        for axes, node in out.parts:
+            if node in reaches:
+                seed = load(f"grad_{out.name}", [axis(a) for a in axes])
+                adjoint.setdefault(node, []).append(_reduce(seed, node))
+    found: dict[str, dict[Load, Node]] = {}
+    for node in reversed(order):
+        if node not in adjoint or node not in reaches:
+            continue
+        g = add(*adjoint.pop(node))
+        if isinstance(node, Load):
+            found.setdefault(node.tensor, {})[node] = g
+            continue
+        for child, contribution in _contributions(node, g, reaches):
+            adjoint.setdefault(child, []).append(contribution)
+    return found
+
+
+def _reaching(order: list[Node], names: set[str]) -> set[Node]:
+    """Nodes through which a gradient can flow to one of the tensors."""
+    reaches: set[Node] = set()
+    for node in order:
+        match node:
+            case Load():
+                hit = node.tensor in names
+            case Call():
+                hit = node.fn != "detach" and node.kind == "f" and any(a in reaches for a in node.args)
+            case Add() | Prod():
+                hit = any(c in reaches for c in node.children)
+            case Sum():
+                hit = any(f in reaches for f in node.factors)
+            case Max():
+                hit = node.body in reaches
+            case _:
+                hit = False
+        if hit:
+            reaches.add(node)
+    return reaches
+
+
+def _reduce(value: Node, target: Node, bound: Iterable[str] = ()) -> Node:
+    """Sum `value` over every axis the target lacks."""
+    extra = (value.axes | frozenset(bound)) - target.axes
+    return sum_over(extra, [value]) if extra else value
+
+
+def _contributions(node: Node, g: Node, reaches: set[Node]) -> list[tuple[Node, Node]]:
+    """Pairs of child and what it receives from `node` whose adjoint is `g`."""
+    match node:
+        case Add():
+            return [(t, _reduce(g, t)) for t in node.terms if t in reaches]
+        case Prod():
+            return [
+                (f, _reduce(mul(g, *_others(node.factors, k)), f))
+                for k, f in enumerate(node.factors)
+                if f in reaches
+            ]
+        case Sum():
+            arriving = substitute(g, dict(node.scatter)) if node.scatter else g
+            brackets = [iverson(c) for c in node.domain]
+            return [
+                (f, _reduce(mul(arriving, *_others(node.factors, k), *brackets), f, node.bound))
+                for k, f in enumerate(node.factors)
+                if f in reaches
+            ]
+        case Max():
+            hit = mul(iverson(call("eq", node.body, node)), *(iverson(c) for c in node.domain))
+            ties = sum_over(node.bound, [hit])
+            return [(node.body, _reduce(mul(g, hit, call("reciprocal_or_zero", ties)), node.body))]
+        case Call():
+            gradient = FUNCTIONS[node.fn].gradient
+            assert gradient is not None, node.fn
+            pairs = zip(node.args, gradient(node, g), strict=True)
+            return [(a, _reduce(x, a)) for a, x in pairs if x is not None and a in reaches]
+        case _:
+            return []
+
+
+def _others(factors: tuple[Node, ...], k: int) -> tuple[Node, ...]:
+    return (*factors[:k], *factors[k + 1 :])
+
+
+def _parts(
+    program: Program, tensor: Tensor, adjoints: dict[Load, Node], axes: dict[str, AxisInfo]
+) -> tuple[tuple[tuple[str, ...], Node], ...]:
+    """The gradient of a tensor, grouped by how its loads name the dimensions."""
+    grouped: dict[tuple[str, ...], list[Node]] = {}
+    for node, g in adjoints.items():
+        names: list[str] = []
+        scatter: list[tuple[str, Node]] = []
+        for k, index in enumerate(node.index):
+            if isinstance(index, Axis) and index.name not in names:
+                names.append(index.name)
+                continue
+            new = _dimension_axis(tensor, k, axes, node.axes)
+            names.append(new)
+            scatter.append((new, index))
+        bound = node.axes - frozenset(names)
+        value = sum_over(bound, [g], (), scatter) if scatter else g
+        grouped.setdefault(tuple(names), []).append(value)
+    if not grouped:
+        names = [_dimension_axis(tensor, k, axes, frozenset()) for k in range(len(tensor.dims))]
+        return ((tuple(names), add(_zero())),)
+    return tuple((names, add(*values)) for names, values in grouped.items())
+
+
+def _zero() -> Node:
+    from attnc.ir.node import ZERO
+
+    return ZERO
+
+
+def _dimension_axis(tensor: Tensor, k: int, axes: dict[str, AxisInfo], taken: frozenset[str]) -> str:
+    """An axis ranging over dimension k: the batch axis of that extent if it is free, else a new one."""
+    extent = tensor.dims[k]
+    for info in axes.values():
+        if info.extent is extent and info.role == "batch" and isinstance(extent, Size) and info.name not in taken:
+            return info.name
+    name = f"{tensor.name}_{k}"
+    axes.setdefault(name, AxisInfo(name, extent, "table"))
+    return name
+
+
+

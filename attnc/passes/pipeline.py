@@ -1,0 +1,92 @@
+"""From a program to its plans: the optimising half of the compiler, one call per program."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from attnc.ir.node import Node
+from attnc.ir.notes import tracking
+from attnc.ir.program import Output, Program, Tensor
+from attnc.passes.base2 import to_base2
+from attnc.passes.derive import gradient_program
+from attnc.passes.expand import expand_online
+from attnc.passes.plan import Plan
+from attnc.passes.planes import Planes
+from attnc.passes.reuse import Saved, reuse
+from attnc.passes.schedule import schedule
+
+
+@dataclass(frozen=True, slots=True)
+class Plans:
+    """A program's own plan, and what it must save for the gradient program of the same inputs."""
+
+    forward: Plan
+    saved: tuple[Saved, ...]
+
+
+def _with_roots(program: Program, roots: Iterable[Node]) -> Program:
+    values = iter(roots)
+    outputs = tuple(replace(o, parts=tuple((axes, next(values)) for axes, _ in o.parts)) for o in program.outputs)
+    return program.with_outputs(outputs)
+
+
+def normalise(program: Program) -> Program:
+    """The program in base 2."""
+    return _with_roots(program, to_base2(program.roots()))
+
+
+def saved_values(program: Program, gradient: Program) -> tuple[Program, tuple[Saved, ...]]:
+    """Rewrite `gradient` (in base 2) over values that `program` saves; see `attnc.passes.reuse`."""
+    forward = normalise(program)
+    planes = Planes(forward)
+    named = [(o.name, o.parts[0][1]) for o in forward.outputs if len(o.parts) == 1]
+    units = planes.plane_reductions(forward.roots())
+    roots, saved = reuse(named, gradient.roots(), [u for u in units if not _scatters(u)])
+    tensors = [*gradient.tensors]
+    for s in saved:
+        dims = tuple(forward.extent(a) for a in s.axes)
+        dtype = next((o.dtype for o in forward.outputs if o.name == s.name), "real")
+        tensors.append(Tensor(s.name, dims, dtype, "saved"))
+    return replace(_with_roots(gradient, roots), tensors=tuple(tensors)), tuple(saved)
+
+
+def _scatters(node: Node) -> bool:
+    return bool(getattr(node, "scatter", ()))
+
+
+def plan_forward(program: Program, needs: Iterable[str] | None = None, *, training: bool = True) -> Plans:
+    """The plan of a program; with `training`, it also stores what its gradient reads."""
+    program = replace(program, notes=dict(program.notes))
+    with tracking(program.notes):
+        return _plan_forward(program, needs, training)
+
+
+def _plan_forward(program: Program, needs: Iterable[str] | None, training: bool) -> Plans:
+    saved: tuple[Saved, ...] = ()
+    if training:
+        _, saved = saved_values(program, normalise(gradient_program(program, needs)))
+    forward = normalise(program)
+    names = {o.name for o in forward.outputs}
+    extra = tuple(
+        Output(s.name, ((s.axes, s.node),), tuple(forward.extent(a) for a in s.axes), "real")
+        for s in saved
+        if s.name not in names
+    )
+    ready = forward.with_outputs((*forward.outputs, *extra))
+    ready = _with_roots(ready, expand_online(ready.roots(), Planes(ready)))
+    plan = schedule(ready)
+    buffers = tuple(
+        replace(b, role="saved") if b.name in {e.name for e in extra} else b for b in plan.buffers
+    )
+    return Plans(replace(plan, buffers=buffers), saved)
+
+
+def plan_gradient(program: Program, needs: Iterable[str] | None = None) -> Plan:
+    """The plan of a program's gradient, reading what the program saved for all its real tensors."""
+    program = replace(program, notes=dict(program.notes))
+    with tracking(program.notes):
+        gradient = normalise(gradient_program(program, needs))
+        gradient, _ = saved_values(program, gradient)
+        gradient = _with_roots(gradient, expand_online(gradient.roots(), Planes(gradient)))
+        return schedule(gradient)

@@ -1,0 +1,300 @@
+"""What the forward keeps for the gradient, and the gradient rewritten in terms of it.
+
+Every plane reduction of the forward that occurs in the gradient, alone or as part of a larger sum of products, is replaced
+by an opaque saved tensor. Three rules decide in which form it is saved:
+
+* a denominator Z whose terms all carry exp2(-m) is saved with its shift m as one ``lse = m + log2 Z``, so that
+  ``exp2(s - m) / Z`` becomes ``exp2(s - lse)``;
+* a sum S that the forward divides by Z is saved as the quotient ``S / Z`` (often the output itself, at no cost), which
+  turns the softmax row term into ``sum(do * o)``, FlashAttention-2's delta (Dao 2023, arXiv:2307.08691);
+* anything else is saved as it is.
+
+Saved values enter as inputs: as expressions they would merge back into the sums they were taken from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from attnc.ir.node import (
+    Call,
+    Load,
+    Max,
+    Node,
+    Prod,
+    Sum,
+    add,
+    axis,
+    call,
+    coefficient,
+    const,
+    factors_of,
+    load,
+    mul,
+    neg,
+    sub,
+    sum_over,
+    terms_of,
+)
+from attnc.ir.walk import postorder, rebuild, rewrite
+
+AXIS_ORDER = "bhgij"
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A value the forward keeps: its expression there, the tensor name the gradient reads it by, and its axes."""
+
+    name: str
+    axes: tuple[str, ...]
+    node: Node
+
+
+@dataclass
+class _State:
+    forward: list[Node]
+    reductions: list[Node]
+    opaque: dict[Node, Load] = field(default_factory=dict)
+    saved: dict[Load, Saved] = field(default_factory=dict)
+
+
+def ordered(axes: Iterable[str]) -> tuple[str, ...]:
+    """Axes in canonical order: batch, sequence, then channels."""
+    return tuple(sorted(axes, key=lambda a: (AXIS_ORDER.find(a[0]) if a[0] in AXIS_ORDER else 9, a)))
+
+
+def reuse(
+    forward: Sequence[tuple[str, Node]], gradient: Sequence[Node], plane_reductions: Sequence[Node]
+) -> tuple[list[Node], list[Saved]]:
+    """Rewrite `gradient` over saved values.
+
+    Args:
+        forward: named outputs of the forward, in base 2.
+        gradient: roots of the gradient, in base 2.
+        plane_reductions: the forward's plane reductions, producers first.
+
+    Returns:
+        The rewritten roots and the saved values they read.
+    """
+    state = _State([node for _, node in forward], list(plane_reductions))
+    for k, node in enumerate(plane_reductions):
+        axes = ordered(node.axes)
+        leaf = load(f"@{k}", [axis(a) for a in axes])
+        state.opaque[node] = leaf
+        state.saved[leaf] = Saved(f"@{k}", axes, node)
+    memo: dict[Node, Node] = {}
+    roots = _substitute(gradient, state, memo)
+    roots = _fold_quotients(roots, state, memo, dict((node, name) for name, node in forward))
+    roots = _fold_shifts(roots, state, memo)
+    return _finish(roots, state)
+
+
+def _substitute(roots: Sequence[Node], state: _State, memo: dict[Node, Node]) -> list[Node]:
+    """Replace forward reductions, and sums that contain one, by their opaque leaves."""
+    patterns: list[tuple[Sum, tuple[Node, ...], tuple[Node, ...]]] = []
+
+    def visit(node: Node) -> None:
+        if node in memo:
+            return
+        new = rebuild(node, tuple(memo[c] for c in node.children))
+        if node in state.opaque:
+            if isinstance(node, Sum):
+                n, m = len(node.factors), len(node.domain)
+                kids = tuple(memo[c] for c in node.children)
+                patterns.append((node, kids[:n], kids[n : n + m]))
+            memo[node] = state.opaque[node]
+            return
+        for whole, factors, domain in patterns:
+            new = _contains(new, whole, factors, domain, state.opaque[whole])
+        memo[node] = new
+
+    for node in postorder([*state.reductions, *roots]):
+        visit(node)
+    return [memo[r] for r in roots]
+
+
+def _contains(node: Node, whole: Sum, factors: tuple[Node, ...], domain: tuple[Node, ...], leaf: Load) -> Node:
+    """If a sum in `node` contains `whole` as a sub-product, contract that part to `leaf`."""
+    if not isinstance(node, Sum | Prod):
+        return node
+    if isinstance(node, Prod):
+        changed = [_contains(f, whole, factors, domain, leaf) for f in node.factors]
+        return mul(*changed) if changed != list(node.factors) else node
+    if not whole.bound <= node.bound or set(domain) - set(node.domain):
+        return node
+    rest = list(node.factors)
+    for f in factors:
+        if f in rest:
+            rest.remove(f)
+        elif not (isinstance(f, Call) is False and f is const(1.0)):
+            return node
+    outer = set(node.domain) - set(domain)
+    if any(whole.bound & x.axes for x in (*rest, *outer, *(n for _, n in node.scatter))):
+        return node
+    return sum_over(node.bound - whole.bound, [*rest, leaf], outer, node.scatter)
+
+
+def _quotients(roots: Iterable[Node]) -> dict[Node, list[Node]]:
+    """For every sum in the forward that is divided: the reciprocals multiplying it."""
+    found: dict[Node, list[Node]] = {}
+    for node in postorder(roots):
+        if isinstance(node, Prod):
+            reciprocals = [f for f in node.factors if isinstance(f, Call) and f.fn == "reciprocal_or_zero"]
+            for f in node.factors:
+                if isinstance(f, Sum) and reciprocals and len(f.axes) > max(len(r.axes) for r in reciprocals):
+                    found.setdefault(f, reciprocals)
+    return found
+
+
+def _fold_quotients(
+    roots: list[Node], state: _State, memo: dict[Node, Node], outputs: dict[Node, str]
+) -> list[Node]:
+    """Save S / Z instead of S: in products both go; elsewhere S is (S / Z) * Z."""
+    for total, reciprocals in _quotients(state.forward).items():
+        leaf = state.opaque.get(total)
+        if leaf is None or leaf not in postorder(roots):
+            continue
+        quotient = mul(total, *reciprocals)
+        axes = ordered(quotient.axes)
+        name = outputs.get(quotient, f"{leaf.tensor}/z")
+        new_leaf = load(name, [axis(a) for a in axes])
+        state.saved[new_leaf] = Saved(name, axes, quotient)
+        divisors = [_rewritten(r, state, memo) for r in reciprocals]
+        whole = mul(new_leaf, *(d.children[0] for d in divisors))
+
+        def rule(node: Node, leaf: Load = leaf, new: Load = new_leaf, ds: list[Node] = divisors) -> Node | None:
+            return _divide(node, leaf, new, ds)
+
+        roots = rewrite(roots, rule)
+        roots = rewrite(roots, lambda n, leaf=leaf, w=whole: w if n is leaf else None)  # type: ignore[misc]
+    return roots
+
+
+def _divide(node: Node, leaf: Load, quotient: Load, divisors: list[Node]) -> Node | None:
+    """A product of S, alone or under a sum over channels, with all its reciprocals: S / Z takes their place."""
+    if not isinstance(node, Prod) or not all(d in node.factors for d in divisors):
+        return None
+    rest = list(node.factors)
+    for d in divisors:
+        rest.remove(d)
+    for k, f in enumerate(rest):
+        if f is leaf:
+            return mul(*rest[:k], quotient, *rest[k + 1 :])
+        if isinstance(f, Sum) and leaf in f.factors and not any(f.bound & d.axes for d in divisors):
+            inner = list(f.factors)
+            inner[inner.index(leaf)] = quotient
+            return mul(*rest[:k], sum_over(f.bound, inner, f.domain, f.scatter), *rest[k + 1 :])
+    return None
+
+
+def _rewritten(node: Node, state: _State, memo: dict[Node, Node]) -> Node:
+    _substitute([node], state, memo)
+    return memo[node]
+
+
+def _shift_of(z: Node) -> Node | None:
+    """The guarded maximum m such that every term of z carries exp2(-m)."""
+    common: set[Node] | None = None
+    for term in terms_of(z):
+        shifts: set[Node] = set()
+        for f in factors_of(term):
+            inner = f.factors if isinstance(f, Sum) else (f,)
+            limits = f.bound if isinstance(f, Sum) else frozenset()
+            for x in inner:
+                if isinstance(x, Call) and x.fn == "exp2":
+                    shifts |= {s for s in _shifts(x.args[0]) if not s.axes & limits}
+        common = shifts if common is None else common & shifts
+    return min(common, key=lambda n: n.order) if common else None
+
+
+def _shifts(exponent: Node) -> set[Node]:
+    found = set()
+    for t in terms_of(exponent):
+        k, rest = coefficient(t)
+        if k == -1 and len(rest) == 1 and isinstance(rest[0], Call) and rest[0].fn == "finite_or_zero":
+            found.add(rest[0])
+    return found
+
+
+def _fold_shifts(roots: list[Node], state: _State, memo: dict[Node, Node]) -> list[Node]:
+    """Save m and Z as one lse; see the module docstring."""
+    count = 0
+    for node in postorder(state.forward):
+        if not (isinstance(node, Call) and node.fn == "reciprocal_or_zero"):
+            continue
+        z = node.args[0]
+        shift = _shift_of(z)
+        if shift is None or not any(isinstance(x, Max) for x in postorder([shift])):
+            continue
+        axes = ordered(z.axes)
+        name = "lse" if count == 0 else f"lse_{count}"
+        count += 1
+        lse = load(name, [axis(a) for a in axes])
+        value = call("where", call("eq", z, const(0.0)), const(math.inf), add(shift, call("log2", z)))
+        state.saved[lse] = Saved(name, axes, value)
+        r, z_now, m = (_rewritten(x, state, memo) for x in (node, z, shift))
+        roots = rewrite(roots, lambda n, r=r, m=m, lse=lse: _pair(n, r, m, lse))  # type: ignore[misc]
+        logz = call("log2", z_now)
+        rest = call("exp2", sub(m, lse))
+        left = {r: rest, logz: sub(lse, m)}
+        roots = rewrite(roots, lambda n, left=left: left.get(n))  # type: ignore[misc]
+    return roots
+
+
+def _pair(node: Node, r: Node, m: Node, lse: Node) -> Node | None:
+    """Pair each factor 1/Z with one exp2(x - m), giving exp2(x - lse)."""
+    if isinstance(node, Prod):
+        factors = list(node.factors)
+        if not _pair_in(factors, r, m, lse):
+            return None
+        return mul(*factors)
+    if isinstance(node, Sum):
+        factors = list(node.factors)
+        if not _pair_in(factors, r, m, lse):
+            return None
+        return sum_over(node.bound, factors, node.domain, node.scatter)
+    return None
+
+
+def _pair_in(factors: list[Node], r: Node, m: Node, lse: Node) -> bool:
+    changed = False
+    while r in factors:
+        for k, f in enumerate(factors):
+            paired = _absorb(f, m, lse)
+            if paired is not None:
+                factors[k] = paired
+                factors.remove(r)
+                changed = True
+                break
+        else:
+            break
+    return changed
+
+
+def _absorb(f: Node, m: Node, lse: Node) -> Node | None:
+    """exp2(x - m), or a sum with such a factor, with m replaced by lse."""
+    if isinstance(f, Call) and f.fn == "exp2":
+        if m in _shifts(f.args[0]):
+            return call("exp2", add(f.args[0], m, neg(lse)))
+        return None
+    if isinstance(f, Sum) and not f.bound & lse.axes:
+        for k, x in enumerate(f.factors):
+            inner = _absorb(x, m, lse)
+            if inner is not None:
+                return sum_over(f.bound, [*f.factors[:k], inner, *f.factors[k + 1 :]], f.domain, f.scatter)
+    return None
+
+
+def _finish(roots: list[Node], state: _State) -> tuple[list[Node], list[Saved]]:
+    """Name the leaves that are still read."""
+    used = [n for n in postorder(roots) if isinstance(n, Load) and n in state.saved]
+    names: dict[Node, Node] = {}
+    kept = []
+    for k, leaf in enumerate(used):
+        saved = state.saved[leaf]
+        name = saved.name if saved.name[0] != "@" else f"saved_{k}"
+        names[leaf] = load(name, leaf.index)
+        kept.append(Saved(name, saved.axes, saved.node))
+    return rewrite(roots, names.get), kept

@@ -1,0 +1,402 @@
+"""Passes scheduled from levels: which plane reductions share a loop, in which order, and what is stored between them.
+
+A plane reduction must wait for those it mentions, unless it can follow them online (`Planes.rescale`). Reductions of one
+level over the same plane in the same direction are one pass. Outputs are written by the pass that completes them; sums over
+batch or rows of what passes stored are left to tensor operations (`Finish`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+from attnc.ir.node import Axes, Load, Max, Node, Sum, axis, free_axes, load
+from attnc.ir.program import Program
+from attnc.ir.walk import postorder, rebuild
+from attnc.ir.walk import replace as replace_nodes
+from attnc.passes.associate import associate
+from attnc.passes.plan import Buffer, Direction, Finish, Pass, Plan
+from attnc.passes.planes import Planes, Reduction
+from attnc.passes.reuse import ordered
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What reductions of one pass have in common."""
+
+    level: int
+    pair: Axes
+    inner: str
+    batch: Axes
+
+    @property
+    def outer(self) -> str:
+        return next(iter(self.pair - {self.inner}))
+
+    @property
+    def direction(self) -> Direction:
+        return "row" if self.inner == preferred_inner(self.pair) else "column"
+
+    @property
+    def order(self) -> tuple[int, int, tuple[str, ...]]:
+        return (self.level, 0 if self.direction == "row" else 1, tuple(sorted(self.pair)))
+
+
+@dataclass
+class Draft:
+    """A pass under construction."""
+
+    key: Key | None
+    batch: Axes
+    outer: str
+    inner: str | None
+    reductions: list[Reduction] = field(default_factory=list)
+    stores: list[tuple[str, tuple[str, ...], Node]] = field(default_factory=list)
+
+    def expressions(self) -> list[Node]:
+        return [*(c for r in self.reductions for c in r.children), *(n for _, _, n in self.stores)]
+
+
+class UnsupportedPlane(Exception):
+    """A reduction ranges over more than two sequence axes at once."""
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(f"a reduction ranges over more than two sequence axes: {node}")
+        self.node = node
+
+
+def preferred_inner(pair: Axes) -> str:
+    """The inner axis of a row pass: keys for queries, tokens for groups."""
+    if "j" in pair:
+        return "j"
+    return sorted(pair - {"i"})[-1]
+
+
+def schedule(program: Program) -> Plan:
+    """Schedule a program whose expressions are final (after base 2, reuse and expansion).
+
+    Raises:
+        UnsupportedPlane: if three sequence axes meet in one reduction.
+    """
+    return _Scheduler(program).plan()
+
+
+class _Scheduler:
+    def __init__(self, program: Program) -> None:
+        self.planes = Planes(program)
+        roots = iter(associate(program.roots(), self.planes))
+        self.program = program.with_outputs(
+            tuple(replace(o, parts=tuple((axes, next(roots)) for axes, _ in o.parts)) for o in program.outputs)
+        )
+        self.levels: dict[Node, int] = {}
+        self.drafts: list[Draft] = []
+        self.buffers: dict[str, Buffer] = {}
+        self.finishes: list[tuple[int, Finish]] = []
+        self.names: set[str] = {t.name for t in program.tensors} | {o.name for o in program.outputs}
+
+    # ------------------------------------------------------------------------------------------------- passes
+
+    def plan(self) -> Plan:
+        planes = self.planes
+        units = planes.plane_reductions(self.program.roots())
+        for unit in units:
+            if len(planes.span(unit)) > 2:
+                raise UnsupportedPlane(unit)
+            self.levels[unit] = self.level(unit)
+        self._delay(units)
+        grouped: dict[Key, list[Reduction]] = {}
+        for unit in units:
+            grouped.setdefault(self.key(unit), []).append(unit)
+        for part in self._plane_parts():
+            grouped.setdefault(part, [])
+        for key in sorted(grouped, key=lambda k: k.order):
+            self.drafts.append(Draft(key, key.batch, key.outer, key.inner, grouped[key]))
+        parts = self._place_outputs()
+        self._connect()
+        return self._emit(parts)
+
+    def key(self, unit: Reduction) -> Key:
+        planes = self.planes
+        bound = planes.sequences(unit.bound)
+        pair = planes.span(unit)
+        inner = preferred_inner(pair) if len(bound) == 2 else next(iter(bound))
+        batch = planes.batches(free_axes(unit.children))
+        return Key(self.levels[unit], pair, inner, batch)
+
+    def level(self, unit: Reduction) -> int:
+        """One more than the latest reduction it must wait for."""
+        level = 1
+        for r in self.planes.direct(unit):
+            level = max(level, self.levels[r] + (0 if self._online(unit, r) else 1))
+        return level
+
+    def _online(self, unit: Reduction, r: Reduction) -> bool:
+        same = unit.bound == r.bound and self.planes.span(unit) == self.planes.span(r)
+        return same and self.planes.rescale(unit, r) is not None
+
+    def _delay(self, units: list[Reduction]) -> None:
+        """Move reductions to a later pass of the same direction when all their consumers allow it."""
+        consumers: dict[Node, list[Reduction]] = {}
+        for unit in units:
+            for r in self.planes.direct(unit):
+                consumers.setdefault(r, []).append(unit)
+        last = max(self.levels.values(), default=0)
+        for unit in reversed(units):
+            latest = last
+            for c in consumers.get(unit, ()):
+                latest = min(latest, self.levels[c] - (0 if self._online(c, unit) else 1))
+            here = self.key(unit)
+            others = {replace(self.key(u), level=0): self.levels[u] for u in units if u is not unit}
+            alone = not any(self.key(u) == here for u in units if u is not unit)
+            target = others.get(replace(here, level=0), 0)
+            if alone and here.level < target <= latest:
+                self.levels[unit] = target
+
+    def _plane_parts(self) -> Iterable[Key]:
+        """Passes wanted by outputs that are planes themselves (weights, dense bias gradients)."""
+        for out in self.program.outputs:
+            for axes, node in out.parts:
+                pair = self.planes.sequences(axes)
+                if len(pair) == 2:
+                    yield self._plane_key(node, pair, self.planes.batches(axes))
+
+    def _plane_key(self, node: Node, pair: Axes, batch: Axes) -> Key:
+        level = 1 + max((self.levels[r] for r in self.planes.direct(node)), default=0)
+        return Key(level, pair, preferred_inner(pair), batch)
+
+    # ------------------------------------------------------------------------------------------------ outputs
+
+    def _place_outputs(self) -> dict[str, list[tuple[tuple[str, ...], Node]]]:
+        """Give every output part to the pass that can write it; the rest is returned, by output, for `Finish`."""
+        left: dict[str, list[tuple[tuple[str, ...], Node]]] = {}
+        for out in self.program.outputs:
+            single = len(out.parts) == 1
+            for k, (axes, node) in enumerate(out.parts):
+                draft = self._writer(axes, node)
+                if draft is None:
+                    left.setdefault(out.name, []).append((axes, node))
+                    continue
+                name = out.name if single else self._fresh(f"{out.name}_part{k}")
+                if single:
+                    self._declare(Buffer(name, axes, out.dims, out.dtype, "output"))
+                else:
+                    self._scratch(name, axes)
+                    left.setdefault(out.name, []).append((axes, load(name, [axis(a) for a in axes])))
+                draft.stores.append((name, axes, node))
+            if out.name in left:
+                self._declare(Buffer(out.name, out.parts[0][0], out.dims, out.dtype, "output"))
+        return left
+
+    def _writer(self, axes: tuple[str, ...], node: Node) -> Draft | None:
+        planes = self.planes
+        pair = planes.sequences(axes)
+        if len(pair) == 2:
+            key = self._plane_key(node, pair, planes.batches(axes))
+            return next(d for d in self.drafts if d.key == key)
+        if len(pair) != 1 or set(planes.batches(node.axes)) != set(planes.batches(axes)):
+            return None
+        if planes.sequences(node.axes) != pair or self._vector_reductions([node]):
+            return None
+        outer = next(iter(pair))
+        deps = set(planes.direct(node))
+        if isinstance(node, Sum | Max) and planes.is_plane(node):
+            deps = {node}
+        batch = planes.batches(node.axes)
+        done: set[Node] = set()
+        for draft in self.drafts:
+            done |= set(draft.reductions)
+            if draft.outer == outer and draft.batch == batch and deps <= done:
+                return draft
+        if deps:
+            last = max(k for k, d in enumerate(self.drafts) if deps & set(d.reductions))
+            self.drafts.insert(last + 1, Draft(None, batch, outer, None))
+            return self.drafts[last + 1]
+        self.drafts.append(Draft(None, batch, outer, None))
+        return self.drafts[-1]
+
+    def _vector_reductions(self, roots: Iterable[Node]) -> list[Reduction]:
+        """Sums over batch or over one sequence that are reached without crossing a plane reduction."""
+        planes = self.planes
+        found: list[Reduction] = []
+        seen: set[Node] = set()
+        stack = list(roots)
+        while stack:
+            n = stack.pop()
+            if n in seen or n in planes.ready:
+                continue
+            seen.add(n)
+            if isinstance(n, Sum | Max):
+                if planes.is_plane(n):
+                    continue
+                if planes.batches(n.bound) or planes.sequences(n.bound) or (isinstance(n, Sum) and n.scatter):
+                    found.append(n)
+                    continue
+            stack.extend(n.children)
+        return found
+
+    # -------------------------------------------------------------------------------------------- connections
+
+    def _connect(self) -> None:
+        """Store what one step computes and a later one reads."""
+        position = 0
+        while position < len(self.drafts):
+            draft = self.drafts[position]
+            for vector in self._vector_reductions(draft.expressions()):
+                self._finish_before(position, vector)
+            position += self._row_values(position, draft) + 1
+
+    def _finish_before(self, position: int, node: Reduction) -> None:
+        if any(n is node for n, _ in self._stored()):
+            return
+        axes = ordered(node.axes)
+        name = self._scratch(self._fresh(self._hint(node, "reduced")), axes)
+        self.finishes.append((position, Finish(name, ((axes, node),))))
+
+    def _row_values(self, position: int, draft: Draft) -> int:
+        """Values per inner position that need a sum over channels are computed once, by an earlier step.
+
+        Returns how many steps were inserted before this one.
+        """
+        if draft.inner is None:
+            return 0
+        inserted = 0
+        for node in postorder(draft.expressions()):
+            if not isinstance(node, Sum) or self.planes.sequences(node.axes) != {draft.inner}:
+                continue
+            if self.planes.sequences(node.bound) or self.planes.channels(node.axes) or self._vector_reductions([node]):
+                continue
+            if any(n is node for n, _ in self._stored()):
+                continue
+            axes = ordered(node.axes)
+            batch = self.planes.batches(node.axes)
+            deps = self.planes.direct(node)
+            done: set[Node] = set()
+            host = None
+            for d in self.drafts[:position]:
+                done |= set(d.reductions)
+                if d.outer == draft.inner and d.batch == batch and deps <= done:
+                    host = d
+                    break
+            if host is None:
+                host = Draft(None, batch, draft.inner, None)
+                self.drafts.insert(position, host)
+                self.finishes = [(p + 1 if p >= position else p, f) for p, f in self.finishes]
+                inserted += 1
+                position += 1
+            name = self._scratch(self._fresh(self._hint(node, "row")), axes)
+            host.stores.append((name, axes, node))
+        return inserted
+
+    def _stored(self) -> list[tuple[Node, str]]:
+        stored = [(node, name) for d in self.drafts for name, _, node in d.stores]
+        return stored + [(f.parts[0][1], f.buffer) for _, f in self.finishes if len(f.parts) == 1]
+
+    # --------------------------------------------------------------------------------------------------- emit
+
+    def _emit(self, left: dict[str, list[tuple[tuple[str, ...], Node]]]) -> Plan:
+        finals = [Finish(name, tuple(parts)) for name, parts in left.items()]
+        self._store_shared(finals)
+        available: dict[Node, Node] = {}
+        steps: list[Pass | Finish] = []
+        for k, draft in enumerate(self.drafts):
+            for _, finish in (f for f in self.finishes if f[0] == k):
+                steps.append(self._finish(finish, available))
+                axes, node = finish.parts[0]
+                available[node] = load(finish.buffer, [axis(a) for a in axes])
+            steps.append(self._pass(draft, available))
+            for name, axes, node in draft.stores:
+                if node not in available and not isinstance(node, Load):
+                    available[node] = load(name, [axis(a) for a in axes])
+        steps += [self._finish(f, available) for f in finals]
+        return Plan(self.program, tuple(steps), tuple(self.buffers.values()))
+
+    def _store_shared(self, finals: list[Finish]) -> None:
+        """Reductions read outside their own pass get a buffer."""
+        owner = {r: d for d in self.drafts for r in d.reductions}
+        wanted: list[Reduction] = []
+        for draft in self.drafts:
+            reached = {r for e in draft.expressions() for r in self._reached(e)}
+            wanted += [r for r in reached if owner[r] is not draft]
+        for finish in [*finals, *(f for _, f in self.finishes)]:
+            wanted += [r for _, n in finish.parts for r in self._reached(n)]
+        for r in dict.fromkeys(sorted(wanted, key=lambda n: n.order)):
+            if any(n is r for n, _ in self._stored()):
+                continue
+            draft = owner[r]
+            axes = ordered(r.axes)
+            name = self._scratch(self._fresh(self._hint(r, "partial")), axes)
+            draft.stores.append((name, axes, r))
+
+    def _reached(self, node: Node) -> set[Reduction]:
+        """Plane reductions an expression reads, not looking below values that are stored."""
+        stored = {n for n, _ in self._stored()} - {node}
+        found: set[Reduction] = set()
+        seen: set[Node] = set()
+        stack = [node]
+        while stack:
+            n = stack.pop()
+            if n in seen:
+                continue
+            seen.add(n)
+            if isinstance(n, Sum | Max) and self.planes.is_plane(n):
+                found.add(n)
+            elif n not in stored:
+                stack.extend(n.children)
+        return found
+
+    def _pass(self, draft: Draft, available: dict[Node, Node]) -> Pass:
+        own = set(draft.reductions)
+        mapping = {n: x for n, x in available.items() if n not in own}
+        inside: dict[Node, Node] = dict(mapping)
+        reductions: list[Node] = []
+        for r in draft.reductions:
+            new = rebuild(r, tuple(replace_nodes(r.children, inside, canonical=False)), canonical=False)
+            inside[r] = new
+            reductions.append(new)
+        stores = []
+        for name, axes, node in draft.stores:
+            (value,) = replace_nodes([node], {n: x for n, x in inside.items() if n is not node or n in own}, canonical=False)
+            stores.append((name, axes, value))
+        grid = ordered(draft.batch)
+        reads = sorted(
+            {n.tensor for e in [*reductions, *(v for _, _, v in stores)] for n in postorder([e]) if isinstance(n, Load)}
+            & self.buffers.keys()
+        )
+        direction: Direction = draft.key.direction if draft.key else "vector"
+        names = [name for name, _, _ in stores]
+        label = "_".join([direction, *names[:2]]) or direction
+        return Pass(label, direction, grid, draft.outer, draft.inner, tuple(reductions), tuple(stores), tuple(reads))
+
+    def _finish(self, finish: Finish, available: dict[Node, Node]) -> Finish:
+        parts = []
+        for axes, node in finish.parts:
+            (value,) = replace_nodes([node], available, canonical=False)
+            parts.append((axes, value))
+        return Finish(finish.buffer, tuple(parts))
+
+    # ------------------------------------------------------------------------------------------------ buffers
+
+    def _declare(self, buffer: Buffer) -> None:
+        self.buffers[buffer.name] = buffer
+
+    def _scratch(self, name: str, axes: tuple[str, ...]) -> str:
+        dims = tuple(self.program.extent(a) for a in axes)
+        self.buffers[name] = Buffer(name, axes, dims, "real", "scratch")
+        return name
+
+    def _fresh(self, name: str) -> str:
+        k, candidate = 1, name
+        while candidate in self.names:
+            k += 1
+            candidate = f"{name}_{k}"
+        self.names.add(candidate)
+        return candidate
+
+    def _hint(self, node: Node, default: str) -> str:
+        note = self.program.notes.get(node)
+        if note is not None:
+            return note.name
+        if isinstance(node, Max):
+            return "row_max" if "i" in node.axes else "column_max"
+        return default
+
