@@ -1,7 +1,7 @@
 """Evaluates IR nodes as torch tensors over one block of every axis.
 
 The value of a node is a tensor with one dimension per free axis of the node, in canonical order. Values outside the
-domain of a reduction may be inf or NaN; they never reach a value inside it, nor any gradient (`attnc.ir.zero_dominant`).
+domain of a reduction may be inf or NaN; they never reach a value inside it, nor a gradient (`attnc.ir.zero_dominant`).
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ the sweep that made them is visited again, in reverse order.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -181,10 +182,9 @@ class Reverse(Staged):
         leaves = {n: leaf for n, leaf in {**cuts, **loads}.items() if leaf.requires_grad}
         if not live or not leaves:
             return
-        found = torch.autograd.grad(
-            [v for v, _ in live], list(leaves.values()), [g for _, g in live], allow_unused=True
-        )
-        for n, g in zip(leaves, found, strict=True):
+        values, gradients = [v for v, _ in live], [g for _, g in live]
+        found = torch.autograd.grad(values, list(leaves.values()), gradients, allow_unused=True)
+        for n, g in zip(leaves, cast("Sequence[Tensor | None]", found), strict=True):
             if g is None:
                 continue
             if isinstance(n, Load):

@@ -39,7 +39,8 @@ class _Unary(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor, None]:
+        (g,) = grad_outputs
         x, y = ctx.saved_tensors
         return scaled(g, _DERIVATIVES[ctx.name](x, y)), None
 
@@ -107,7 +108,8 @@ class _Multiply(torch.autograd.Function):
         return a * b
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, Tensor | None]:
+        (g,) = grad_outputs
         a, b = ctx.saved_tensors
         ga = scaled(g, b).sum_to_size(a.shape) if ctx.needs_input_grad[0] else None
         gb = scaled(g, a).sum_to_size(b.shape) if ctx.needs_input_grad[1] else None
@@ -129,7 +131,8 @@ class _Power(torch.autograd.Function):
         return torch.pow(x, y)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, Tensor | None]:
+        (g,) = grad_outputs
         x, y = ctx.saved_tensors
         gx = gy = None
         zero = torch.zeros_like(g)
@@ -158,7 +161,8 @@ class _Contract(torch.autograd.Function):
         return _einsum(a, b, f"{ia},{ib}->{out}")
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        (g,) = grad_outputs
         a, b = ctx.saved_tensors
         ia, ib, out = ctx.indices
         ga = contract(g, b, out, ib, ia) if ctx.needs_input_grad[0] else None

@@ -1,0 +1,394 @@
+"""Emission of tile statements for one pass: every value is computed once, in the outermost block where it can be.
+
+Blocks nest: the kernel's prologue, the loop over the inner axis, loops over single channels (`Each`), and the epilogue
+after the loop. A value lives in the innermost block that binds one of its axes or owns a reduction it mentions.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from attnc.codegen.tile import Accumulate, AccumulateAt, Assign, Each, Scatter, Stmt
+from attnc.ir.node import (
+    NO_AXES,
+    ZERO,
+    Add,
+    Axes,
+    Axis,
+    Call,
+    Const,
+    Iverson,
+    Load,
+    Max,
+    Node,
+    Prod,
+    Size,
+    Sum,
+    Var,
+    axis as axis_node,
+    call,
+    const,
+    iverson,
+    load,
+    max_over,
+    raw_add,
+    raw_call,
+    raw_prod,
+    raw_sum,
+    size,
+    var,
+)
+from attnc.ir.program import Note, Program
+from attnc.ir.walk import postorder
+
+
+@dataclass
+class Block:
+    """A list of statements under construction, the values named in it, and the axis it binds (None: prologue)."""
+
+    axis: str | None
+    body: list[Stmt] = field(default_factory=list)
+    values: dict[Node, Node] = field(default_factory=dict)
+
+
+@dataclass
+class Emitter:
+    """Emission state of one kernel.
+
+    `lanes` are the axes tile values may spread over; `running` maps each reduction of the pass to the variable that holds
+    it at the current point; `uses` counts how often each node is read.
+    """
+
+    program: Program
+    lanes: tuple[str, ...]
+    inner: str | None
+    uses: dict[Node, int]
+    blocks: list[Block] = field(default_factory=lambda: [Block(None)])
+    running: dict[Node, Node] = field(default_factory=dict)
+    taken: set[str] = field(default_factory=set)
+    masked: bool = True
+    depends: dict[Node, bool] = field(default_factory=dict)
+
+    # ------------------------------------------------------------------------------------------------- names
+
+    def name(self, node: Node, default: str) -> str:
+        note = self.program.notes.get(node)
+        stem = note.name if isinstance(note, Note) else default
+        stem = re.sub(r"\W", "_", stem)
+        k, candidate = 1, stem
+        while candidate in self.taken or candidate in self.reserved():
+            k += 1
+            candidate = f"{stem}_{k}"
+        self.taken.add(candidate)
+        return candidate
+
+    def reserved(self) -> frozenset[str]:
+        tensors = {t.name for t in self.program.tensors}
+        return frozenset({*self.program.axes, *(s.name for s in self.program.sizes), "q_start"} - tensors)
+
+    def note(self, node: Node) -> str | None:
+        note = self.program.notes.get(node)
+        return f"line {note.line}: {note.name}" if isinstance(note, Note) and note.line is not None else None
+
+    # ------------------------------------------------------------------------------------------------ blocks
+
+    def spread(self, node: Node) -> Axes:
+        """The lanes of a value here: its axes, less those an enclosing `Each` has fixed."""
+        fixed = {b.axis for b in self.blocks if b.axis != self.inner}
+        return frozenset(a for a in node.axes if a in self.lanes and a not in fixed)
+
+    def mentions_running(self, node: Node) -> bool:
+        if not self.running:
+            return False
+        if node in self.depends:
+            return self.depends[node]
+        for n in postorder([node]):
+            if n not in self.depends:
+                self.depends[n] = n in self.running or any(self.depends[c] for c in n.children)
+        return self.depends[node]
+
+    def home(self, node: Node) -> Block:
+        """The block a value belongs to."""
+        chosen = self.blocks[0]
+        for block in self.blocks[1:]:
+            if block.axis in node.axes or (block.axis in (self.inner, "") and self.mentions_running(node)):
+                chosen = block
+        return chosen
+
+    def assign(self, node: Node, value: Node, default: str, home: Block | None = None) -> Var:
+        home = home or self.home(node)
+        target = var(self.name(node, default), self.spread(node) | self.spread_of(value), node.kind)
+        home.body.append(Assign(target, value, self.note(node)))
+        home.values[node] = target
+        return target
+
+    def spread_of(self, value: Node) -> Axes:
+        return self.spread(value) if not isinstance(value, Sum | Max) else NO_AXES
+
+    # ------------------------------------------------------------------------------------------------ values
+
+    def value(self, node: Node) -> Node:
+        """A pointwise expression for `node`, over variables assigned so far."""
+        match node:
+            case Const() | Axis() | Size() | Var():
+                return node
+        if node in self.running:
+            return self.running[node]
+        home = self.home(node)
+        if node in home.values:
+            return home.values[node]
+        keep = self.blocks
+        self.blocks = keep[: keep.index(home) + 1]
+        try:
+            return self._compute(node, home, hoisted=home is not keep[-1])
+        finally:
+            self.blocks = keep
+
+    def _compute(self, node: Node, home: Block, *, hoisted: bool) -> Node:
+        match node:
+            case Load():
+                return self._load(node, home)
+            case Sum() | Max():
+                return self._contraction(node, home)
+        built = self._pointwise(node)
+        shared = self.uses.get(node, 1) > 1 and bool(self.spread(node))
+        if shared or hoisted or node in self.program.notes:
+            return self.assign(node, built, self._default(node), home)
+        home.values[node] = built
+        return built
+
+    def _default(self, node: Node) -> str:
+        lanes = self.spread(node)
+        if node.kind == "b":
+            return "allowed"
+        if node.kind == "i":
+            return f"{next(iter(lanes))}_pos" if len(lanes) == 1 else "index"
+        return "x" if lanes else "scale"
+
+    def variable(self, node: Node, default: str = "x") -> Var:
+        """`node` as a variable, assigned if it is not one yet."""
+        value = self.value(node)
+        if isinstance(value, Var) and self.spread(value) == self.spread(node):
+            return value
+        return self.assign(node, value, default)
+
+    def _pointwise(self, node: Node) -> Node:
+        match node:
+            case Call():
+                return raw_call(node.fn, [self.value(a) for a in node.args], node.kind)
+            case Iverson():
+                return iverson(self.value(node.condition))
+            case Add() | Prod():
+                return self._grouped(node)
+            case _:
+                raise TypeError(type(node).__name__)
+
+    def _grouped(self, node: Add | Prod) -> Node:
+        """Children that live further out are combined there, so that the loop multiplies by one number."""
+        build = raw_add if isinstance(node, Add) else raw_prod
+        home = self.home(node)
+        outer: dict[int, list[Node]] = {}
+        here: list[Node] = []
+        for c in node.children:
+            place = self.home(c)
+            (outer.setdefault(id(place), []) if place is not home and not isinstance(c, Const) else here).append(c)
+        constants = [c for c in here if isinstance(c, Const)]
+        values: list[Node] = []
+        for group in outer.values():
+            if len(group) == 1 and not constants:
+                values.append(self.value(group[0]))
+                continue
+            combined = build([*constants, *group])
+            constants = []
+            values.append(self.variable(combined, "scale" if isinstance(node, Prod) else "offset"))
+        values += [self.value(c) for c in here if not isinstance(c, Const)]
+        return build([*constants, *values])
+
+    def _load(self, node: Load, home: Block) -> Var:
+        dims = self.program.tensor(node.tensor).dims if node.tensor in self._tensors() else ()
+        index = []
+        for k, x in enumerate(node.index):
+            v = self.value(x)
+            if not isinstance(v, Var | Axis | Const) and not self.spread(x) and x.axes:
+                v = self.assign(x, v, self._axis_name(dims[k] if k < len(dims) else None))
+            index.append(v)
+        default = node.tensor
+        return self.assign(node, load(node.tensor, index, node.kind), default, home)
+
+    def _tensors(self) -> set[str]:
+        return {t.name for t in self.program.tensors}
+
+    def _axis_name(self, extent: Node | None) -> str:
+        return "kv_head" if extent is size("G") else "index"
+
+    # ------------------------------------------------------------------------------------------ contractions
+
+    def _contraction(self, node: Sum | Max, home: Block) -> Node:
+        """A sum or maximum over one channel."""
+        (axis,) = node.bound
+        if isinstance(node, Max):
+            body = self.variable(node.body)
+            return self.assign(node, max_over({axis}, body), "largest", home)
+        factors = [*node.factors, *(iverson(c) for c in node.domain)]
+        operands = self.operands(factors, axis)
+        if operands is not None:
+            default = "s" if len(operands) == 2 and all(self.spread(o) - {axis} for o in operands) else "total"
+            return self.assign(node, raw_sum({axis}, operands), default, home)
+        total = self.assign(node, ZERO, "total", home)
+        self.each(axis, home, lambda: self._add_product(total, factors))
+        return total
+
+    def _add_product(self, total: Var, factors: Sequence[Node]) -> None:
+        self.blocks[-1].body.append(Accumulate(total, self.product(factors)))
+
+    def each(self, axis: str, home: Block, emit: Callable[[], None]) -> None:
+        """Run `emit` inside a loop over single positions of `axis`, placed in `home`."""
+        keep = self.blocks
+        self.blocks = [*keep[: keep.index(home) + 1], Block(axis)]
+        emit()
+        body = tuple(self.blocks[-1].body)
+        self.blocks = keep
+        home.body.append(Each(axis, const(0), self.program.extent(axis), body))
+
+    def product(self, factors: Sequence[Node]) -> Node:
+        values = [self.value(f) for f in factors]
+        return values[0] if len(values) == 1 else raw_prod(values) if values else const(1.0)
+
+    def operands(self, factors: Sequence[Node], axis: str) -> list[Var] | None:
+        """Factors multiplied into one or two variables with at most one lane besides `axis`; None if they do not part."""
+        groups: list[tuple[set[str], list[Node]]] = []
+        for f in factors:
+            lanes = set(self.spread(f)) - {axis}
+            touching = [g for g in groups if g[0] & lanes]
+            merged: list[Node] = [f]
+            for g in touching:
+                lanes |= g[0]
+                merged = [*g[1], *merged]
+                groups.remove(g)
+            groups.append((lanes, merged))
+        plain = [g for g in groups if not g[0]]
+        spread = [g for g in groups if g[0]]
+        if any(len(g[0]) > 1 for g in spread) or len(spread) > 2:
+            return None
+        if plain:
+            extra = [f for g in plain for f in g[1]]
+            if not spread:
+                return [self._operand(extra, axis)]
+            spread[0] = (spread[0][0], [*spread[0][1], *extra])
+        return [self._operand(g[1], axis) for g in spread]
+
+    def _operand(self, factors: list[Node], axis: str) -> Var:
+        if len(factors) == 1:
+            v = self.variable(factors[0])
+            if axis in self.spread(v):
+                return v
+        node = raw_prod(factors) if len(factors) > 1 else factors[0]
+        home = self.home(node)
+        lanes = self.spread(node) | {axis}
+        if node in home.values and isinstance(home.values[node], Var) and home.values[node].axes >= lanes:
+            found = home.values[node]
+            assert isinstance(found, Var)
+            return found
+        target = var(self.name(node, "x"), lanes, "f")
+        home.body.append(Assign(target, self.product(factors), self.note(node)))
+        home.values[node] = target
+        return target
+
+    # -------------------------------------------------------------------------------------------- reductions
+
+    def accumulate(self, node: Sum, target: Var, conditions: Sequence[Node], axis: str) -> None:
+        """Add this block's part of a plane sum to its accumulator."""
+        factors = list(node.factors)
+        result = self.spread(target)
+        channel = [a for a in result if self.program.axis(a).role == "channel"]
+        without = [f for f in factors if not (set(channel) & f.axes)]
+        with_channel = [f for f in factors if set(channel) & f.axes]
+        plane = self.guarded(without, conditions)
+        home = self.blocks[-1]
+        if not channel:
+            weight = self._plane_variable(plane, axis, result)
+            home.body.append(Accumulate(target, raw_sum({axis}, [weight]), self.note(node)))
+            return
+        c = channel[0]
+        if len(channel) == 1 and all(not (self.spread(f) - {axis, c}) for f in with_channel):
+            weight = self._plane_variable(plane, axis, result - {c})
+            other = self._operand(with_channel, axis)
+            home.body.append(Accumulate(target, raw_sum({axis}, [weight, other]), self.note(node)))
+            return
+        self.each(c, home, lambda: self._accumulate_channel(target, c, without, with_channel, conditions, axis))
+
+    def _accumulate_channel(
+        self, target: Var, c: str, without: list[Node], with_channel: list[Node], conditions: Sequence[Node], axis: str
+    ) -> None:
+        plane = self.guarded([*without, *with_channel], conditions)
+        block = self.blocks[-1]
+        weight = self._plane_variable(plane, axis, self.spread(target) - {c})
+        part = var(self.name(weight, "part"), self.spread(target) - {c})
+        block.body.append(Assign(part, raw_sum({axis}, [weight])))
+        block.body.append(AccumulateAt(target, c, part))
+
+    def guarded(self, factors: Sequence[Node], conditions: Sequence[Node]) -> Node:
+        """The product of `factors`, 0 where a condition fails."""
+        brackets = [iverson(c) for c in conditions]
+        everything = [*factors, *brackets]
+        if not everything:
+            return const(1.0)
+        return everything[0] if len(everything) == 1 else raw_prod(everything)
+
+    def _plane_variable(self, node: Node, axis: str, result: Axes) -> Var:
+        """A variable spread over the reduced axis and the lanes of the result."""
+        lanes = frozenset({axis}) | result
+        block = self.blocks[-1]
+        found = block.values.get(node)
+        if isinstance(found, Var) and found.axes == lanes:
+            return found
+        value = self.value(node)
+        if isinstance(value, Var) and value.axes == lanes:
+            return value
+        target = var(self.name(node, "w"), lanes)
+        block.body.append(Assign(target, value, self.note(node)))
+        block.values[node] = target
+        return target
+
+    def largest(self, node: Max, conditions: Sequence[Node], axis: str, result: Axes) -> Node:
+        """This block's part of a plane maximum, as a form-4 expression."""
+        body = self.value(node.body)
+        if conditions:
+            holds = self.value(call("and", *conditions))
+            body = raw_call("where", (holds, body, const(-math.inf)), "f")
+        lanes = frozenset({axis}) | result
+        if not (isinstance(body, Var) and body.axes == lanes):
+            target = var(self.name(node, "allowed") if conditions else self.name(node, "x"), lanes)
+            self.blocks[-1].body.append(Assign(target, body))
+            body = target
+        return max_over({axis}, body)
+
+    def scatter(self, node: Sum, buffer: str, axes: Sequence[str], conditions: Sequence[Node]) -> None:
+        """Add a plane value into a table."""
+        index_of = dict(node.scatter)
+        block = self.blocks[-1]
+        channel = [a for a in axes if self.program.axis(a).role == "channel" and a in self.lanes]
+        wide = [f for f in node.factors if set(channel) & f.axes]
+
+        def emit() -> None:
+            index = tuple(self.value(index_of[a]) if a in index_of else axis_node(a) for a in axes)
+            condition = self.value(call("and", *conditions)) if conditions else None
+            value = self.product(list(node.factors))
+            self.blocks[-1].body.append(Scatter(buffer, index, value, condition, self.note(node)))
+
+        if channel and wide:
+            self.each(channel[0], block, emit)
+        else:
+            emit()
+
+
+def count_uses(roots: Iterable[Node]) -> dict[Node, int]:
+    """How many parents read each node."""
+    uses: dict[Node, int] = {}
+    for node in postorder(roots):
+        for c in node.children:
+            uses[c] = uses.get(c, 0) + 1
+    return uses

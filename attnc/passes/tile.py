@@ -1,0 +1,343 @@
+"""From a pass to a tile program: prologue, loops over the inner axis, epilogue.
+
+One function serves every direction: a column pass is a row pass with the axes exchanged. The inner loop is split where the
+mask allows: blocks known to be full run without guards.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from attnc.codegen.tile import Accumulate, Argument, Assign, Kernel, Lane, Loop, Scatter, Stmt, Store, statements, verify
+from attnc.ir.node import (
+    Axes,
+    Call,
+    Load,
+    Max,
+    Node,
+    Size,
+    Sum,
+    Var,
+    add,
+    axis,
+    call,
+    const,
+    mul,
+    neg,
+    raw_call,
+    raw_prod,
+    size,
+    var,
+)
+from attnc.ir.walk import postorder, rewrite
+from attnc.passes.bounds import inner_range
+from attnc.passes.emit import Block, Emitter, count_uses
+from attnc.passes.plan import Pass, Plan
+from attnc.passes.planes import Planes
+
+Reduction = Sum | Max
+DEFAULT_BLOCK = 64
+
+
+def lower_pass(
+    plan: Plan,
+    item: Pass,
+    *,
+    dtypes: Mapping[str, str],
+    real: str = "f32",
+    constants: Mapping[str, int] | None = None,
+    blocks: Mapping[str, int] | None = None,
+    name: str | None = None,
+) -> Kernel:
+    """The tile program of one pass.
+
+    Args:
+        plan: the plan the pass belongs to.
+        item: the pass.
+        dtypes: concrete dtype of every tensor and buffer the pass touches (f32, bf16, i32, ...).
+        real: type of reals inside the kernel, f32 or f64.
+        constants: sizes fixed at compile time (D, E, ...).
+        blocks: block length per sequence axis; 64 where missing.
+        name: C identifier; by default the program's and the pass's names.
+    """
+    return _Lowering(plan, item, dtypes, real, dict(constants or {}), dict(blocks or {})).kernel(name)
+
+
+class _Lowering:
+    def __init__(
+        self,
+        plan: Plan,
+        item: Pass,
+        dtypes: Mapping[str, str],
+        real: str,
+        constants: dict[str, int],
+        blocks: dict[str, int],
+    ) -> None:
+        self.plan, self.item, self.dtypes, self.real = plan, item, dtypes, real
+        self.constants = constants
+        self.program = plan.program
+        self.planes = Planes(self.program)
+        self.outer, self.inner = item.outer, item.inner
+        self.blocks = {a: blocks.get(a, DEFAULT_BLOCK) for a in (self.outer, self.inner) if a is not None}
+        self.reductions: list[Reduction] = [r for r in item.reductions if isinstance(r, Sum | Max)]
+        self.roots = [*self.reductions, *(n for _, _, n in item.stores)]
+        channels = sorted(
+            {a for n in postorder(self.roots) for a in self._axes_of(n) if self.planes.role(a) == "channel"}
+        )
+        self.lanes = tuple(a for a in (self.outer, self.inner) if a is not None) + tuple(channels)
+        self.emitter = Emitter(self.program, self.lanes, self.inner, count_uses(self.roots))
+        self.plane_stores = [s for s in item.stores if self.inner is not None and self._is_plane_store(s)]
+        self.scatters = [r for r in self.reductions if isinstance(r, Sum) and r.scatter]
+
+    @staticmethod
+    def _axes_of(node: Node) -> Axes:
+        return node.axes | (node.bound if isinstance(node, Sum | Max) else frozenset())
+
+    def _is_plane_store(self, store: tuple[str, tuple[str, ...], Node]) -> bool:
+        return {self.outer, self.inner} <= set(store[1])
+
+    # ------------------------------------------------------------------------------------------------ kernel
+
+    def kernel(self, name: str | None) -> Kernel:
+        emitter = self.emitter
+        prologue = emitter.blocks[0]
+        loops: list[Stmt] = []
+        if self.inner is not None:
+            loops = self._loops(self.inner)
+        epilogue = Block("")
+        emitter.blocks = [prologue, epilogue]
+        self._stores(epilogue)
+        body = (*prologue.body, *loops, *epilogue.body)
+        arguments = self._arguments(body)
+        grid = self.item.grid
+        kernel = Kernel(
+            name=name or f"{self.program.name}_{self.item.name}",
+            doc=self._doc(),
+            arguments=arguments,
+            sizes=self._sizes(body, arguments),
+            grid=grid,
+            grid_extents=tuple(self.program.extent(a) for a in grid),
+            outer=self.outer,
+            lanes=self._lanes(),
+            blocks=self.blocks,
+            body=body,
+            real=self.real,
+            constants=self.constants,
+            serial=(self.outer,) if self.scatters and self.outer is not None else (),
+        )
+        verify(kernel)
+        return kernel
+
+    def _lanes(self) -> tuple[Lane, ...]:
+        lanes = []
+        for a in self.lanes:
+            role = "outer" if a == self.outer else "inner" if a == self.inner else "channel"
+            lanes.append(Lane(a, role, self.program.extent(a)))  # type: ignore[arg-type]
+        return tuple(lanes)
+
+    def _doc(self) -> str:
+        writes = ", ".join(n for n, _, _ in self.item.stores)
+        title = self.program.doc or self.program.name
+        if self.inner is None:
+            return f"{title}\n{writes} for one block of {self.outer}"
+        return f"{title}\n{writes}: a loop over {self.inner} for one block of {self.outer}"
+
+    def _arguments(self, body: Sequence[Stmt]) -> tuple[Argument, ...]:
+        reads: dict[str, None] = {}
+        for s in statements(tuple(body)):
+            values = [s.value] if isinstance(s, Assign | Accumulate) else []
+            reads |= {n.tensor: None for v in values for n in postorder([v]) if isinstance(n, Load)}
+        arguments = []
+        for tensor in reads:
+            declared = {t.name: t.dims for t in self.program.tensors}
+            dims = declared[tensor] if tensor in declared else self.plan.buffer(tensor).dims
+            arguments.append(Argument(tensor, self.dtypes[tensor], dims))
+        added = {s.tensor for s in statements(tuple(body)) if isinstance(s, Scatter)}
+        for buffer, _, _ in self.item.stores:
+            mode = "add" if buffer in added else "out"
+            arguments.append(Argument(buffer, self.dtypes[buffer], self.plan.buffer(buffer).dims, mode))  # type: ignore[arg-type]
+        return tuple(arguments)
+
+    def _sizes(self, body: Sequence[Stmt], arguments: Sequence[Argument]) -> tuple[str, ...]:
+        nodes: list[Node] = [d for a in arguments for d in a.dims]
+        nodes += [self.program.extent(a) for a in (*self.item.grid, *self.lanes)]
+        for s in statements(tuple(body)):
+            match s:
+                case Loop():
+                    nodes += [s.start, s.stop]
+                case Store() | Scatter():
+                    nodes += [*s.index, s.value]
+                    nodes += [s.condition] if isinstance(s, Scatter) and s.condition is not None else []
+                case Assign() | Accumulate():
+                    nodes.append(s.value)
+                case _:
+                    pass
+        names = {n.name for n in postorder(nodes) if isinstance(n, Size)}
+        return tuple(sorted(n for n in names if not n.startswith("BLOCK_")))
+
+    # ------------------------------------------------------------------------------------------------- loops
+
+    def _loops(self, inner: str) -> list[Stmt]:
+        conditions = self._common_conditions()
+        extent = self.program.extent(inner)
+        if self.plane_stores:
+            conditions = []
+        bounds = inner_range(conditions, self.outer, inner, extent)
+        block = size(f"BLOCK_{inner.upper()}")
+        emitter = self.emitter
+        emitter.running = {r: self._accumulator(r) for r in self.reductions if not getattr(r, "scatter", ())}
+
+        def bound(node: Node, name: str) -> Node:
+            node = self._load_scalars(node)
+            if not isinstance(node, Call) and not node.children:
+                return node
+            target = var(emitter.name(node, name), (), "i")
+            emitter.blocks[0].body.append(Assign(target, node))
+            return target
+
+        start = mul(call("floordiv", bounds.low, block), block)
+        if bounds.low is not const(0):
+            start = bound(start, f"{inner}_start")
+        stop = bound(bounds.high, f"{inner}_stop") if bounds.high is not extent else extent
+        if bounds.full_low is None or bounds.full_high is None or self.plane_stores:
+            return [self._loop(inner, start, stop, conditions, masked=True)]
+        full_start = start
+        if bounds.full_low is not const(0):
+            rounded = mul(neg(call("floordiv", neg(bounds.full_low), block)), block)
+            full_start = bound(call("maximum", rounded, start), f"{inner}_full")
+        full_stop = bound(mul(call("floordiv", call("minimum", bounds.full_high, stop), block), block), f"{inner}_tail")
+        loops: list[Stmt] = []
+        if full_start is not start:
+            loops.append(self._loop(inner, start, call("minimum", full_start, stop), conditions, masked=True))
+        loops.append(self._loop(inner, full_start, full_stop, conditions, masked=False))
+        tail = call("maximum", full_start, full_stop)
+        loops.append(self._loop(inner, tail, stop, conditions, masked=True))
+        return loops
+
+    def _load_scalars(self, node: Node) -> Node:
+        """Loads inside a bound (a prefix length per batch) become variables."""
+        emitter = self.emitter
+        return rewrite([node], lambda n: emitter.value(n) if isinstance(n, Load) else None, canonical=False)[0]
+
+    def _common_conditions(self) -> list[Node]:
+        domains = [set(r.domain) for r in self.reductions]
+        common = set.intersection(*domains) if domains else set()
+        return sorted(common, key=lambda n: n.order)
+
+    def _accumulator(self, r: Reduction) -> Var:
+        emitter = self.emitter
+        lanes = emitter.spread(r)
+        default = "m" if isinstance(r, Max) else "acc" if len(lanes) > 1 else "total"
+        target = var(emitter.name(r, default), lanes, r.kind)
+        emitter.blocks[0].body.append(Assign(target, const(-math.inf if isinstance(r, Max) else 0.0)))
+        return target
+
+    def _loop(self, inner: str, start: Node, stop: Node, common: list[Node], *, masked: bool) -> Loop:
+        emitter = self.emitter
+        block = Block(inner)
+        prologue = emitter.blocks[0]
+        accumulators = dict(emitter.running)
+        taken = set(emitter.taken)
+        emitter.blocks = [prologue, block]
+        emitter.depends = {}
+        for r in self._leaders():
+            self._lead(r, block, accumulators[r], inner, common, masked)
+        for r in self.reductions:
+            if isinstance(r, Sum) and r not in self._leaders():
+                conditions = self._conditions(r, inner, common, masked)
+                if r.scatter:
+                    self._scatter(r, conditions)
+                    continue
+                target = accumulators[r]
+                assert isinstance(target, Var)
+                self._follow(r, target, block, accumulators)
+                emitter.accumulate(r, target, conditions, inner)
+        for r in self._leaders():
+            block.body.append(Assign(_as_var(accumulators[r]), emitter.running[r]))
+        for name, axes, node in self.plane_stores:
+            block.body.append(Store(name, tuple(axis(a) for a in axes), emitter.value(node)))
+        emitter.blocks = [prologue]
+        emitter.running = accumulators
+        emitter.taken = taken | {s.target.name for s in prologue.body if isinstance(s, Assign)}
+        note = "blocks the mask cuts" if masked and common else "the last, partial block" if masked else "full blocks"
+        return Loop(inner, start, stop, masked, tuple(block.body), note)
+
+    def _conditions(self, r: Reduction, inner: str, common: list[Node], masked: bool) -> list[Node]:
+        """What must hold for a pair to count, beyond what the loop already guarantees."""
+        extra = [c for c in r.domain if c not in common]
+        if not masked:
+            return extra
+        inside = call("lt", axis(inner), self.program.extent(inner))
+        return [inside, *r.domain]
+
+    def _leaders(self) -> list[Reduction]:
+        """Running maxima that other reductions of this pass follow, and maxima in general."""
+        return [r for r in self.reductions if isinstance(r, Max)]
+
+    def _lead(self, r: Reduction, block: Block, old: Node, inner: str, common: list[Node], masked: bool) -> None:
+        assert isinstance(r, Max)
+        emitter = self.emitter
+        accumulator = _as_var(old)
+        part = emitter.largest(r, self._conditions(r, inner, common, masked), inner, accumulator.axes)
+        here = var(emitter.name(r, "block_max"), accumulator.axes)
+        block.body.append(Assign(here, part))
+        moved = var(emitter.name(r, "m_new"), accumulator.axes)
+        block.body.append(Assign(moved, raw_call("maximum", (accumulator, here), "f")))
+        emitter.running[r] = moved
+
+    def _follow(self, r: Sum, target: Var, block: Block, accumulators: Mapping[Node, Node]) -> None:
+        """Rescale an accumulator whose running reductions have moved in this block."""
+        moving: list[Node] = []
+        for leader in self._leaders():
+            if self.planes.mentions(r, leader) and leader is not r:
+                change = self.planes.rescale(r, leader)
+                assert change is not None, "the scheduler put a reduction into a pass it cannot follow"
+                moving.append(change)
+        if not moving:
+            return
+        emitter = self.emitter
+        new = add(*dict.fromkeys(moving))
+        old = rewrite([new], lambda n: _unguarded(n, accumulators), canonical=True)[0]
+        factor = call("exp2", add(new, neg(old)))
+        if factor not in block.values:
+            alpha = var(emitter.name(factor, "alpha"), emitter.spread(r) - self.planes.channels(r.axes))
+            value = raw_call("exp2", (emitter.value(add(new, neg(old))),), "f")
+            block.body.append(Assign(alpha, value, "how far the running maximum moved"))
+            block.values[factor] = alpha
+        block.body.append(Assign(target, raw_prod([target, block.values[factor]])))
+
+    def _scatter(self, r: Sum, conditions: list[Node]) -> None:
+        for name, axes, node in self.item.stores:
+            if node is r:
+                self.emitter.scatter(r, name, axes, conditions)
+
+    # ----------------------------------------------------------------------------------------------- epilogue
+
+    def _stores(self, block: Block) -> None:
+        emitter = self.emitter
+        emitter.depends = {}
+        for name, axes, node in self.item.stores:
+            if (name, axes, node) in self.plane_stores or node in self.scatters:
+                continue
+            value = emitter.value(node)
+            block.body.append(Store(name, tuple(axis(a) for a in axes), value, emitter.note(node)))
+
+
+def _as_var(node: Node) -> Var:
+    assert isinstance(node, Var)
+    return node
+
+
+def _unguarded(node: Node, accumulators: Mapping[Node, Node]) -> Node | None:
+    """Before the first key a running maximum is -inf and must rescale by exp2(-inf) = 0, so its guard is dropped."""
+    if node in accumulators:
+        return accumulators[node]
+    if isinstance(node, Call) and node.fn == "finite_or_zero" and _reads(node, accumulators):
+        return node.args[0]
+    return None
+
+
+def _reads(node: Node, accumulators: Mapping[Node, Node]) -> bool:
+    held = set(accumulators.values())
+    return any(n in held for n in postorder([node]))
