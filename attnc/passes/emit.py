@@ -198,8 +198,8 @@ class Emitter:
         constants = [c for c in here if isinstance(c, Const)]
         values: list[Node] = []
         for group in outer.values():
-            if len(group) == 1 and not constants:
-                values.append(self.value(group[0]))
+            if len(group) == 1 and (isinstance(node, Add) or not constants):
+                values.append(self._signed(group[0]))
                 continue
             combined = build([*constants, *group])
             constants = []
@@ -207,14 +207,20 @@ class Emitter:
         values += [self.value(c) for c in here if not isinstance(c, Const)]
         return build([*constants, *values])
 
+    def _signed(self, node: Node) -> Node:
+        """A term from further out; a leading minus stays here, where it costs nothing."""
+        if isinstance(node, Prod) and node.factors[0] is const(-1.0) and node.kind == "f":
+            return raw_prod([node.factors[0], self.variable(raw_prod(node.factors[1:]) if len(node.factors) > 2 else node.factors[1])])
+        return self.value(node)
+
     def _load(self, node: Load, home: Block) -> Var:
         dims = self.program.tensor(node.tensor).dims if node.tensor in self._tensors() else ()
         index = []
         for k, x in enumerate(node.index):
-            v = self.value(x)
-            if not isinstance(v, Var | Axis | Const) and not self.spread(x) and x.axes:
-                v = self.assign(x, v, self._axis_name(dims[k] if k < len(dims) else None))
-            index.append(v)
+            place = self.home(x)
+            if isinstance(x, Call) and not self.spread(x) and x not in place.values:
+                self.assign(x, self._pointwise(x), self._axis_name(dims[k] if k < len(dims) else None), place)
+            index.append(self.value(x))
         default = node.tensor
         return self.assign(node, load(node.tensor, index, node.kind), default, home)
 
@@ -332,11 +338,14 @@ class Emitter:
 
     def guarded(self, factors: Sequence[Node], conditions: Sequence[Node]) -> Node:
         """The product of `factors`, 0 where a condition fails."""
-        brackets = [iverson(c) for c in conditions]
-        everything = [*factors, *brackets]
+        everything = [*factors, *([iverson(self.condition(conditions))] if conditions else [])]
         if not everything:
             return const(1.0)
         return everything[0] if len(everything) == 1 else raw_prod(everything)
+
+    def condition(self, conditions: Sequence[Node]) -> Var:
+        """All conditions as one boolean variable."""
+        return self.variable(call("and", *conditions), "allowed")
 
     def _plane_variable(self, node: Node, axis: str, result: Axes) -> Var:
         """A variable spread over the reduced axis and the lanes of the result."""
@@ -357,8 +366,7 @@ class Emitter:
         """This block's part of a plane maximum, as a form-4 expression."""
         body = self.value(node.body)
         if conditions:
-            holds = self.value(call("and", *conditions))
-            body = raw_call("where", (holds, body, const(-math.inf)), "f")
+            body = raw_call("where", (self.condition(conditions), body, const(-math.inf)), "f")
         lanes = frozenset({axis}) | result
         if not (isinstance(body, Var) and body.axes == lanes):
             target = var(self.name(node, "allowed") if conditions else self.name(node, "x"), lanes)
@@ -375,7 +383,7 @@ class Emitter:
 
         def emit() -> None:
             index = tuple(self.value(index_of[a]) if a in index_of else axis_node(a) for a in axes)
-            condition = self.value(call("and", *conditions)) if conditions else None
+            condition = self.condition(conditions) if conditions else None
             value = self.product(list(node.factors))
             self.blocks[-1].body.append(Scatter(buffer, index, value, condition, self.note(node)))
 

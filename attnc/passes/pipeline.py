@@ -33,7 +33,15 @@ def _with_roots(program: Program, roots: Iterable[Node]) -> Program:
 
 def normalise(program: Program) -> Program:
     """The program in base 2."""
-    return _with_roots(program, to_base2(program.roots()))
+    with tracking(program.notes):
+        return _with_roots(program, to_base2(program.roots()))
+
+
+def finish(program: Program) -> Plan:
+    """The plan of a program in base 2 whose saved values are in place."""
+    with tracking(program.notes):
+        ready = _with_roots(program, expand_online(program.roots(), Planes(program)))
+        return schedule(ready)
 
 
 def saved_values(program: Program, gradient: Program) -> tuple[Program, tuple[Saved, ...]]:
@@ -42,7 +50,8 @@ def saved_values(program: Program, gradient: Program) -> tuple[Program, tuple[Sa
     planes = Planes(forward)
     named = [(o.name, o.parts[0][1]) for o in forward.outputs if len(o.parts) == 1]
     units = planes.plane_reductions(forward.roots())
-    roots, saved = reuse(named, gradient.roots(), [u for u in units if not _scatters(u)])
+    with tracking(gradient.notes):
+        roots, saved = reuse(named, gradient.roots(), [u for u in units if not _scatters(u)])
     tensors = [*gradient.tensors]
     for s in saved:
         dims = tuple(forward.extent(a) for a in s.axes)
@@ -57,12 +66,6 @@ def _scatters(node: Node) -> bool:
 
 def plan_forward(program: Program, needs: Iterable[str] | None = None, *, training: bool = True) -> Plans:
     """The plan of a program; with `training`, it also stores what its gradient reads."""
-    program = replace(program, notes=dict(program.notes))
-    with tracking(program.notes):
-        return _plan_forward(program, needs, training)
-
-
-def _plan_forward(program: Program, needs: Iterable[str] | None, training: bool) -> Plans:
     saved: tuple[Saved, ...] = ()
     if training:
         _, saved = saved_values(program, normalise(gradient_program(program, needs)))
@@ -73,20 +76,13 @@ def _plan_forward(program: Program, needs: Iterable[str] | None, training: bool)
         for s in saved
         if s.name not in names
     )
-    ready = forward.with_outputs((*forward.outputs, *extra))
-    ready = _with_roots(ready, expand_online(ready.roots(), Planes(ready)))
-    plan = schedule(ready)
-    buffers = tuple(
-        replace(b, role="saved") if b.name in {e.name for e in extra} else b for b in plan.buffers
-    )
+    plan = finish(forward.with_outputs((*forward.outputs, *extra)))
+    hidden = {e.name for e in extra}
+    buffers = tuple(replace(b, role="saved") if b.name in hidden else b for b in plan.buffers)
     return Plans(replace(plan, buffers=buffers), saved)
 
 
 def plan_gradient(program: Program, needs: Iterable[str] | None = None) -> Plan:
     """The plan of a program's gradient, reading what the program saved for all its real tensors."""
-    program = replace(program, notes=dict(program.notes))
-    with tracking(program.notes):
-        gradient = normalise(gradient_program(program, needs))
-        gradient, _ = saved_values(program, gradient)
-        gradient = _with_roots(gradient, expand_online(gradient.roots(), Planes(gradient)))
-        return schedule(gradient)
+    gradient, _ = saved_values(program, normalise(gradient_program(program, needs)))
+    return finish(gradient)
