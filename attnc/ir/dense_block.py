@@ -58,7 +58,7 @@ class Block:
         nodes, uses = self._needed(roots)
         for node in nodes:
             self.values[node] = self.compute(node)
-            for child in set(node.children):
+            for child in _operands_of(node):
                 uses[child] -= 1
                 if not uses[child]:
                     del self.values[child]
@@ -74,10 +74,10 @@ class Block:
             if ready and node not in done:
                 done.add(node)
                 nodes.append(node)
-                uses.update(set(node.children))
+                uses.update(_operands_of(node))
             elif not ready and node not in done:
                 stack.append((node, True))
-                stack.extend((c, False) for c in node.children)
+                stack.extend((c, False) for c in _operands_of(node))
         return nodes, uses
 
     def compute(self, node: Node) -> Tensor:
@@ -294,6 +294,13 @@ class Block:
 
     def _unit(self, kind: Kind) -> Tensor:
         return torch.ones((), dtype=self._dtype(kind), device=self.device)
+
+
+def _operands_of(node: Node) -> set[Node]:
+    """What must be known to compute a node: a bracket in a product selects by its condition."""
+    if isinstance(node, Prod | Sum):
+        return {c.condition if isinstance(c, Iverson) else c for c in node.children}
+    return set(node.children)
 
 
 _COMPARE = {"lt": torch.lt, "le": torch.le, "eq": torch.eq}

@@ -604,8 +604,8 @@ def max_over(bound: Iterable[str], body: Node, domain: Iterable[Node] = ()) -> N
     """The canonical maximum. Positive constants stay inside; the domain is a set of conditions."""
     bound = frozenset(bound)
     dom = tuple(sorted({c for d in domain for c in conjuncts(d)}, key=lambda n: n.order))
-    if not (body.axes | free_axes(dom)) & bound:
-        return body
+    if not (body.axes | free_axes(dom)) & bound and (not dom or body.kind == "f"):
+        return where(call("and", *dom), body, const(-math.inf)) if dom else body
     axes = (body.axes | free_axes(dom)) - bound
     return Max.intern((bound, body, dom), axes, body.kind)  # type: ignore[no-any-return]
 

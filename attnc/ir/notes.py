@@ -25,3 +25,10 @@ def carry(old: object, new: object) -> None:
     notes = _notes.get()
     if notes is not None and old is not new and old in notes:
         notes.setdefault(new, notes[old])
+
+
+def suggest(node: object, note: object) -> None:
+    """Give a node made by a pass a name, unless it has one."""
+    notes = _notes.get()
+    if notes is not None:
+        notes.setdefault(node, note)

@@ -9,8 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from attnc.ir.node import Axes, Max, Node, Sum, free_axes, iverson, max_over, raw_prod, raw_sum
-from attnc.ir.walk import rewrite
+from attnc.diagnostics.diagnostic import InternalError
+from attnc.ir.node import (
+    Axes,
+    Axis,
+    Call,
+    Max,
+    Node,
+    Sum,
+    add,
+    axis,
+    call,
+    const,
+    free_axes,
+    iverson,
+    max_over,
+    mul,
+    raw_prod,
+    raw_sum,
+)
+from attnc.ir.walk import replace, rewrite
 from attnc.passes.planes import Planes
 
 
@@ -58,10 +76,47 @@ def _order(node: Sum, planes: Planes) -> Node:
         return _nest(factors, node.domain, node.scatter, sequence, batch)
     if not batch or not sequence:
         return raw_sum(bound, factors, node.domain, node.scatter)
+    group = _group(batch, per_batch)
+    if group is not None and len(sequence) == 1 and not per_position:
+        return _grouped(factors, node.domain, bound, *group)
     inner = raw_sum(sequence, *_split(factors, node.domain, sequence), per_position)
     outer_factors = [f for f in factors if not f.axes & sequence]
     outer_domain = [d for d in node.domain if not d.axes & sequence]
     return raw_sum(batch, [inner, *outer_factors], outer_domain, per_batch)
+
+
+def _group(batch: Axes, scatter: Sequence[tuple[str, Node]]) -> tuple[str, Call] | None:
+    """A sum over the heads of a group: one batch axis h, delivered to ``g = h // n``."""
+    if len(batch) != 1 or len(scatter) != 1:
+        return None
+    (name, index), h = scatter[0], next(iter(batch))
+    if isinstance(index, Call) and index.fn == "floordiv" and index.args[0] is axis(h) and not index.args[1].axes:
+        return name, index
+    return None
+
+
+def _grouped(factors: list[Node], domain: Sequence[Node], bound: Axes, name: str, index: Call) -> Node:
+    """The same sum over the heads whose group is g, with g in place of ``h // n``: keys and values load once a group."""
+    new = replace([*factors, *domain], {index: axis(name)}, canonical=False)
+    n = len(factors)
+    return raw_sum(bound, new[:n], [*new[n:], call("eq", index, axis(name))])
+
+
+def group_range(node: Sum | Max, looped: str) -> tuple[Node, Node]:
+    """The heads a grouped sum ranges over, from its condition ``h // n == g``."""
+    for c in node.domain:
+        if isinstance(c, Call) and c.fn == "eq":
+            for x, y in (c.args, c.args[::-1]):
+                if isinstance(x, Call) and x.fn == "floordiv" and x.args[0] is axis(looped) and isinstance(y, Axis):
+                    return mul(y, x.args[1]), mul(add(y, const(1)), x.args[1])
+    raise InternalError(f"no group condition for {looped} in {node}")
+
+
+def is_group_condition(condition: Node, looped: Axes) -> bool:
+    """Whether a condition only says which heads belong to a group."""
+    return bool(condition.axes & looped) and isinstance(condition, Call) and condition.fn == "eq" and any(
+        isinstance(x, Call) and x.fn == "floordiv" and x.args[0] in {axis(a) for a in looped} for x in condition.args
+    )
 
 
 def _split(factors: Sequence[Node], domain: Sequence[Node], inner: Axes) -> tuple[list[Node], list[Node]]:

@@ -85,6 +85,11 @@ class Emitter:
         self.taken.add(candidate)
         return candidate
 
+    def from_seed(self, node: Node) -> bool:
+        """Whether a value depends on an incoming gradient."""
+        seeds = {t.name for t in self.program.tensors if t.role == "seed"}
+        return any(isinstance(n, Load) and n.tensor in seeds for n in postorder([node]))
+
     def reserved(self) -> frozenset[str]:
         tensors = {t.name for t in self.program.tensors}
         return frozenset({*self.program.axes, *(s.name for s in self.program.sizes), "q_start"} - tensors)
@@ -219,7 +224,9 @@ class Emitter:
         for k, x in enumerate(node.index):
             place = self.home(x)
             if isinstance(x, Call) and not self.spread(x) and x not in place.values:
+                keep, self.blocks = self.blocks, self.blocks[: self.blocks.index(place) + 1]
                 self.assign(x, self._pointwise(x), self._axis_name(dims[k] if k < len(dims) else None), place)
+                self.blocks = keep
             index.append(self.value(x))
         default = node.tensor
         return self.assign(node, load(node.tensor, index, node.kind), default, home)
@@ -241,7 +248,8 @@ class Emitter:
         factors = [*node.factors, *(iverson(c) for c in node.domain)]
         operands = self.operands(factors, axis)
         if operands is not None:
-            default = "s" if len(operands) == 2 and all(self.spread(o) - {axis} for o in operands) else "total"
+            plane = len(operands) == 2 and all(self.spread(o) - {axis} for o in operands)
+            default = ("dp" if self.from_seed(node) else "qk") if plane else "total"
             return self.assign(node, raw_sum({axis}, operands), default, home)
         total = self.assign(node, ZERO, "total", home)
         self.each(axis, home, lambda: self._add_product(total, factors))
@@ -357,7 +365,7 @@ class Emitter:
         value = self.value(node)
         if isinstance(value, Var) and value.axes == lanes:
             return value
-        target = var(self.name(node, "w"), lanes)
+        target = var(self.name(node, "ds" if self.from_seed(node) else "w"), lanes)
         block.body.append(Assign(target, value, self.note(node)))
         block.values[node] = target
         return target

@@ -31,7 +31,8 @@ class Pass:
 
     `reductions` are the plane reductions it computes; `stores` lists buffer names with the axes of their dimensions and
     the expression written. An expression that is one of `reductions`, or contains one, is stored after the loop; one with
-    both sequence axes inside it. `reads` names the buffers of earlier steps it loads.
+    both sequence axes inside it. `reads` names the buffers of earlier steps it loads. `groups` are batch axes the kernel loops
+    over itself, with their ranges: the query heads of a key head.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Pass:
     reductions: tuple[Node, ...]
     stores: tuple[tuple[str, tuple[str, ...], Node], ...]
     reads: tuple[str, ...] = ()
+    groups: tuple[tuple[str, Node, Node], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

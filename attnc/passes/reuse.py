@@ -38,6 +38,8 @@ from attnc.ir.node import (
     sum_over,
     terms_of,
 )
+from attnc.ir.notes import suggest
+from attnc.ir.program import Note
 from attnc.ir.walk import postorder, rebuild, rewrite
 
 AXIS_ORDER = "bhgij"
@@ -277,7 +279,9 @@ def _absorb(f: Node, m: Node, lse: Node) -> Node | None:
     """exp2(x - m), or a sum with such a factor, with m replaced by lse."""
     if isinstance(f, Call) and f.fn == "exp2":
         if m in _shifts(f.args[0]):
-            return call("exp2", add(f.args[0], m, neg(lse)))
+            weight = call("exp2", add(f.args[0], m, neg(lse)))
+            suggest(weight, Note("p"))
+            return weight
         return None
     if isinstance(f, Sum) and not f.bound & lse.axes:
         for k, x in enumerate(f.factors):

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from attnc.ir.node import Axes, Load, Max, Node, Sum, axis, free_axes, load
+from attnc.ir.node import NO_AXES, Axes, Load, Max, Node, Sum, axis, free_axes, load
 from attnc.ir.program import Program
 from attnc.ir.walk import postorder, rebuild
 from attnc.ir.walk import replace as replace_nodes
-from attnc.passes.associate import associate
+from attnc.passes.associate import associate, group_range
 from attnc.passes.plan import Buffer, Direction, Finish, Pass, Plan
 from attnc.passes.planes import Planes, Reduction
 from attnc.passes.reuse import ordered
@@ -28,6 +28,7 @@ class Key:
     pair: Axes
     inner: str
     batch: Axes
+    looped: Axes = NO_AXES
 
     @property
     def outer(self) -> str:
@@ -38,8 +39,9 @@ class Key:
         return "row" if self.inner == preferred_inner(self.pair) else "column"
 
     @property
-    def order(self) -> tuple[int, int, tuple[str, ...]]:
-        return (self.level, 0 if self.direction == "row" else 1, tuple(sorted(self.pair)))
+    def order(self) -> tuple[int, int, tuple[tuple[str, ...], ...]]:
+        names = tuple(sorted(self.pair)), tuple(sorted(self.batch)), tuple(sorted(self.looped))
+        return (self.level, 0 if self.direction == "row" else 1, names)
 
 
 @dataclass
@@ -120,8 +122,9 @@ class _Scheduler:
         bound = planes.sequences(unit.bound)
         pair = planes.span(unit)
         inner = preferred_inner(pair) if len(bound) == 2 else next(iter(bound))
-        batch = planes.batches(free_axes(unit.children))
-        return Key(self.levels[unit], pair, inner, batch)
+        looped = planes.batches(unit.bound)
+        batch = planes.batches(free_axes(unit.children)) - looped
+        return Key(self.levels[unit], pair, inner, batch, looped)
 
     def level(self, unit: Reduction) -> int:
         """One more than the latest reduction it must wait for."""
@@ -283,7 +286,7 @@ class _Scheduler:
                 self.finishes = [(p + 1 if p >= position else p, f) for p, f in self.finishes]
                 inserted += 1
                 position += 1
-            name = self._scratch(self._fresh(self._hint(node, "row")), axes)
+            name = self._scratch(self._fresh(self._hint(node, "delta" if self._from_seed(node) else "row_sum")), axes)
             host.stores.append((name, axes, node))
         return inserted
 
@@ -365,7 +368,11 @@ class _Scheduler:
         direction: Direction = draft.key.direction if draft.key else "vector"
         names = [name for name, _, _ in stores]
         label = "_".join([direction, *names[:2]]) or direction
-        return Pass(label, direction, grid, draft.outer, draft.inner, tuple(reductions), tuple(stores), tuple(reads))
+        looped = ordered(draft.key.looped) if draft.key else ()
+        groups = tuple((a, *group_range(draft.reductions[0], a)) for a in looped)
+        return Pass(
+            label, direction, grid, draft.outer, draft.inner, tuple(reductions), tuple(stores), tuple(reads), groups
+        )
 
     def _finish(self, finish: Finish, available: dict[Node, Node]) -> Finish:
         parts = []
@@ -391,6 +398,10 @@ class _Scheduler:
             candidate = f"{name}_{k}"
         self.names.add(candidate)
         return candidate
+
+    def _from_seed(self, node: Node) -> bool:
+        seeds = {t.name for t in self.program.tensors if t.role == "seed"}
+        return any(isinstance(n, Load) and n.tensor in seeds for n in postorder([node]))
 
     def _hint(self, node: Node, default: str) -> str:
         note = self.program.notes.get(node)

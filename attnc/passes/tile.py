@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from attnc.codegen.tile import Accumulate, Argument, Assign, Kernel, Lane, Loop, Scatter, Stmt, Store, statements, verify
+from attnc.codegen.tile import Accumulate, Argument, Assign, Each, Kernel, Lane, Loop, Scatter, Stmt, Store, statements, verify
 from attnc.ir.node import (
     Axes,
     Call,
@@ -31,6 +31,7 @@ from attnc.ir.node import (
     var,
 )
 from attnc.ir.walk import postorder, rewrite
+from attnc.passes.associate import is_group_condition
 from attnc.passes.bounds import inner_range
 from attnc.passes.emit import Block, Emitter, count_uses
 from attnc.passes.plan import Pass, Plan
@@ -104,7 +105,11 @@ class _Lowering:
         prologue = emitter.blocks[0]
         loops: list[Stmt] = []
         if self.inner is not None:
+            for a, _, _ in self.item.groups:
+                emitter.blocks.append(Block(a))
             loops = self._loops(self.inner)
+            for (a, start, stop), block in reversed(list(zip(self.item.groups, emitter.blocks[1:], strict=True))):
+                loops = [Each(a, start, stop, (*block.body, *loops), "the query heads of this key head")]
         epilogue = Block("")
         emitter.blocks = [prologue, epilogue]
         self._stores(epilogue)
@@ -164,7 +169,7 @@ class _Lowering:
         nodes += [self.program.extent(a) for a in (*self.item.grid, *self.lanes)]
         for s in statements(tuple(body)):
             match s:
-                case Loop():
+                case Loop() | Each():
                     nodes += [s.start, s.stop]
                 case Store() | Scatter():
                     nodes += [*s.index, s.value]
@@ -193,7 +198,7 @@ class _Lowering:
             if not isinstance(node, Call) and not node.children:
                 return node
             target = var(emitter.name(node, name), (), "i")
-            emitter.blocks[0].body.append(Assign(target, node))
+            emitter.home(node).body.append(Assign(target, node))
             return target
 
         start = mul(call("floordiv", bounds.low, block), block)
@@ -223,7 +228,7 @@ class _Lowering:
     def _common_conditions(self) -> list[Node]:
         domains = [set(r.domain) for r in self.reductions]
         common = set.intersection(*domains) if domains else set()
-        return sorted(common, key=lambda n: n.order)
+        return sorted((c for c in common if not self._groups(c)), key=lambda n: n.order)
 
     def _accumulator(self, r: Reduction) -> Var:
         emitter = self.emitter
@@ -236,10 +241,10 @@ class _Lowering:
     def _loop(self, inner: str, start: Node, stop: Node, common: list[Node], *, masked: bool) -> Loop:
         emitter = self.emitter
         block = Block(inner)
-        prologue = emitter.blocks[0]
+        around = emitter.blocks
         accumulators = dict(emitter.running)
         taken = set(emitter.taken)
-        emitter.blocks = [prologue, block]
+        emitter.blocks = [*around, block]
         emitter.depends = {}
         for r in self._leaders():
             self._lead(r, block, accumulators[r], inner, common, masked)
@@ -257,19 +262,22 @@ class _Lowering:
             block.body.append(Assign(_as_var(accumulators[r]), emitter.running[r]))
         for name, axes, node in self.plane_stores:
             block.body.append(Store(name, tuple(axis(a) for a in axes), emitter.value(node)))
-        emitter.blocks = [prologue]
+        emitter.blocks = around
         emitter.running = accumulators
-        emitter.taken = taken | {s.target.name for s in prologue.body if isinstance(s, Assign)}
+        emitter.taken = taken | {s.target.name for b in around for s in b.body if isinstance(s, Assign)}
         note = "blocks the mask cuts" if masked and common else "the last, partial block" if masked else "full blocks"
         return Loop(inner, start, stop, masked, tuple(block.body), note)
 
     def _conditions(self, r: Reduction, inner: str, common: list[Node], masked: bool) -> list[Node]:
         """What must hold for a pair to count, beyond what the loop already guarantees."""
-        extra = [c for c in r.domain if c not in common]
+        extra = [c for c in r.domain if c not in common and not self._groups(c)]
         if not masked:
             return extra
         inside = call("lt", axis(inner), self.program.extent(inner))
-        return [inside, *r.domain]
+        return [inside, *(c for c in r.domain if not self._groups(c))]
+
+    def _groups(self, condition: Node) -> bool:
+        return is_group_condition(condition, frozenset(a for a, _, _ in self.item.groups))
 
     def _leaders(self) -> list[Reduction]:
         """Running maxima that other reductions of this pass follow, and maxima in general."""
