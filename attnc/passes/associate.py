@@ -8,6 +8,7 @@ positions keeps both axes: its kernel adds into a table.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import permutations
 
 from attnc.diagnostics.diagnostic import InternalError
 from attnc.ir.node import (
@@ -28,16 +29,19 @@ from attnc.ir.node import (
     raw_prod,
     raw_sum,
 )
-from attnc.ir.walk import replace, rewrite
+from attnc.ir.walk import postorder, replace, rewrite
 from attnc.passes.planes import Planes
 
 
-def associate(roots: Iterable[Node], planes: Planes) -> list[Node]:
-    """Fix the contraction order of every sum below `roots`."""
+def associate(roots: Iterable[Node], planes: Planes, *, grouped: bool = True) -> list[Node]:
+    """Fix the contraction order of every sum below `roots`.
+
+    With `grouped`, a sum over the query heads of a key head stays inside the pass that computes its terms.
+    """
 
     def rule(node: Node) -> Node | None:
         if isinstance(node, Sum):
-            return _order(node, planes)
+            return _order(node, planes, grouped)
         if isinstance(node, Max) and len(planes.sequences(node.bound)) == 2:
             inner = _inner_axis(planes.sequences(node.bound))
             return max_over(node.bound - {inner}, max_over({inner}, node.body, node.domain))
@@ -56,33 +60,98 @@ def _inner_axis(pair: Axes) -> str:
     """The axis a pass loops over when either would do: the keys of a query, the tokens of a group."""
     if "j" in pair:
         return "j"
-    rest = sorted(pair - {"i"})
-    return rest[-1]
+    return sorted(pair - {"i"})[-1]
 
 
-def _order(node: Sum, planes: Planes) -> Node:
-    factors = list(node.factors)
-    bound = node.bound
-    for c in sorted(planes.channels(bound)):
-        factors = _contract(factors, c)
-        bound -= {c}
-    if not bound and not node.scatter:
-        return product([*factors, *(iverson(d) for d in node.domain)])
-    batch = planes.batches(bound)
-    sequence = planes.sequences(bound)
+def _order(node: Sum, planes: Planes, grouped: bool) -> Node:
+    batch = planes.batches(node.bound)
     per_batch = [s for s in node.scatter if not planes.sequences(s[1].axes)]
     per_position = [s for s in node.scatter if planes.sequences(s[1].axes)]
-    if len(sequence) == 2 and not any(sequence <= s[1].axes for s in per_position):
-        return _nest(factors, node.domain, node.scatter, sequence, batch)
-    if not batch or not sequence:
-        return raw_sum(bound, factors, node.domain, node.scatter)
-    group = _group(batch, per_batch)
-    if group is not None and len(sequence) == 1 and not per_position:
-        return _grouped(factors, node.domain, bound, *group)
-    inner = raw_sum(sequence, *_split(factors, node.domain, sequence), per_position)
-    outer_factors = [f for f in factors if not f.axes & sequence]
-    outer_domain = [d for d in node.domain if not d.axes & sequence]
-    return raw_sum(batch, [inner, *outer_factors], outer_domain, per_batch)
+    together = _joint_scatter(node, planes, per_position)
+    group = _group(batch, per_batch) if grouped and not per_position else None
+    factors: list[Node] = list(node.factors)
+    domain: list[Node] = list(node.domain)
+    steps = _elimination(node, planes, together)
+    scattered = free_axes(n for _, n in per_position)
+    last = len(steps) - 1
+    for k, bound in enumerate(steps):
+        inside = [f for f in factors if f.axes & bound]
+        limits = [c for c in domain if c.axes & bound]
+        factors = [f for f in factors if not f.axes & bound]
+        domain = [c for c in domain if not c.axes & bound]
+        here = per_position if bound & scattered or (k == last and per_position and bound & together) else []
+        if k == last and group is not None and not domain:
+            total = _grouped([*inside], limits, bound | batch, *group, planes)
+            return product([*factors, total]) if not any(f.axes & batch for f in factors) else _outer(
+                [raw_sum(bound, inside, limits), *factors], domain, batch, per_batch
+            )
+        if here and k == last and not batch:
+            return product([*factors, raw_sum(bound, inside, limits, [*here, *per_batch]), *map(iverson, domain)])
+        factors.append(raw_sum(bound, inside, limits, here))
+    return _outer(factors, domain, batch, per_batch)
+
+
+def _outer(factors: list[Node], domain: Sequence[Node], batch: Axes, scatter: Sequence[tuple[str, Node]]) -> Node:
+    """The sum over batch axes of what the sequence sums left."""
+    if batch or scatter:
+        return raw_sum(batch, factors, domain, scatter)
+    return product([*factors, *(iverson(d) for d in domain)])
+
+
+def _joint_scatter(node: Sum, planes: Planes, scatter: Sequence[tuple[str, Node]]) -> Axes:
+    """The pair of sequence axes an index depends on together: they are summed in one pass that adds into a table."""
+    pair: Axes = frozenset()
+    for _, index in scatter:
+        pair |= planes.sequences(index.axes) & node.bound
+    return pair
+
+
+def _elimination(node: Sum, planes: Planes, together: Axes) -> list[Axes]:
+    """The order in which bound axes are summed, one at a time.
+
+    Channels come first, unless that would bring three sequence axes together; then the cheapest order that does not.
+    """
+    channels = [frozenset({c}) for c in sorted(planes.channels(node.bound))]
+    sequences = sorted(planes.sequences(node.bound) - together, key=lambda a: (a != _inner_axis_of(node, planes), a))
+    units = [*channels, *(frozenset({a}) for a in sequences)] + ([together] if together else [])
+    usual = tuple(units)
+    if len(units) <= 1 or _widest(node, planes, usual) <= 2:
+        return list(usual)
+    orders = list(permutations(units)) if len(units) <= 5 else [usual]
+    return list(min(orders, key=lambda o: (_widest(node, planes, o) > 2, _cost(node, planes, o))))
+
+
+def _inner_axis_of(node: Sum, planes: Planes) -> str:
+    bound = planes.sequences(node.bound)
+    return _inner_axis(bound) if len(bound) >= 2 else next(iter(bound), "")
+
+
+def _spans(node: Sum, order: Sequence[Axes]) -> list[Axes]:
+    """The axes that meet in each step of an elimination order."""
+    groups = [f.axes for f in (*node.factors, *node.domain)]
+    spans = []
+    for bound in order:
+        touched = [g for g in groups if g & bound]
+        span = frozenset().union(*touched) | bound
+        groups = [g for g in groups if not g & bound] + [span - bound]
+        spans.append(span)
+    return spans
+
+
+def _widest(node: Sum, planes: Planes, order: Sequence[Axes]) -> int:
+    return max((len(planes.sequences(s)) for s in _spans(node, order)), default=0)
+
+
+def _cost(node: Sum, planes: Planes, order: Sequence[Axes]) -> float:
+    """Multiplications of an order, at nominal extents."""
+    nominal = {"sequence": 4096, "channel": 64}
+    total = 0.0
+    for span in _spans(node, order):
+        cost = 1.0
+        for a in span:
+            cost *= nominal.get(planes.role(a), 1)
+        total += cost
+    return total
 
 
 def _group(batch: Axes, scatter: Sequence[tuple[str, Node]]) -> tuple[str, Call] | None:
@@ -95,9 +164,15 @@ def _group(batch: Axes, scatter: Sequence[tuple[str, Node]]) -> tuple[str, Call]
     return None
 
 
-def _grouped(factors: list[Node], domain: Sequence[Node], bound: Axes, name: str, index: Call) -> Node:
-    """The same sum over the heads whose group is g, with g in place of ``h // n``: keys and values load once a group."""
-    new = replace([*factors, *domain], {index: axis(name)}, canonical=False)
+def _grouped(
+    factors: list[Node], domain: Sequence[Node], bound: Axes, name: str, index: Call, planes: Planes
+) -> Node:
+    """The same sum over the heads whose group is g, with g in place of ``h // n``: keys and values load once a group.
+
+    Reductions inside stay as they are: they are other passes' results, read by head.
+    """
+    inside: dict[Node, Node] = {n: n for n in postorder([*factors, *domain]) if planes.is_reduction(n)}
+    new = replace([*factors, *domain], {**inside, index: axis(name)}, canonical=False)
     n = len(factors)
     return raw_sum(bound, new[:n], [*new[n:], call("eq", index, axis(name))])
 
@@ -117,26 +192,3 @@ def is_group_condition(condition: Node, looped: Axes) -> bool:
     return bool(condition.axes & looped) and isinstance(condition, Call) and condition.fn == "eq" and any(
         isinstance(x, Call) and x.fn == "floordiv" and x.args[0] in {axis(a) for a in looped} for x in condition.args
     )
-
-
-def _split(factors: Sequence[Node], domain: Sequence[Node], inner: Axes) -> tuple[list[Node], list[Node]]:
-    return [f for f in factors if f.axes & inner], [d for d in domain if d.axes & inner]
-
-
-def _nest(
-    factors: list[Node], domain: Sequence[Node], scatter: Sequence[tuple[str, Node]], pair: Axes, batch: Axes
-) -> Node:
-    """Both axes of a plane are summed: the inner one in a pass, the other over the resulting vector."""
-    scattered = free_axes(n for _, n in scatter) & pair
-    last = _inner_axis(pair) if not scattered else next(iter(sorted(pair - scattered)))
-    inner = raw_sum({last}, *_split(factors, domain, frozenset({last})))
-    rest = [f for f in factors if last not in f.axes]
-    outer_domain = [d for d in domain if last not in d.axes]
-    return raw_sum((pair - {last}) | batch, [inner, *rest], outer_domain, scatter)
-
-
-def _contract(factors: list[Node], channel: str) -> list[Node]:
-    """Sum the factors that have `channel` over it."""
-    inside = [f for f in factors if channel in f.axes]
-    outside = [f for f in factors if channel not in f.axes]
-    return [*outside, raw_sum({channel}, inside)] if inside else factors

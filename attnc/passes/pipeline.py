@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from attnc.ir.node import Node
 from attnc.ir.notes import tracking
 from attnc.ir.program import Output, Program, Tensor
+from attnc.passes.associate import associate
 from attnc.passes.base2 import to_base2
 from attnc.passes.derive import gradient_program
 from attnc.passes.expand import expand_online
@@ -48,9 +49,10 @@ def saved_values(program: Program, gradient: Program) -> tuple[Program, tuple[Sa
     """Rewrite `gradient` (in base 2) over values that `program` saves; see `attnc.passes.reuse`."""
     forward = normalise(program)
     planes = Planes(forward)
-    named = [(o.name, o.parts[0][1]) for o in forward.outputs if len(o.parts) == 1]
-    units = planes.plane_reductions(forward.roots())
     with tracking(gradient.notes):
+        forward = _with_roots(forward, associate(forward.roots(), planes, grouped=False))
+        named = [(o.name, o.parts[0][1]) for o in forward.outputs if len(o.parts) == 1]
+        units = planes.plane_reductions(forward.roots())
         roots, saved = reuse(named, gradient.roots(), [u for u in units if not _scatters(u)])
     tensors = [*gradient.tensors]
     for s in saved:

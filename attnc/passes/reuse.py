@@ -142,11 +142,12 @@ def _quotients(roots: Iterable[Node]) -> dict[Node, list[Node]]:
     """For every sum in the forward that is divided: the reciprocals multiplying it."""
     found: dict[Node, list[Node]] = {}
     for node in postorder(roots):
-        if isinstance(node, Prod):
+        if isinstance(node, Prod | Sum):
             reciprocals = [f for f in node.factors if isinstance(f, Call) and f.fn == "reciprocal_or_zero"]
             for f in node.factors:
-                if isinstance(f, Sum) and reciprocals and len(f.axes) > max(len(r.axes) for r in reciprocals):
-                    found.setdefault(f, reciprocals)
+                own = [r for r in reciprocals if r.axes < f.axes]
+                if isinstance(f, Sum) and own:
+                    found.setdefault(f, own)
     return found
 
 
@@ -176,18 +177,22 @@ def _fold_quotients(
 
 def _divide(node: Node, leaf: Load, quotient: Load, divisors: list[Node]) -> Node | None:
     """A product of S, alone or under a sum over channels, with all its reciprocals: S / Z takes their place."""
-    if not isinstance(node, Prod) or not all(d in node.factors for d in divisors):
+    if not isinstance(node, Prod | Sum) or not all(d in node.factors for d in divisors):
         return None
+
+    def build(*factors: Node) -> Node:
+        return sum_over(node.bound, factors, node.domain, node.scatter) if isinstance(node, Sum) else mul(*factors)
+
     rest = list(node.factors)
     for d in divisors:
         rest.remove(d)
     for k, f in enumerate(rest):
         if f is leaf:
-            return mul(*rest[:k], quotient, *rest[k + 1 :])
+            return build(*rest[:k], quotient, *rest[k + 1 :])
         if isinstance(f, Sum) and leaf in f.factors and not any(f.bound & d.axes for d in divisors):
             inner = list(f.factors)
             inner[inner.index(leaf)] = quotient
-            return mul(*rest[:k], sum_over(f.bound, inner, f.domain, f.scatter), *rest[k + 1 :])
+            return build(*rest[:k], sum_over(f.bound, inner, f.domain, f.scatter), *rest[k + 1 :])
     return None
 
 

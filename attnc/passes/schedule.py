@@ -7,7 +7,7 @@ batch or rows of what passes stored are left to tensor operations (`Finish`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from attnc.ir.node import NO_AXES, Axes, Load, Max, Node, Sum, axis, free_axes, load
@@ -86,7 +86,7 @@ def schedule(program: Program) -> Plan:
 class _Scheduler:
     def __init__(self, program: Program) -> None:
         self.planes = Planes(program)
-        roots = iter(associate(program.roots(), self.planes))
+        roots = iter(self._associated(program.roots()))
         self.program = program.with_outputs(
             tuple(replace(o, parts=tuple((axes, next(roots)) for axes, _ in o.parts)) for o in program.outputs)
         )
@@ -95,6 +95,18 @@ class _Scheduler:
         self.buffers: dict[str, Buffer] = {}
         self.finishes: list[tuple[int, Finish]] = []
         self.names: set[str] = {t.name for t in program.tensors} | {o.name for o in program.outputs}
+
+    def _associated(self, roots: Sequence[Node]) -> list[Node]:
+        """Sums over the heads of a group stay in their pass, unless that would split the pass in two."""
+        grouped = associate(roots, self.planes)
+        shapes: dict[tuple[Axes, Axes], set[bool]] = {}
+        for unit in self.planes.plane_reductions(grouped):
+            looped = self.planes.batches(unit.bound)
+            kind = (self.planes.span(unit), self.planes.sequences(unit.bound))
+            shapes.setdefault(kind, set()).add(bool(looped))
+        if any(len(s) == 2 for s in shapes.values()):
+            return associate(roots, self.planes, grouped=False)
+        return grouped
 
     # ------------------------------------------------------------------------------------------------- passes
 
@@ -138,22 +150,31 @@ class _Scheduler:
         return same and self.planes.rescale(unit, r) is not None
 
     def _delay(self, units: list[Reduction]) -> None:
-        """Move reductions to a later pass of the same direction when all their consumers allow it."""
+        """Move whole passes into a later one of the same direction when all their consumers allow it."""
         consumers: dict[Node, list[Reduction]] = {}
         for unit in units:
             for r in self.planes.direct(unit):
                 consumers.setdefault(r, []).append(unit)
-        last = max(self.levels.values(), default=0)
-        for unit in reversed(units):
-            latest = last
-            for c in consumers.get(unit, ()):
-                latest = min(latest, self.levels[c] - (0 if self._online(c, unit) else 1))
-            here = self.key(unit)
-            others = {replace(self.key(u), level=0): self.levels[u] for u in units if u is not unit}
-            alone = not any(self.key(u) == here for u in units if u is not unit)
-            target = others.get(replace(here, level=0), 0)
-            if alone and here.level < target <= latest:
-                self.levels[unit] = target
+        waiting = {self.key(u): None for u in units}
+        for key in sorted(waiting, key=lambda k: -k.level):
+            members = [u for u in units if self.key(u) == key]
+            shape = replace(key, level=0)
+            later = sorted({self.levels[u] for u in units if replace(self.key(u), level=0) == shape} - {key.level})
+            for target in (level for level in later if level > key.level):
+                if self._all_move(members, target, consumers):
+                    break
+
+    def _all_move(self, members: list[Reduction], target: int, consumers: dict[Node, list[Reduction]]) -> bool:
+        before = {u: self.levels[u] for u in members}
+        for unit in reversed(members):
+            latest = min(
+                (self.levels[c] - (0 if self._online(c, unit) else 1) for c in consumers.get(unit, ())), default=target
+            )
+            if latest < target:
+                self.levels.update(before)
+                return False
+            self.levels[unit] = target
+        return True
 
     def _plane_parts(self) -> Iterable[Key]:
         """Passes wanted by outputs that are planes themselves (weights, dense bias gradients)."""
