@@ -69,21 +69,38 @@ class Emitter:
     blocks: list[Block] = field(default_factory=lambda: [Block(None)])
     running: dict[Node, Node] = field(default_factory=dict)
     taken: set[str] = field(default_factory=set)
+    loop_names: set[str] = field(default_factory=set)
+    all_loop_names: set[str] = field(default_factory=set)
     masked: bool = True
     depends: dict[Node, bool] = field(default_factory=dict)
 
     # ------------------------------------------------------------------------------------------------- names
 
-    def name(self, node: Node, default: str) -> str:
+    def name(self, node: Node, default: str, *, inside: bool = False) -> str:
+        """A fresh identifier. Copies of the loop may repeat each other's names; nothing outside them may."""
         note = self.program.notes.get(node)
-        stem = note.name if isinstance(note, Note) else default
-        stem = re.sub(r"\W", "_", stem)
+        stem = re.sub(r"\W", "_", note.name if isinstance(note, Note) else default)
+        used = self.taken | self.loop_names | self.reserved()
+        if not inside:
+            used |= self.all_loop_names
         k, candidate = 1, stem
-        while candidate in self.taken or candidate in self.reserved():
+        while candidate in used:
             k += 1
             candidate = f"{stem}_{k}"
-        self.taken.add(candidate)
+        (self.loop_names if inside else self.taken).add(candidate)
         return candidate
+
+    def enter_loop(self) -> None:
+        self.loop_names = set()
+
+    def leave_loop(self) -> None:
+        self.all_loop_names |= self.loop_names
+        self.loop_names = set()
+
+    def is_inside(self, home: Block) -> bool:
+        """Whether a block is the inner loop or nested in it."""
+        place = next((k for k, b in enumerate(self.blocks) if b.axis == self.inner), len(self.blocks))
+        return home in self.blocks[place:] or home not in self.blocks
 
     def from_seed(self, node: Node) -> bool:
         """Whether a value depends on an incoming gradient."""
@@ -125,7 +142,8 @@ class Emitter:
 
     def assign(self, node: Node, value: Node, default: str, home: Block | None = None) -> Var:
         home = home or self.home(node)
-        target = var(self.name(node, default), self.spread(node) | self.spread_of(value), node.kind)
+        lanes = self.spread(node) | self.spread_of(value)
+        target = var(self.name(node, default, inside=self.is_inside(home)), lanes, node.kind)
         home.body.append(Assign(target, value, self.note(node)))
         home.values[node] = target
         return target
@@ -306,7 +324,7 @@ class Emitter:
             found = home.values[node]
             assert isinstance(found, Var)
             return found
-        target = var(self.name(node, "x"), lanes, "f")
+        target = var(self.name(node, "x", inside=self.is_inside(home)), lanes, "f")
         home.body.append(Assign(target, self.product(factors), self.note(node)))
         home.values[node] = target
         return target
@@ -340,7 +358,7 @@ class Emitter:
         plane = self.guarded([*without, *with_channel], conditions)
         block = self.blocks[-1]
         weight = self._plane_variable(plane, axis, self.spread(target) - {c})
-        part = var(self.name(weight, "part"), self.spread(target) - {c})
+        part = var(self.name(weight, "part", inside=True), self.spread(target) - {c})
         block.body.append(Assign(part, raw_sum({axis}, [weight])))
         block.body.append(AccumulateAt(target, c, part))
 
@@ -365,7 +383,7 @@ class Emitter:
         value = self.value(node)
         if isinstance(value, Var) and value.axes == lanes:
             return value
-        target = var(self.name(node, "ds" if self.from_seed(node) else "w"), lanes)
+        target = var(self.name(node, "ds" if self.from_seed(node) else "w", inside=True), lanes)
         block.body.append(Assign(target, value, self.note(node)))
         block.values[node] = target
         return target
@@ -377,7 +395,7 @@ class Emitter:
             body = raw_call("where", (self.condition(conditions), body, const(-math.inf)), "f")
         lanes = frozenset({axis}) | result
         if not (isinstance(body, Var) and body.axes == lanes):
-            target = var(self.name(node, "allowed") if conditions else self.name(node, "x"), lanes)
+            target = var(self.name(node, "masked" if conditions else "x", inside=True), lanes)
             self.blocks[-1].body.append(Assign(target, body))
             body = target
         return max_over({axis}, body)

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from attnc.ir.node import (
+    Add,
     Call,
     Load,
     Max,
@@ -288,11 +289,24 @@ def _absorb(f: Node, m: Node, lse: Node) -> Node | None:
             suggest(weight, Note("p"))
             return weight
         return None
+    if isinstance(f, Add):
+        terms = [_absorb_term(t, m, lse) for t in f.terms]
+        return None if any(t is None for t in terms) else add(*(t for t in terms if t is not None))
     if isinstance(f, Sum) and not f.bound & lse.axes:
         for k, x in enumerate(f.factors):
             inner = _absorb(x, m, lse)
             if inner is not None:
                 return sum_over(f.bound, [*f.factors[:k], inner, *f.factors[k + 1 :]], f.domain, f.scatter)
+    return None
+
+
+def _absorb_term(term: Node, m: Node, lse: Node) -> Node | None:
+    """A term with m replaced by lse in one of its factors."""
+    factors = factors_of(term)
+    for k, f in enumerate(factors):
+        inner = _absorb(f, m, lse)
+        if inner is not None:
+            return mul(*factors[:k], inner, *factors[k + 1 :])
     return None
 
 

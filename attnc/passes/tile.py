@@ -243,7 +243,7 @@ class _Lowering:
         block = Block(inner)
         around = emitter.blocks
         accumulators = dict(emitter.running)
-        taken = set(emitter.taken)
+        emitter.enter_loop()
         emitter.blocks = [*around, block]
         emitter.depends = {}
         for r in self._leaders():
@@ -264,7 +264,7 @@ class _Lowering:
             block.body.append(Store(name, tuple(axis(a) for a in axes), emitter.value(node)))
         emitter.blocks = around
         emitter.running = accumulators
-        emitter.taken = taken | {s.target.name for b in around for s in b.body if isinstance(s, Assign)}
+        emitter.leave_loop()
         note = "blocks the mask cuts" if masked and common else "the last, partial block" if masked else "full blocks"
         return Loop(inner, start, stop, masked, tuple(block.body), note)
 
@@ -288,9 +288,9 @@ class _Lowering:
         emitter = self.emitter
         accumulator = _as_var(old)
         part = emitter.largest(r, self._conditions(r, inner, common, masked), inner, accumulator.axes)
-        here = var(emitter.name(r, "block_max"), accumulator.axes)
+        here = var(emitter.name(r, "block_max", inside=True), accumulator.axes)
         block.body.append(Assign(here, part))
-        moved = var(emitter.name(r, "m_new"), accumulator.axes)
+        moved = var(emitter.name(r, "m_new", inside=True), accumulator.axes)
         block.body.append(Assign(moved, raw_call("maximum", (accumulator, here), "f")))
         emitter.running[r] = moved
 
@@ -309,7 +309,7 @@ class _Lowering:
         old = rewrite([new], lambda n: _unguarded(n, accumulators), canonical=True)[0]
         factor = call("exp2", add(new, neg(old)))
         if factor not in block.values:
-            alpha = var(emitter.name(factor, "alpha"), emitter.spread(r) - self.planes.channels(r.axes))
+            alpha = var(emitter.name(factor, "alpha", inside=True), emitter.spread(r) - self.planes.channels(r.axes))
             value = raw_call("exp2", (emitter.value(add(new, neg(old))),), "f")
             block.body.append(Assign(alpha, value, "how far the running maximum moved"))
             block.values[factor] = alpha
