@@ -1,1 +1,60 @@
-"""attnc: a compiler for attention variants."""
+"""attnc: attention variants written as a few equations, compiled to fused kernels."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from attnc.diagnostics.diagnostic import AttncError, CallError, SpecError
+
+if TYPE_CHECKING:
+    from attnc.runtime.op import Op
+
+__version__ = "0.1.0"
+__all__ = ["AttncError", "CallError", "Op", "SpecError", "compile"]
+
+
+def compile(
+    spec: str | os.PathLike[str], *, name: str | None = None, backend: str = "auto", **consts: float
+) -> Op:
+    """Compile an attention variant.
+
+    Args:
+        spec: the path of an `.attn` file, or its text. A string with a newline, or one that begins with ``attention``, is
+            text.
+        name: which definition of a file that holds several.
+        backend: ``"auto"`` (Triton for CUDA tensors; for CPU tensors C++, or tiled PyTorch where there is no compiler),
+            ``"cpp"``, ``"triton"``, ``"tiled"`` or ``"dense"``.
+        consts: values for the spec's constants.
+
+    Returns:
+        An op to call with q, k, v and the spec's tensors.
+
+    Raises:
+        SpecError: the spec cannot be read or is wrong; the message says where and what to do.
+
+    Example:
+        >>> import attnc, torch
+        >>> op = attnc.compile("attention causal\\nmask = j <= i")
+        >>> q, k, v = torch.randn(3, 1, 2, 5, 8)
+        >>> op(q, k, v).shape
+        torch.Size([1, 2, 5, 8])
+    """
+    from attnc import driver
+
+    try:
+        source = driver.read(spec)
+        definition = driver.definition(source, name)
+        from attnc.runtime.op import Op
+
+        return Op(source, definition, consts, backend)
+    except AttncError as error:
+        raise error.with_traceback(None) from None
+
+
+def __getattr__(name: str) -> object:
+    if name == "Op":
+        from attnc.runtime.op import Op
+
+        return Op
+    raise AttributeError(f"module 'attnc' has no attribute {name!r}")

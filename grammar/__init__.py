@@ -1,0 +1,1 @@
+"""The `.attn` language: grammar, syntax tree, parser, formatter and the prelude."""

@@ -1,4 +1,4 @@
-"""Syntax tree of `.attn` files. Every node carries the span of source it came from; spans do not take part in equality."""
+"""Syntax tree of `.attn` files. Every node carries the span of source it came from; spans take no part in equality."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ An operand is a tensor and the names of its dimensions. Dimensions are always in
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 
 import torch
@@ -140,14 +140,23 @@ def scatter_axes(node: Sum, extent: Extent) -> tuple[Axes, list[frozenset[str]]]
 
 
 def collect(
-    operand: Operand, indices: Sequence[Operand], extents: Sequence[int], along: Axes, names: Dims, order: Order
+    operand: Operand, indices: Sequence[Operand], ranges: Sequence[range], along: Axes, names: Dims, order: Order
 ) -> Operand:
-    """Add an operand up by index: the axes `along` give way to axes `names`, one per index, that sort last."""
+    """Add an operand up by index: the axes `along` give way to axes `names`, one per index, that sort last.
+
+    Only the positions `ranges` of the new axes are collected.
+    """
     every = order({*operand[1], *(a for _, dims in indices for a in dims)})
-    shape = [n for _, n in sorted(_shape([operand, *indices]).items(), key=lambda item: every.index(item[0]))]
-    linear = torch.zeros((), dtype=torch.int64, device=operand[0].device)
-    for (index, dims), extent in zip(indices, extents, strict=True):
-        linear = linear * extent + aligned(index, dims, every).clamp(0, max(extent - 1, 0))
+    extent = {a: n for value, dims in [operand, *indices] for a, n in zip(dims, value.shape, strict=True)}
+    shape = [extent[a] for a in every]
+    extents = [len(r) for r in ranges]
+    device = operand[0].device
+    linear = torch.zeros((), dtype=torch.int64, device=device)
+    inside = torch.ones((), dtype=torch.bool, device=device)
+    for (index, dims), r in zip(indices, ranges, strict=True):
+        position = aligned(index, dims, every) - r.start
+        inside = inside & (position >= 0) & (position < len(r))
+        linear = linear * len(r) + position.clamp(0, max(len(r) - 1, 0))
     kept = tuple(a for a in every if a not in along)
     axes = [every.index(a) for a in (*kept, *order(along))]
     rows = [shape[every.index(a)] for a in kept]
@@ -156,13 +165,9 @@ def collect(
     def flat(t: Tensor) -> Tensor:
         return t.expand(shape).permute(axes).reshape([*rows, count])
 
-    source = flat(aligned(*operand, every))
+    source = flat(torch.where(inside, aligned(*operand, every), operand[0].new_zeros(())))
     total = source.new_zeros([*rows, math.prod(extents)]).scatter_add(-1, flat(linear), source)
     return total.reshape([*rows, *extents]), (*kept, *names)
-
-
-def _shape(operands: Iterable[Operand]) -> Mapping[str, int]:
-    return {a: n for value, dims in operands for a, n in zip(dims, value.shape, strict=True)}
 
 
 def split(nodes: Iterable[Node]) -> tuple[list[Node], list[Node]]:

@@ -32,6 +32,7 @@ class Block:
         sizes: runtime integers; ``q_start`` is 0 unless given.
         dtype: of every real value.
         given: values of nodes known already, dimensions in canonical order.
+        targets: gives the positions collected along the new axis of a scattered sum, by default those of the block.
     """
 
     def __init__(
@@ -42,8 +43,10 @@ class Block:
         sizes: Mapping[str, int],
         dtype: torch.dtype,
         given: Mapping[Node, Tensor] | None = None,
+        targets: Callable[[str], range] | None = None,
     ) -> None:
         self.ranges = ranges
+        self.targets = targets or ranges
         self.order = order
         self.tensors = tensors
         self.sizes = sizes
@@ -118,7 +121,7 @@ class Block:
         return self.tensors[name].to(self._dtype(kind))
 
     def _extent(self, name: str) -> int:
-        return len(self.ranges(name.removeprefix(_PRIVATE)))
+        return len(self.ranges(name))
 
     def _operand(self, node: Node, kind: Kind | None = None) -> Operand:
         value = self.values[node]
@@ -281,13 +284,14 @@ class Block:
         keep = outer | free_axes([*far, *far_conditions, *(n for _, n in node.scatter)])
         local = contract(self._operands(near, node.kind), near_conditions, keep, self.order)
         indices = [self._operand(n) for _, n in node.scatter]
-        collected = collect(local, indices, [self._extent(a) for a in names], along, private, self.order)
+        collected = collect(local, indices, [self.targets(a) for a in names], along, private, self.order)
         operands = [collected, *(self._operand(f, node.kind) for f in far)]
         value, dims = contract(operands, [self._operand(c) for c in far_conditions], outer.union(private), self.order)
         public = [a.removeprefix(_PRIVATE) for a in dims]
         ordered = self.order(public)
         value = value.permute([public.index(a) for a in ordered])
-        return self._full(aligned(value, ordered, self.order(node.axes)), node.axes)
+        value = aligned(value, ordered, self.order(node.axes))
+        return value.expand([len(self.targets(a) if a in names else self.ranges(a)) for a in self.order(node.axes)])
 
     def _operands(self, factors: Iterable[Node], kind: Kind) -> list[Operand]:
         return [self._operand(f, kind) for f in factors] or [(self._unit(kind), ())]

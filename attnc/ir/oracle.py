@@ -78,7 +78,8 @@ class _Tape(Block):
         wanted: Iterable[str],
         leaves: dict[Node, Tensor],
     ) -> None:
-        super().__init__(stage.ranges(limits), stage.order, stage.tensors, stage.sizes, stage.dtype, given)
+        ranges, targets = stage.ranges(limits), stage.ranges({})
+        super().__init__(ranges, stage.order, stage.tensors, stage.sizes, stage.dtype, given, targets)
         self.wanted = frozenset(wanted)
         self.leaves = leaves
 

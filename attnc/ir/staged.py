@@ -148,9 +148,14 @@ class Staged:
 
     def _visit(self, limits: Mapping[str, range], targets: Sequence[Node]) -> None:
         known = {n: self.known(n, limits) for n in self.store if n not in targets}
-        values = Block(self.ranges(limits), self.order, self.tensors, self.sizes, self.dtype, known).run(targets)
+        values = self.block(limits, known).run(targets)
         for node, value in zip(targets, values, strict=True):
             self._accumulate(node, self.window(node, limits), value)
+
+    def block(self, limits: Mapping[str, range], known: Mapping[Node, Tensor]) -> Block:
+        return Block(
+            self.ranges(limits), self.order, self.tensors, self.sizes, self.dtype, known, targets=self.ranges({})
+        )
 
     def ranges(self, limits: Mapping[str, range]) -> Callable[[str], range]:
         return lambda name: limits[name] if name in limits else range(self.extents[name.rstrip("'")])

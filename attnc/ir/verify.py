@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from attnc.diagnostics.diagnostic import InternalError
 from attnc.ir.functions import FUNCTIONS
+from attnc.ir.kinds import LOGIC, joint_kind, result_kind
 from attnc.ir.node import (
     Add,
     Axes,
@@ -26,10 +27,6 @@ from attnc.ir.node import (
 from attnc.ir.printer import show
 from attnc.ir.program import Output, Program, Tensor
 from attnc.ir.walk import postorder
-
-COMPARISONS = ("lt", "le", "eq")
-LOGIC = ("and", "or", "not")
-KIND_PRESERVING = ("abs", "maximum", "minimum", "floordiv", "mod")
 
 
 def verify(program: Program) -> None:
@@ -100,8 +97,7 @@ class _Checker:
 
     def _require(self, condition: bool, node: Node, message: str) -> None:
         if not condition:
-            text = show(node)
-            raise InternalError(f"{self.program.name}: {message}, in {text if len(text) < 200 else text[:200] + ' …'}")
+            raise InternalError(f"{self.program.name}: {message}, in {show(node, limit=200)}")
 
     def _known_axes(self, node: Node) -> None:
         names = set(node.axes)
@@ -129,7 +125,7 @@ class _Checker:
                 return node.condition.axes, "f"
             case Add() | Prod():
                 self._kinds(node, node.children, "fi")
-                return free_axes(node.children), _joint(node.children)
+                return free_axes(node.children), joint_kind(node.children)
             case Sum():
                 return self._sum(node)
             case Max():
@@ -143,7 +139,7 @@ class _Checker:
 
     def _kinds(self, node: Node, parts: Iterable[Node], allowed: str) -> None:
         for p in parts:
-            self._require(p.kind in allowed, node, f"{show(p)} has kind {p.kind}, expected one of {allowed}")
+            self._require(p.kind in allowed, node, f"{show(p, limit=80)} has kind {p.kind}, expected one of {allowed}")
 
     def _load(self, node: Load) -> tuple[Axes, Kind]:
         tensor = self.tensors.get(node.tensor)
@@ -164,7 +160,7 @@ class _Checker:
         outer = free_axes(node.children) - node.bound
         captured = outer & set(targets)
         self._require(not captured, node, f"the scattered sum captures {_listed(captured)}")
-        return outer.union(targets), _joint(node.factors)
+        return outer.union(targets), joint_kind(node.factors)
 
     def _call(self, node: Call) -> Kind:
         function = FUNCTIONS.get(node.fn)
@@ -181,20 +177,3 @@ class _Checker:
         elif node.fn != "eq" or {x.kind for x in node.args} != {"b"}:
             self._kinds(node, node.args, "fi")
         return result_kind(node.fn, node.args)
-
-
-def result_kind(fn: str, args: tuple[Node, ...]) -> Kind:
-    """The kind of a primitive function's value."""
-    if fn in COMPARISONS or fn in LOGIC:
-        return "b"
-    if fn == "floor":
-        return "i"
-    if fn in KIND_PRESERVING:
-        return _joint(args)
-    if fn == "where":
-        return "b" if args[1].kind == "b" else _joint(args[1:])
-    return "f"
-
-
-def _joint(nodes: Iterable[Node]) -> Kind:
-    return "f" if any(n.kind == "f" for n in nodes) else "i"

@@ -139,13 +139,15 @@ def substitute(node: Node, mapping: Mapping[str, Node]) -> Node:
         if isinstance(n, Max):
             return max_over(bound, children[0], children[1:])
         k, m = len(n.factors), len(n.domain)
-        if not scattered & env.keys():
+        # A scattered axis that is replaced, or whose name arrives from outside, becomes a condition on the index.
+        given = {a: env.get(a, axis(a)) for a in scattered if a in env or a in arriving}
+        if not given:
             scatter = tuple((a, c) for (a, _), c in zip(n.scatter, children[k + m :], strict=True))
             return sum_over(bound, children[:k], children[k : k + m], scatter)
         keep, equal = [], []
         for (a, _), c in zip(n.scatter, children[k + m :], strict=True):
-            if a in env:
-                equal.append(call("eq", c, env[a]))
+            if a in given:
+                equal.append(call("eq", c, given[a]))
             else:
                 keep.append((a, c))
         return sum_over(bound, children[:k], (*children[k : k + m], *equal), keep)

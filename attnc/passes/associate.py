@@ -64,7 +64,8 @@ def _inner_axis(pair: Axes) -> str:
 
 
 def _order(node: Sum, planes: Planes, grouped: bool) -> Node:
-    batch = planes.batches(node.bound)
+    placed = planes.channels(node.bound & free_axes(index for _, index in node.scatter))
+    batch = planes.batches(node.bound) | placed
     per_batch = [s for s in node.scatter if not planes.sequences(s[1].axes)]
     per_position = [s for s in node.scatter if planes.sequences(s[1].axes)]
     together = _joint_scatter(node, planes, per_position)
@@ -92,7 +93,7 @@ def _order(node: Sum, planes: Planes, grouped: bool) -> Node:
 
 
 def _outer(factors: list[Node], domain: Sequence[Node], batch: Axes, scatter: Sequence[tuple[str, Node]]) -> Node:
-    """The sum over batch axes of what the sequence sums left."""
+    """The sum over batch axes, and over channels that a scatter permutes, of what the other sums left."""
     if batch or scatter:
         return raw_sum(batch, factors, domain, scatter)
     return product([*factors, *(iverson(d) for d in domain)])
@@ -111,7 +112,8 @@ def _elimination(node: Sum, planes: Planes, together: Axes) -> list[Axes]:
 
     Channels come first, unless that would bring three sequence axes together; then the cheapest order that does not.
     """
-    channels = [frozenset({c}) for c in sorted(planes.channels(node.bound))]
+    scattered = free_axes(index for _, index in node.scatter)
+    channels = [frozenset({c}) for c in sorted(planes.channels(node.bound) - scattered)]
     sequences = sorted(planes.sequences(node.bound) - together, key=lambda a: (a != _inner_axis_of(node, planes), a))
     units = [*channels, *(frozenset({a}) for a in sequences)] + ([together] if together else [])
     usual = tuple(units)

@@ -12,7 +12,10 @@ from dataclasses import replace
 
 from attnc.ir.functions import FUNCTIONS
 from attnc.ir.node import (
+    NO_AXES,
+    ZERO,
     Add,
+    Axes,
     Axis,
     Call,
     Load,
@@ -81,13 +84,28 @@ def _load_adjoints(program: Program, names: set[str]) -> dict[str, dict[Load, No
     for node in reversed(order):
         if node not in adjoint or node not in reaches:
             continue
-        g = add(*adjoint.pop(node))
+        g = _combined(adjoint.pop(node), node)
         if isinstance(node, Load):
             found.setdefault(node.tensor, {})[node] = g
             continue
-        for child, contribution in _contributions(node, g, reaches):
-            adjoint.setdefault(child, []).append(contribution)
+        for child, contribution, bound in _contributions(node, g, reaches):
+            deferred = _deferred(program, child, contribution)
+            adjoint.setdefault(child, []).append(_reduce(contribution, child, bound, deferred))
     return found
+
+
+def _deferred(program: Program, child: Node, contribution: Node) -> Axes:
+    """Batch axes a plane value lacks are summed at the leaves, so that no plane is summed over the batch."""
+    if isinstance(child, Sum | Max | Load) or len([a for a in child.axes if program.axis(a).role == "sequence"]) < 2:
+        return NO_AXES
+    return frozenset(a for a in contribution.axes - child.axes if program.axis(a).role == "batch")
+
+
+def _combined(contributions: list[Node], node: Node) -> Node:
+    """The adjoint of a node; contributions with different axes left to sum are summed first."""
+    if len({c.axes - node.axes for c in contributions}) > 1 or isinstance(node, Sum | Max | Load):
+        contributions = [_reduce(c, node) for c in contributions]
+    return add(*contributions)
 
 
 def _reaching(order: list[Node], names: set[str]) -> set[Node]:
@@ -112,40 +130,38 @@ def _reaching(order: list[Node], names: set[str]) -> set[Node]:
     return reaches
 
 
-def _reduce(value: Node, target: Node, bound: Iterable[str] = ()) -> Node:
-    """Sum `value` over every axis the target lacks."""
-    extra = (value.axes | frozenset(bound)) - target.axes
+def _reduce(value: Node, target: Node, bound: Iterable[str] = (), deferred: Axes = NO_AXES) -> Node:
+    """Sum `value` over every axis the target lacks, except `deferred` ones."""
+    extra = (value.axes | frozenset(bound)) - target.axes - deferred
     return sum_over(extra, [value]) if extra else value
 
 
-def _contributions(node: Node, g: Node, reaches: set[Node]) -> list[tuple[Node, Node]]:
-    """Pairs of child and what it receives from `node` whose adjoint is `g`."""
+def _contributions(node: Node, g: Node, reaches: set[Node]) -> list[tuple[Node, Node, Axes]]:
+    """For a node with adjoint g: each child, what it receives before summing, and the axes the node binds."""
     match node:
         case Add():
-            return [(t, _reduce(g, t)) for t in node.terms if t in reaches]
+            return [(t, g, NO_AXES) for t in node.terms if t in reaches]
         case Prod():
             return [
-                (f, _reduce(mul(g, *_others(node.factors, k)), f))
-                for k, f in enumerate(node.factors)
-                if f in reaches
+                (f, mul(g, *_others(node.factors, k)), NO_AXES) for k, f in enumerate(node.factors) if f in reaches
             ]
         case Sum():
             arriving = substitute(g, dict(node.scatter)) if node.scatter else g
             brackets = [iverson(c) for c in node.domain]
             return [
-                (f, _reduce(mul(arriving, *_others(node.factors, k), *brackets), f, node.bound))
+                (f, mul(arriving, *_others(node.factors, k), *brackets), node.bound)
                 for k, f in enumerate(node.factors)
                 if f in reaches
             ]
         case Max():
             hit = mul(iverson(call("eq", node.body, node)), *(iverson(c) for c in node.domain))
             ties = sum_over(node.bound, [hit])
-            return [(node.body, _reduce(mul(g, hit, call("reciprocal_or_zero", ties)), node.body))]
+            return [(node.body, mul(g, hit, call("reciprocal_or_zero", ties)), NO_AXES)]
         case Call():
             gradient = FUNCTIONS[node.fn].gradient
             assert gradient is not None, node.fn
             pairs = zip(node.args, gradient(node, g), strict=True)
-            return [(a, _reduce(x, a)) for a, x in pairs if x is not None and a in reaches]
+            return [(a, x, NO_AXES) for a, x in pairs if x is not None and a in reaches]
         case _:
             return []
 
@@ -174,14 +190,8 @@ def _parts(
         grouped.setdefault(tuple(names), []).append(value)
     if not grouped:
         names = [_dimension_axis(tensor, k, axes, frozenset()) for k in range(len(tensor.dims))]
-        return ((tuple(names), add(_zero())),)
+        return ((tuple(names), ZERO),)
     return tuple((names, add(*values)) for names, values in grouped.items())
-
-
-def _zero() -> Node:
-    from attnc.ir.node import ZERO
-
-    return ZERO
 
 
 def _dimension_axis(tensor: Tensor, k: int, axes: dict[str, AxisInfo], taken: frozenset[str]) -> str:

@@ -252,7 +252,8 @@ class _Scheduler:
             if isinstance(n, Sum | Max):
                 if planes.is_plane(n):
                     continue
-                if planes.batches(n.bound) or planes.sequences(n.bound) or (isinstance(n, Sum) and n.scatter):
+                vector = len(planes.sequences(n.axes)) < 2
+                if vector and (planes.batches(n.bound) or planes.sequences(n.bound) or getattr(n, "scatter", ())):
                     found.append(n)
                     continue
             stack.extend(n.children)

@@ -1,0 +1,53 @@
+"""E3xx: no spec can be had from what was named. Raised by `attnc.grammar.load` and `attnc.driver`."""
+
+from __future__ import annotations
+
+from attnc.diagnostics.entry import Entry, listed
+
+ENTRIES = listed(
+    Entry(
+        "E301",
+        "a file that is not there",
+        "The path does not lead to anything. If a spec of a similar name lies in the same directory, the "
+        "message names it. Relative paths start from the directory you are in.",
+        "attnc check exmaples/alibi.attn",
+        "attnc check examples/alibi.attn",
+    ),
+    Entry(
+        "E302",
+        "a directory instead of a file",
+        "The path leads to a directory that holds no spec, or to a directory where a single file is needed.",
+        "attnc run examples",
+        "attnc run examples/alibi.attn",
+    ),
+    Entry(
+        "E303",
+        "a file that is not UTF-8",
+        "Specs are text in UTF-8, of which ASCII is a part. Some editors save as UTF-16 or in an older "
+        "encoding; choose UTF-8 when saving, or convert the file.",
+        "attnc check saved_as_utf16.attn",
+        "iconv -f UTF-16 -t UTF-8 saved_as_utf16.attn > spec.attn\nattnc check spec.attn",
+    ),
+    Entry(
+        "E304",
+        "a file that cannot be read",
+        "The path leads to something that is no ordinary file, such as a device or a pipe, or to a file you "
+        "may not read. A spec on the standard input is read with `-`.",
+        "attnc check /dev/null",
+        "attnc check - < spec.attn",
+    ),
+    Entry(
+        "E310",
+        "a definition that the file does not hold",
+        "A file may hold several definitions, and one of them is asked for by a name that none of them has.",
+        'attnc.compile("window.attn", name="widow")',
+        'attnc.compile("window.attn", name="window")',
+    ),
+    Entry(
+        "E311",
+        "a file with several definitions, and none chosen",
+        "Compiling makes one op. When a file holds more than one definition, say which is meant.",
+        'attnc.compile("two.attn")',
+        'attnc.compile("two.attn", name="first")',
+    ),
+)

@@ -1,0 +1,152 @@
+"""The compiler as a list of stages, text first and kernels last. Needs no torch.
+
+    read           path or text            -> Source         grammar/load.py
+    definition     Source                  -> Definition     grammar/parser.py
+    lower          Definition              -> Program        attnc/lowering
+    plan_forward   Program                 -> Plan           attnc/passes/pipeline.py
+    plan_gradient  Program                 -> Plan           the same passes, reading what the forward saved
+    kernels        Plan, dtypes            -> tile programs  attnc/passes/tile.py
+    text           Program, target, dtype  -> C++ or Triton  codegen/
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Collection, Mapping
+
+from attnc.codegen.tile import Kernel
+from attnc.diagnostics.diagnostic import Diagnostic, SpecError
+from attnc.diagnostics.source import Source
+from attnc.grammar.tree import Definition
+from attnc.ir.node import Size
+from attnc.ir.program import Program
+from attnc.ir.walk import postorder
+from attnc.passes import modes, pipeline
+from attnc.passes.plan import Pass, Plan
+from attnc.passes.tile import DEFAULT_BLOCK, lower_pass
+
+Consts = Mapping[str, float | int]
+
+
+def read(spec: str | os.PathLike[str]) -> Source:
+    """The source of a path, or of text: a string with a newline, or one that begins with ``attention``."""
+    from attnc.grammar.load import load
+
+    if isinstance(spec, str) and ("\n" in spec or spec.lstrip().startswith(("attention ", "attention\t"))):
+        return Source("<text>", spec)
+    return load(spec)
+
+
+def definition(source: Source, name: str | None = None) -> Definition:
+    """The definition of that name, or the only one.
+
+    Raises:
+        SpecError: on syntax errors, on an unknown name (E310), or if the file holds several and none is named (E311).
+    """
+    from attnc.grammar.parser import parse
+
+    found = {d.name.id: d for d in parse(source).definitions}
+    listed = ", ".join(found)
+    if name is None:
+        if len(found) == 1:
+            return next(iter(found.values()))
+        message = f"`{source.name}` holds {len(found)} definitions: {listed}"
+        raise SpecError([Diagnostic("E311", message, remedy=f"choose one, for example name={next(iter(found))!r}")])
+    if name not in found:
+        close = difflib.get_close_matches(name, found, 1)
+        remedy = f"did you mean `{close[0]}`?" if close else f"it defines {listed}"
+        raise SpecError([Diagnostic("E310", f"`{source.name}` has no definition `{name}`", remedy=remedy)])
+    return found[name]
+
+
+def lower(
+    definition: Definition, source: Source, consts: Consts | None = None, provided: Collection[str] | None = None
+) -> Program:
+    """The program of a definition; optional tensors not `provided` (None: all are) become their defaults."""
+    from attnc.lowering import lower as lower_definition
+
+    return lower_definition(definition, source, consts, provided=None if provided is None else frozenset(provided))
+
+
+def plan_forward(program: Program) -> Plan:
+    """The plan of a spec's outputs, and of the values its gradient will read."""
+    return pipeline.plan_forward(program).forward
+
+
+def plan_gradient(program: Program, seeds: Collection[str], needs: Collection[str]) -> Plan:
+    """The plan of the gradients of `needs` given those of the outputs `seeds`, reading what `plan_forward` saves."""
+    whole = pipeline.normalise(modes.gradient_program(program))
+    rewritten, _ = pipeline.saved_values(program, whole)
+    return pipeline.finish(modes.restricted(rewritten, {f"grad_{s}" for s in seeds}, needs))
+
+
+def plan_alone(program: Program) -> Plan:
+    """The plan of a program that neither saves values nor reads saved ones."""
+    return pipeline.plan_forward(program, training=False).forward
+
+
+def plans(program: Program) -> tuple[Plan, Plan]:
+    """The plans of a program and of its whole gradient."""
+    seeds = [o.name for o in program.outputs]
+    return plan_forward(program), plan_gradient(program, seeds, [t.name for t in program.tensors if t.is_real])
+
+
+def kernels(
+    plan: Plan, dtypes: Mapping[str, str], real: str, constants: Mapping[str, int], outer: int, inner: int
+) -> list[Kernel]:
+    """The tile programs of a plan's passes, in order.
+
+    Args:
+        dtypes: of every tensor and buffer.
+        real: what kernels compute in, f32 or f64.
+        constants: extents fixed at compile time.
+        outer: block length of the axis kernels are parallel over.
+        inner: block length of the axis they loop over.
+    """
+    found = []
+    for item in plan.steps:
+        if isinstance(item, Pass):
+            blocks = {a: n for a, n in ((item.outer, outer), (item.inner, inner)) if a is not None}
+            found.append(lower_pass(plan, item, dtypes=dtypes, real=real, constants=constants, blocks=blocks))
+    return found
+
+
+def channel_sizes(program: Program) -> tuple[str, ...]:
+    """Size symbols in the extents of channel axes: what kernels are specialised to besides dtypes."""
+    extents = [info.extent for info in program.axes.values() if info.role == "channel"]
+    return tuple(sorted({n.name for n in postorder(extents) if isinstance(n, Size)}))
+
+
+def all_kernels(program: Program, dtype: str = "f32", channels: int = 64) -> list[Kernel]:
+    """The tile programs of a program and of its gradient, for queries of `dtype` and channel sizes of `channels`."""
+    real = "f64" if dtype == "f64" else "f32"
+    concrete = {"q": dtype, "real": real}
+    found = []
+    for plan in plans(program):
+        declared = [*((t.name, t.dtype) for t in plan.program.tensors), *((b.name, b.dtype) for b in plan.buffers)]
+        dtypes = {name: concrete.get(d, d) for name, d in declared}
+        constants = dict.fromkeys(channel_sizes(plan.program), channels)
+        found += kernels(plan, dtypes, real, constants, DEFAULT_BLOCK, DEFAULT_BLOCK)
+    return found
+
+
+def text(program: Program, target: str, dtype: str = "f32", channels: int = 64) -> str:
+    """The kernels of a program and of its gradient as C++ (``cpp``) or Triton (``triton``) source."""
+    found = all_kernels(program, dtype, channels)
+    if target == "cpp":
+        from attnc.codegen.cpu.printer import print_unit
+
+        return print_unit(found)
+    if target == "triton":
+        from attnc.codegen.triton.printer import print_module
+
+        return print_module(found)
+    raise ValueError(f"there is no target {target!r}; choose cpp or triton")
+
+
+def explanation(program: Program) -> str:
+    """What the compiler found in a spec and decided, for people."""
+    from attnc.passes.explain import explain
+
+    return explain(*plans(program))

@@ -1,0 +1,61 @@
+"""What the compiler found in a spec and decided, as text for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from attnc.ir.printer import show
+from attnc.passes.plan import Buffer, Finish, Pass, Plan
+
+
+def explain(forward: Plan, gradient: Plan) -> str:
+    """The passes of a program and of its gradient, what is kept between them, what each call checks, and why."""
+    program = forward.program
+    lines = [f"{program.name}: {program.doc}" if program.doc else program.name]
+    if program.consts:
+        lines.append("constants: " + ", ".join(f"{n} = {v}" for n, v in program.consts.items()))
+    lines += ["", *_plan("forward", forward), *_kept(forward)]
+    lines += ["", *_plan("backward", gradient)]
+    decisions = dict.fromkeys((*forward.decisions, *gradient.decisions))
+    if decisions:
+        lines += ["", "decisions", *(f"  {d}" for d in decisions)]
+    if program.checks:
+        lines += ["", "checked at each call", *(f"  {c.message}" for c in program.checks)]
+    return "\n".join(lines)
+
+
+def _plan(title: str, plan: Plan) -> Iterator[str]:
+    count = len(plan.passes)
+    yield f"{title}: {count} pass{'' if count == 1 else 'es'} over the plane"
+    for step in plan.steps:
+        match step:
+            case Pass():
+                yield f"  {_pass(step)}"
+            case Finish():
+                yield f"  {step.buffer}: summed by tensor operations from {_read(step)}"
+
+
+def _pass(step: Pass) -> str:
+    stores = ", ".join(dict.fromkeys(name for name, _, _ in step.stores))
+    if step.inner is None:
+        where = f"vectors over {step.outer}" if step.outer else "scalars"
+        return f"{where}: {stores}"
+    return f"{step.direction} pass, blocks of {step.outer}, loop over {step.inner}: {stores}"
+
+
+def _read(step: Finish) -> str:
+    from attnc.ir.node import Load
+    from attnc.ir.walk import postorder
+
+    names = {n.tensor for n in postorder([node for _, node in step.parts]) if isinstance(n, Load)}
+    return ", ".join(sorted(names)) or "constants"
+
+
+def _kept(plan: Plan) -> Iterator[str]:
+    saved = [b for b in plan.buffers if b.role == "saved"]
+    if saved:
+        yield "  kept for the backward: " + ", ".join(_buffer(b) for b in saved)
+
+
+def _buffer(b: Buffer) -> str:
+    return f"{b.name}[{', '.join(show(d) for d in b.dims)}]"

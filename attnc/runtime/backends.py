@@ -1,0 +1,120 @@
+"""The backends, and which one a computation runs on."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING
+
+from attnc.codegen.tile import Kernel
+from attnc.diagnostics.diagnostic import CallError, Diagnostic
+from attnc.runtime.execute import Executor, KernelBackend, Launch, PlanExecutor
+
+if TYPE_CHECKING:
+    from attnc.runtime.computation import Computation
+
+NAMES = ("auto", "cpp", "triton", "tiled", "dense")
+
+
+def check_backend(name: str) -> None:
+    """Raise `CallError` (E220) unless `name` is a backend."""
+    if name in NAMES:
+        return
+    close = difflib.get_close_matches(str(name), NAMES, 1)
+    remedy = f"did you mean `{close[0]}`?" if close else f"choose one of {', '.join(NAMES)}"
+    raise CallError(Diagnostic("E220", f"there is no backend `{name}`", remedy=remedy))
+
+
+def is_planned(backend: str) -> bool:
+    """Whether a backend runs kernels, and so needs a plan."""
+    return backend != "dense"
+
+
+def executor(computation: Computation, device: str) -> Executor:
+    """What runs `computation` on tensors of this device type."""
+    if computation.plan is None:
+        from attnc.runtime.dense import DenseExecutor
+
+        return DenseExecutor(computation)
+    return PlanExecutor(computation, computation.plan, kernel_backend(chosen(computation.backend, device)))
+
+
+def chosen(backend: str, device: str) -> str:
+    """The backend that ``auto`` means on a device type; any other name is itself."""
+    if backend != "auto":
+        return backend
+    if device == "cuda":
+        return "triton"
+    return "cpp" if has_compiler() else "tiled"
+
+
+@cache
+def has_compiler() -> bool:
+    """Whether there is a C++ compiler; the first time it finds none, a warning says what to install."""
+    from attnc.runtime.toolchain import CompilerMissing, find
+
+    try:
+        find()
+    except CompilerMissing as missing:
+        message = f"{missing}. Until then attention on the CPU runs block by block in PyTorch, which is slower."
+        warnings.warn(message, MissingCompilerWarning, stacklevel=2)
+        return False
+    return True
+
+
+class MissingCompilerWarning(UserWarning):
+    """There is no C++ compiler, so CPU kernels are interpreted by PyTorch."""
+
+
+@cache
+def kernel_backend(name: str) -> KernelBackend:
+    """The backend of that name."""
+    made: KernelBackend = {"cpp": CppBackend, "triton": TritonBackend, "tiled": TiledBackend}[name]()
+    return made
+
+
+class CppBackend:
+    """C++ compiled for this machine."""
+
+    blocks = (32, 64)
+
+    def build(self, kernels: Sequence[Kernel]) -> Sequence[Launch]:
+        """One library with all the kernels."""
+        from attnc.runtime.cpu import build
+
+        return build(kernels)
+
+
+class TritonBackend:
+    """Triton, on CUDA tensors or in its interpreter."""
+
+    blocks = (64, 64)
+
+    def build(self, kernels: Sequence[Kernel]) -> Sequence[Launch]:
+        """One module with all the kernels."""
+        from attnc.codegen.triton.printer import print_module
+        from attnc.runtime.triton_backend import launch, load
+
+        if not kernels:
+            return []
+        module = load(print_module(kernels))
+
+        def launcher(kernel: Kernel) -> Launch:
+            names = [a.name for a in kernel.arguments]
+            return lambda tensors, sizes: launch(kernel, module, dict(zip(names, tensors, strict=True)), sizes)
+
+        return [launcher(k) for k in kernels]
+
+
+class TiledBackend:
+    """Tile programs interpreted by PyTorch, in large blocks, because each statement costs Python time."""
+
+    blocks = (256, 256)
+
+    def build(self, kernels: Sequence[Kernel]) -> Sequence[Launch]:
+        """Interpreters of the kernels."""
+        from attnc.runtime.tiled import TiledKernel
+
+        return [TiledKernel(k) for k in kernels]

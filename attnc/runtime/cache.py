@@ -1,0 +1,128 @@
+"""Compiled libraries on disk, shared by processes.
+
+An entry is three files named by a key: source, library and the library's checksum. Each appears by an atomic rename, the
+checksum last. An entry that does not match its checksum, or does not load, is built again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import filelock
+
+import attnc
+from attnc.runtime.toolchain import CompilerFailed, Toolchain
+from attnc.settings import Settings
+
+
+def key_of(source: str, toolchain: Toolchain) -> str:
+    """The name of the entry for this source, compiler, machine and version of attnc."""
+    text = "\n".join([attnc.__version__, toolchain.identity, source])
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def library(source: str, toolchain: Toolchain, settings: Settings | None = None) -> ctypes.CDLL:
+    """The loaded library of a C++ source, from the cache or compiled now.
+
+    Raises:
+        CompilerFailed: if the compiler rejects the source; its log is kept beside it.
+    """
+    key = key_of(source, toolchain)
+    directory = _directory((settings or Settings.read()).cache_dir)
+    found = _load(directory / f"{key}.so")
+    if found is None:
+        directory = _writable(directory)
+        with _locked(directory / f"{key}.lock"):
+            found = _load(directory / f"{key}.so")
+            if found is None:
+                found = _build(directory, key, source, toolchain)
+    return found
+
+
+def _directory(base: Path) -> Path:
+    return base / "cpp"
+
+
+def _load(path: Path) -> ctypes.CDLL | None:
+    """The library if it is complete and intact."""
+    try:
+        data, expected = path.read_bytes(), path.with_suffix(".sha256").read_text()
+        if hashlib.sha256(data).hexdigest() != expected.strip():
+            return None
+        return ctypes.CDLL(str(path))
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _build(directory: Path, key: str, source: str, toolchain: Toolchain) -> ctypes.CDLL:
+    text = directory / f"{key}.cpp"
+    _replace(text, lambda path: path.write_text(source))
+    target = directory / f"{key}.so"
+    sums: list[str] = []
+
+    def compile_to(path: Path) -> None:
+        try:
+            toolchain.compile(text, path)
+        except CompilerFailed as error:
+            log = directory / f"{key}.log"
+            log.write_text(error.log)
+            raise CompilerFailed(f"{error} (full log: {log})", error.log) from None
+        sums.append(hashlib.sha256(path.read_bytes()).hexdigest())
+
+    _replace(target, compile_to)
+    _replace(target.with_suffix(".sha256"), lambda path: path.write_text(sums[-1] + "\n"))
+    return ctypes.CDLL(str(target))
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Have `path` written under another name and renamed, so that no reader ever sees part of it."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=f".tmp{path.suffix}")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with filelock.FileLock(path):
+        yield
+
+
+def _writable(directory: Path) -> Path:
+    """The directory, or a temporary one for this process if nothing can be written there."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            return directory
+    except OSError as error:
+        return _temporary(directory, str(error))
+
+
+@functools.cache
+def _temporary(instead_of: Path, reason: str) -> Path:
+    """One fallback per process; it is removed when the process ends."""
+    import atexit
+    import shutil
+
+    fallback = Path(tempfile.mkdtemp(prefix="attnc-"))
+    atexit.register(shutil.rmtree, fallback, ignore_errors=True)
+    warnings.warn(
+        f"compiled kernels cannot be kept in {instead_of} ({reason}); they go to a temporary directory and will be compiled "
+        "again next time. Set ATTNC_CACHE_DIR to a directory that can be written.",
+        UserWarning,
+        stacklevel=2,
+    )
+    return fallback

@@ -1,0 +1,93 @@
+"""Kernels compiled for the CPU, ready to launch."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from attnc.codegen.cpu.printer import print_unit
+from attnc.codegen.tile import Kernel
+from attnc.diagnostics.diagnostic import CallError, Diagnostic
+from attnc.runtime import cache
+from attnc.runtime.toolchain import Toolchain, find
+from attnc.settings import Settings
+
+
+class CompiledKernel:
+    """One kernel of a loaded library. Calling it costs some microseconds beside the kernel's own time."""
+
+    def __init__(self, kernel: Kernel, library: ctypes.CDLL, threads: int = 0) -> None:
+        """Bind `kernel` to its entry point; `threads` 0 follows `torch.get_num_threads`."""
+        self.kernel = kernel
+        self.threads = threads
+        self._library = library
+        self._entry = library[kernel.name]
+        self._entry.restype = ctypes.c_int
+        count = sum(len(a.dims) for a in kernel.arguments)
+        self._pointers = ctypes.c_void_p * len(kernel.arguments)
+        self._strides = ctypes.c_int64 * count
+        self._sizes = ctypes.c_int64 * len(kernel.sizes)
+
+    def __call__(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> None:
+        """Run on one tensor per argument.
+
+        Args:
+            tensors: in the order of `Kernel.arguments`, any strides; a dimension of length 1 broadcasts. ``out`` tensors
+                are written, ``add`` tensors must hold zeros.
+            sizes: every symbol in `Kernel.sizes`.
+
+        Raises:
+            CallError: (E230) if a size is beyond what kernels address.
+            MemoryError: if there is no room for the tiles.
+        """
+        strides = [0 if n == 1 else s for t in tensors for n, s in zip(t.shape, t.stride(), strict=True)]
+        status = self._entry(
+            self._pointers(*[t.data_ptr() for t in tensors]),
+            self._strides(*strides),
+            self._sizes(*[sizes[n] for n in self.kernel.sizes]),
+            self.threads or torch.get_num_threads(),
+        )
+        if status == 1:
+            raise MemoryError(f"no memory for the tiles of kernel {self.kernel.name}")
+        if status == 2:
+            message = f"a size of this call is negative or above 2**26: {dict(sizes)}"
+            raise CallError(Diagnostic("E230", message, remedy="split the call into shorter ones"))
+
+
+def build(
+    kernels: Sequence[Kernel], *, toolchain: Toolchain | None = None, settings: Settings | None = None
+) -> list[CompiledKernel]:
+    """Compile kernels of one variant into one library, or find it in the cache.
+
+    Raises:
+        CompilerMissing: if there is no C++ compiler.
+        CompilerFailed: if the compiler rejects the generated source.
+    """
+    if not kernels:
+        return []
+    settings = settings or Settings.read()
+    source = _overridden(kernels[0].name, print_unit(kernels), settings)
+    library = cache.library(source, toolchain or find(settings), settings)
+    return [CompiledKernel(k, library, settings.threads) for k in kernels]
+
+
+def launch(
+    kernel: Kernel, library: ctypes.CDLL, tensors: Mapping[str, Tensor], sizes: Mapping[str, int], threads: int = 0
+) -> None:
+    """Run a kernel once, tensors by argument name; to run it often, keep a `CompiledKernel`."""
+    CompiledKernel(kernel, library, threads)([tensors[a.name] for a in kernel.arguments], sizes)
+
+
+def _overridden(name: str, source: str, settings: Settings) -> str:
+    """Write the source to ``ATTNC_DUMP`` and replace it by the file of the same name in ``ATTNC_OVERRIDE``, if any."""
+    file = f"{name}.cpp"
+    if settings.dump is not None:
+        settings.dump.mkdir(parents=True, exist_ok=True)
+        Path(settings.dump, file).write_text(source)
+    if settings.override is not None and Path(settings.override, file).is_file():
+        return Path(settings.override, file).read_text()
+    return source

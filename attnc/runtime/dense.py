@@ -1,0 +1,30 @@
+"""The dense backend: programs evaluated by plain tensor operations, planes and all. Slow, simple, for tests and debugging."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from attnc.ir.dense import evaluate
+from attnc.runtime.dtypes import real
+
+if TYPE_CHECKING:
+    from attnc.runtime.computation import Computation
+
+
+class DenseExecutor:
+    """Evaluates a computation's program in float32, or in float64 for float64 queries."""
+
+    def __init__(self, computation: Computation) -> None:
+        self.computation = computation
+
+    def __call__(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> tuple[Tensor, ...]:
+        c = self.computation
+        given = dict(zip(c.names, tensors, strict=True))
+        values = evaluate(c.program, given, sizes, dtype=real(tensors[0].dtype))
+        return tuple(
+            values[r.name].to(dtype).clone(memory_format=torch.contiguous_format) for r, dtype in zip(c.results, c.dtypes(tensors), strict=True)
+        )

@@ -1,0 +1,179 @@
+"""Running plans: buffers allocated, kernels launched in order, linear-size leftovers finished by tensor operations.
+
+Kernels are specialised to dtypes and channel extents and to nothing else; a prepared plan serves every length.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from attnc import driver
+from attnc.codegen.tile import Kernel
+from attnc.ir.dense import evaluate
+from attnc.ir.node import Load
+from attnc.ir.program import Output
+from attnc.ir.walk import postorder
+from attnc.passes.plan import Finish, Plan
+from attnc.runtime.dtypes import NAMES, real, resolve
+from attnc.runtime.sizes import Evaluator, evaluator
+
+if TYPE_CHECKING:
+    from attnc.runtime.computation import Computation
+
+
+class Executor(Protocol):
+    """Computes an op's results from its tensor arguments."""
+
+    def __call__(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> tuple[Tensor, ...]:
+        """Results in the order of `Computation.results`."""
+        ...
+
+
+class Launch(Protocol):
+    """A kernel ready to run."""
+
+    def __call__(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> object:
+        """Run on one tensor per kernel argument; `sizes` has every size symbol."""
+        ...
+
+
+class KernelBackend(Protocol):
+    """Turns tile programs into launchable kernels.
+
+    Attributes:
+        blocks: block lengths of the outer and the inner axis to lower passes with.
+    """
+
+    blocks: tuple[int, int]
+
+    def build(self, kernels: Sequence[Kernel]) -> Sequence[Launch]:
+        """The kernels of one plan, compiled."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """A buffer to make for each call, in slot `slot` of its tensors."""
+
+    slot: int
+    dims: tuple[Evaluator, ...]
+    dtype: torch.dtype
+    zeroed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A kernel with the slots of its arguments, and the scratch slots nothing reads afterwards."""
+
+    launch: Launch
+    slots: tuple[int, ...]
+    done: tuple[int, ...] = ()
+
+
+class PlanExecutor:
+    """Runs a computation's plan on one kernel backend."""
+
+    def __init__(self, computation: Computation, plan: Plan, backend: KernelBackend) -> None:
+        self.computation = computation
+        self.plan = plan
+        self.backend = backend
+        self._lock = threading.Lock()
+        self._prepared: dict[tuple[object, ...], Prepared] = {}
+        self._constants = driver.channel_sizes(plan.program)
+
+    def __call__(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> tuple[Tensor, ...]:
+        """Results in the order of `Computation.results`."""
+        key = (*[t.dtype for t in tensors], *[sizes[c] for c in self._constants])
+        prepared = self._prepared.get(key)
+        if prepared is None:
+            with self._lock:
+                prepared = self._prepared.get(key) or Prepared(self, tensors, sizes)
+                self._prepared[key] = prepared
+        return prepared(tensors, sizes)
+
+    def kernels(self, dtypes: Mapping[str, torch.dtype], constants: Mapping[str, int], kind: str) -> list[Kernel]:
+        """The plan's tile programs for these dtypes and channel extents."""
+        named = {n: NAMES[d] for n, d in dtypes.items()}
+        return driver.kernels(self.plan, named, kind, constants, *self.backend.blocks)
+
+    @property
+    def constants(self) -> tuple[str, ...]:
+        """Sizes that kernels are specialised to."""
+        return self._constants
+
+
+class Prepared:
+    """A plan for one choice of dtypes and channel extents: nothing left to decide but lengths."""
+
+    def __init__(self, owner: PlanExecutor, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> None:
+        computation, plan = owner.computation, owner.plan
+        query = tensors[0].dtype
+        self.real = real(query)
+        self.device = tensors[0].device
+        slot = {n: k for k, n in enumerate((*computation.names, *(b.name for b in plan.buffers)))}
+        dtypes = dict(zip(computation.names, (t.dtype for t in tensors), strict=True))
+        dtypes |= {b.name: resolve(b.dtype, query) for b in plan.buffers}
+        dtypes |= dict(zip((r.name for r in computation.results), computation.dtypes(tensors), strict=True))
+        constants = {c: int(sizes[c]) for c in owner.constants}
+        kernels = owner.kernels(dtypes, constants, NAMES[self.real])
+        launches = iter(zip(kernels, owner.backend.build(kernels), strict=True))
+        added = {a.name for k in kernels for a in k.arguments if a.mode == "add"}
+        self._allocations = [
+            Allocation(slot[b.name], tuple(evaluator(d) for d in b.dims), dtypes[b.name], b.name in added)
+            for b in plan.buffers
+        ]
+        self._steps: list[Step] = []
+        for item in plan.steps:
+            if isinstance(item, Finish):
+                finish = Finisher(plan, item, self.real, dtypes[item.buffer])
+                self._steps.append(Step(finish, tuple(slot[n] for n in (*finish.reads, item.buffer))))
+            else:
+                kernel, launch = next(launches)
+                self._steps.append(Step(launch, tuple(slot[a.name] for a in kernel.arguments)))
+        self._results = tuple(slot[r.name] for r in computation.results)
+        self._release([slot[b.name] for b in plan.buffers if b.role == "scratch"])
+
+    def _release(self, scratch: Sequence[int]) -> None:
+        """Let scratch buffers go after their last reader."""
+        last = {s: k for k, step in enumerate(self._steps) for s in step.slots}
+        for k, step in enumerate(self._steps):
+            done = tuple(s for s in scratch if last.get(s) == k)
+            self._steps[k] = replace(step, done=done)
+
+    def __call__(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> tuple[Tensor, ...]:
+        """Allocate, launch every step, and return the results."""
+        device = tensors[0].device
+        slots: list[Tensor | None] = [*tensors]
+        for a in self._allocations:
+            make = torch.zeros if a.zeroed else torch.empty
+            slots.append(make([d(sizes) for d in a.dims], dtype=a.dtype, device=device))
+        for step in self._steps:
+            step.launch([slots[s] for s in step.slots], sizes)  # type: ignore[misc]
+            for s in step.done:
+                slots[s] = None
+        return tuple(slots[s] for s in self._results)  # type: ignore[misc]
+
+
+class Finisher:
+    """A `Finish` step: tensor operations on buffers, in the dtype kernels compute in."""
+
+    def __init__(self, plan: Plan, item: Finish, dtype: torch.dtype, stored: torch.dtype) -> None:
+        nodes = [node for _, node in item.parts]
+        self.reads = tuple(sorted({n.tensor for n in postorder(nodes) if isinstance(n, Load)}))
+        dims = plan.buffer(item.buffer).dims
+        self.buffer = item.buffer
+        self.program = replace(plan.program, tensors=(), outputs=(Output(item.buffer, item.parts, dims),))
+        self.dtype = dtype
+        self.stored = stored
+
+    def __call__(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> None:
+        """Write the buffer, the last of `tensors`, from the others."""
+        *read, target = tensors
+        given = dict(zip(self.reads, read, strict=True))
+        target.copy_(evaluate(self.program, given, sizes, dtype=self.dtype)[self.buffer])

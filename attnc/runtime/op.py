@@ -1,0 +1,186 @@
+"""The op a user calls."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from attnc import driver
+from attnc.diagnostics.diagnostic import AttncError
+from attnc.diagnostics.source import Source
+from attnc.grammar.tree import Definition
+from attnc.ir.program import Program
+from attnc.runtime.arguments import FIXED, Signature, check_names, position
+from attnc.runtime.backends import check_backend, is_planned
+from attnc.runtime.computation import Computation, computation
+from attnc.runtime.transforms import active, functional
+
+Observed = dict[str, Tensor]
+
+
+class Variant:
+    """An op for one choice of optional tensors, with or without observations."""
+
+    def __init__(self, program: Program, backend: str) -> None:
+        self.signature = Signature(program)
+        if is_planned(backend):
+            plan = driver.plan_forward(program)
+            self.computation = computation(program, plan, backend)
+        else:
+            self.computation = computation(program, None, backend)
+
+    def __call__(self, tensors: list[Any], q_start: Any) -> tuple[Tensor, ...]:
+        ready = self.signature.accept(tensors, q_start)
+        if active():
+            return functional(self.computation, ready, q_start)
+        return self.computation.op(*ready, q_start)
+
+
+class Op:
+    """A compiled attention variant: ``o = op(q, k, v, **tensors)``.
+
+    Made by `attnc.compile`. The op is differentiable twice, and is one node to `torch.compile`, `torch.export` and
+    profilers.
+
+    Attributes:
+        name: the name the spec gives itself.
+        program: the spec in index notation, with every tensor it can be given.
+        optional: names of the tensors that have a default.
+    """
+
+    def __init__(self, source: Source, definition: Definition, consts: Mapping[str, float | int], backend: str) -> None:
+        check_backend(backend)
+        self._source = source
+        self._definition = definition
+        self._consts = dict(consts)
+        self.backend = backend
+        self.program = driver.lower(definition, source, consts)
+        self.name = self.program.name
+        self.optional = frozenset(t.name for t in self.program.tensors if t.default is not None)
+        self._variants: dict[tuple[bool, frozenset[str]], Variant] = {}
+        self._lock = threading.RLock()
+        self._opaque = _opaque(self._call)
+
+    def __call__(
+        self, /, q: Tensor, k: Tensor, v: Tensor, *, q_start: int = 0, observe: bool = False, **tensors: Tensor
+    ) -> Any:
+        """Run the variant.
+
+        Args:
+            q: queries [B, H, M, D], f16, bf16, f32, or f64 on the CPU; any strides.
+            k: keys [B, G, N, D] of the same dtype, where G divides H.
+            v: values [B, G, N, E] of the same dtype.
+            q_start: absolute position of the first query: the number of keys before it when decoding.
+            observe: also return what the spec observes.
+            tensors: the spec's tensors by name. Those with a default may be left out; a dimension of extent 1 broadcasts.
+
+        Returns:
+            The output [B, H, M, E] in q's dtype (or what the spec's `output` says); with `observe`, a pair of it and a
+            dict of observations by name.
+
+        Raises:
+            CallError: E2xx, if the tensors do not fit the spec.
+        """
+        try:
+            call = self._opaque if torch.compiler.is_dynamo_compiling() else self._call
+            results = call(observe, q_start, tuple(tensors), q, k, v, *tensors.values())
+        except AttncError as error:
+            raise error.with_traceback(None) from None
+        if observe:
+            return results[0], dict(zip(self.program.observed, results[1:], strict=False))
+        return results[0]
+
+    def _call(self, observe: bool, q_start: Any, names: tuple[str, ...], *tensors: Any) -> tuple[Tensor, ...]:
+        variant = self._variants.get((observe, frozenset(names))) or self.variant(*names, observe=observe)
+        given = dict(zip((*FIXED, *names), tensors, strict=True))
+        return variant([given[n] for n in variant.signature.names], position(q_start))
+
+    def variant(self, *names: str, observe: bool = False) -> Variant:
+        """The op for calls that give the tensors `names`; registers it with torch, which loading an exported program needs.
+
+        Raises:
+            CallError: E205 or E206, if these are not the spec's tensors.
+        """
+        key = (observe, frozenset(names))
+        with self._lock:
+            if key not in self._variants:
+                check_names(self.program, names)
+                self._variants[key] = Variant(self._lowered(frozenset(names), observe), self.backend)
+            return self._variants[key]
+
+    def _lowered(self, names: frozenset[str], observe: bool) -> Program:
+        program = driver.lower(self._definition, self._source, self._consts, names & self.optional)
+        if observe:
+            return program
+        kept = tuple(o for o in program.outputs if o.name not in program.observed)
+        return program.with_outputs(kept)
+
+    def reference(
+        self, q: Tensor, k: Tensor, v: Tensor, *, q_start: int = 0, observe: bool = False, **tensors: Tensor
+    ) -> Any:
+        """What the spec says, evaluated densely in float64 on the CPU or wherever the tensors are.
+
+        Takes and returns what calling the op does, in float64; differentiable by autograd. Time and memory are those of
+        the formula written naively.
+        """
+        from attnc.ir.dense import bind_sizes, evaluate
+
+        try:
+            check_names(self.program, tuple(tensors))
+            program = self._lowered(frozenset(tensors), observe)
+            signature = Signature(program)
+            given = {"q": q, "k": k, "v": v, **tensors}
+            ready = signature.accept([given[n] for n in signature.names], position(q_start))
+        except AttncError as error:
+            raise error.with_traceback(None) from None
+        inputs = dict(zip(signature.names, ready, strict=True))
+        values = evaluate(program, inputs, bind_sizes(program, inputs, q_start))
+        main = next(o.name for o in program.outputs if o.name not in program.observed)
+        if observe:
+            return values[main], {n: values[n] for n in program.observed}
+        return values[main]
+
+    def source(self, target: str = "cpp", *, dtype: str = "f32", channels: int = 64) -> str:
+        """The kernels as text, forward then backward.
+
+        Args:
+            target: ``"cpp"`` or ``"triton"``.
+            dtype: of q, k and v.
+            channels: extent of d and e.
+        """
+        try:
+            return driver.text(self.program, target, dtype, channels)
+        except AttncError as error:
+            raise error.with_traceback(None) from None
+
+    def explain(self) -> str:
+        """What the compiler found in the spec, what it decided, and why."""
+        return driver.explanation(self.program)
+
+    def __repr__(self) -> str:
+        consts = "".join(f", {k}={v}" for k, v in self._consts.items())
+        return f"<attnc op {self.name} from {self._source.name}{consts}, backend {self.backend}>"
+
+    def __reduce__(self) -> Any:
+        return (_restored, (self._source.name, self._source.text, self.name, self.backend, self._consts))
+
+    def __deepcopy__(self, memo: object) -> Op:
+        return self
+
+
+def _restored(name: str, text: str, definition: str, backend: str, consts: dict[str, float | int]) -> Op:
+    source = Source(name, text)
+    return Op(source, driver.definition(source, definition), consts, backend)
+
+
+def _opaque(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
+    """A plain function that dynamo puts into its graph without looking inside."""
+
+    def call(*args: Any) -> tuple[Tensor, ...]:
+        return function(*args)
+
+    return cast("Callable[..., tuple[Tensor, ...]]", torch._dynamo.allow_in_graph(call))

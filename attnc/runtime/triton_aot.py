@@ -1,0 +1,172 @@
+"""Compiling printed Triton kernels ahead of time, for devices this machine may not have."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from attnc.codegen.tile import Kernel
+from attnc.codegen.triton.configuration import Configuration, default_configuration
+from attnc.codegen.triton.parameters import parameters, values
+from attnc.runtime.triton_backend import function, load
+
+TRITON_TYPES = {
+    "f64": "fp64",
+    "f32": "fp32",
+    "f16": "fp16",
+    "bf16": "bf16",
+    "i64": "i64",
+    "i32": "i32",
+    "i16": "i16",
+    "i8": "i8",
+    "u8": "u8",
+    "bool": "i1",
+}
+SHARED_LIMITS = {
+    "sm_80": 163 * 1024,
+    "sm_86": 99 * 1024,
+    "sm_89": 99 * 1024,
+    "sm_90": 227 * 1024,
+    "sm_100": 227 * 1024,
+    "sm_120": 99 * 1024,
+    "gfx942": 64 * 1024,
+    "gfx950": 160 * 1024,
+}
+"""Bytes of shared memory (LDS) one program may use."""
+
+
+@dataclass(frozen=True, slots=True)
+class Artefact:
+    """What a compiler made of one kernel.
+
+    Attributes:
+        target: as given to `aot`.
+        registers: per thread (vector registers on AMD).
+        spilled: bytes of stack per thread, or the number of spilled registers on AMD; 0 when nothing spills.
+        shared: bytes of shared memory per program.
+        listings: text by name: ``ttir``, ``ttgir``, ``llir``, and ``ptx``, ``sass`` or ``amdgcn``.
+    """
+
+    target: str
+    registers: int
+    spilled: int
+    shared: int
+    listings: Mapping[str, str]
+
+    @property
+    def assembly(self) -> str:
+        """SASS or AMD assembly."""
+        return self.listings["amdgcn" if self.target.startswith("gfx") else "sass"]
+
+    @property
+    def fits(self) -> bool:
+        """Whether nothing spills and shared memory is within the device's limit."""
+        return self.spilled == 0 and self.shared <= SHARED_LIMITS[self.target]
+
+
+def aot(
+    kernel: Kernel,
+    source: str,
+    target: str,
+    sizes: Mapping[str, int],
+    configuration: Configuration | None = None,
+    *,
+    directory: Path | None = None,
+) -> Artefact:
+    """Compile a kernel as a launch on contiguous, 16-byte aligned tensors would.
+
+    Args:
+        kernel: the kernel `source` was printed from.
+        target: ``sm_80``, ``sm_90``, ``sm_100``, ``gfx942``, ...
+        sizes: the channel extents (D, E, ...); other sizes stay runtime arguments.
+        configuration: blocks, warps and stages; a static rule picks them by default.
+        directory: where the module is written.
+
+    Raises:
+        RuntimeError: if Triton is interpreting in this process.
+    """
+    os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    called = function(kernel, load(source, directory))
+    if type(called).__name__ == "InterpretedFunction":
+        raise RuntimeError("Triton is interpreting in this process (TRITON_INTERPRET is set): it cannot compile")
+    chosen = configuration or default_configuration(kernel, sizes, target)
+    described = _describe(kernel, {**{s: 0 for s in kernel.sizes}, **sizes}, chosen)
+    ast = ASTSource(called, described.signature, constexprs=described.constants, attrs=described.hints)
+    gpu = GPUTarget("hip", target, 64) if target.startswith("gfx") else GPUTarget("cuda", int(target[3:]), 32)
+    options = {"num_warps": chosen.num_warps, "num_stages": chosen.num_stages}
+    compiled = triton.compile(ast, target=gpu, options=options)
+    return _artefact(target, compiled)
+
+
+@dataclass(frozen=True, slots=True)
+class _Description:
+    signature: dict[str, str]
+    constants: dict[str, int]
+    hints: dict[tuple[int, ...], list[list[Any]]]
+
+
+def _describe(kernel: Kernel, sizes: Mapping[str, int], configuration: Configuration) -> _Description:
+    """Types, constants and alignment of every parameter; the stride of the last dimension is 1."""
+    fixed = values(kernel, sizes, configuration.blocks)
+    signature: dict[str, str] = {}
+    constants: dict[str, int] = {}
+    hints: dict[tuple[int, ...], list[list[Any]]] = {}
+    for k, p in enumerate(parameters(kernel)):
+        if p.role == "stride" and p.dim == len(kernel.argument(p.of).dims) - 1:
+            signature[p.name], constants[p.name] = "constexpr", 1
+        elif p.constant:
+            signature[p.name], constants[p.name] = "constexpr", fixed[p.name]
+        elif p.role == "pointer":
+            signature[p.name] = "*" + TRITON_TYPES[kernel.argument(p.of).dtype]
+            hints[k,] = [["tt.divisibility", 16]]
+        else:
+            signature[p.name] = "i32"
+            if p.role == "stride":
+                hints[k,] = [["tt.divisibility", 16]]
+    return _Description(signature, constants, hints)
+
+
+def _artefact(target: str, compiled: Any) -> Artefact:
+    shared = int(compiled.metadata.shared)
+    wanted = ("ttir", "ttgir", "llir", *(("amdgcn",) if target.startswith("gfx") else ("ptx",)))
+    listings = {name: str(compiled.asm[name]) for name in wanted}
+    if target.startswith("gfx"):
+        registers, spilled = (_amd_field(listings["amdgcn"], f) for f in ("vgpr_count", "vgpr_spill_count"))
+        return Artefact(target, registers, spilled, shared, listings)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        registers, spilled = _resources(file.name)
+        listings["sass"] = _nvidia_tool("nvdisasm", "-c", file.name)
+    return Artefact(target, registers, spilled, shared, listings)
+
+
+def _amd_field(text: str, name: str) -> int:
+    found = re.search(rf"\.{name}:\s*(\d+)", text)
+    assert found is not None, f"no {name} in the AMD metadata"
+    return int(found[1])
+
+
+def _resources(cubin: str) -> tuple[int, int]:
+    """Registers and bytes of stack per thread."""
+    text = _nvidia_tool("cuobjdump", "-res-usage", cubin)
+    registers, stack = re.search(r"REG:(\d+)", text), re.search(r"STACK:(\d+)", text)
+    assert registers is not None and stack is not None, text
+    return int(registers[1]), int(stack[1])
+
+
+def _nvidia_tool(name: str, *arguments: str) -> str:
+    import triton.backends.nvidia as nvidia
+
+    tool = Path(nvidia.__path__[0]) / "bin" / name
+    return subprocess.run([str(tool), *arguments], check=True, capture_output=True, text=True).stdout

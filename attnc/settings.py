@@ -1,0 +1,65 @@
+"""Everything attnc reads from the environment, in one place."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Environment variables as values.
+
+    Attributes:
+        cache_dir: ``ATTNC_CACHE_DIR``: where compiled kernels are kept; by default the user's cache directory.
+        threads: ``ATTNC_THREADS``: CPU threads per kernel; 0 for PyTorch's number.
+        dump: ``ATTNC_DUMP``: a directory that gets every generated source.
+        override: ``ATTNC_OVERRIDE``: a directory whose sources replace generated ones of the same file name.
+        backend: ``ATTNC_BACKEND``: the backend where a call does not name one; ``auto`` by default.
+        cxx: ``ATTNC_CXX``: the C++ compiler; ``none`` to behave as if there were none.
+    """
+
+    cache_dir: Path
+    threads: int = 0
+    dump: Path | None = None
+    override: Path | None = None
+    backend: str = "auto"
+    cxx: str | None = None
+
+    @classmethod
+    def read(cls, environment: Mapping[str, str] | None = None) -> Settings:
+        """The settings now. Variables that are set but empty count as unset.
+
+        Raises:
+            ValueError: if ``ATTNC_THREADS`` is not a number from 0 upward.
+        """
+        env = os.environ if environment is None else environment
+
+        def path(name: str) -> Path | None:
+            text = env.get(name, "")
+            return Path(text).expanduser() if text else None
+
+        return cls(
+            cache_dir=path("ATTNC_CACHE_DIR") or _user_cache(),
+            threads=_count("ATTNC_THREADS", env.get("ATTNC_THREADS", "")),
+            dump=path("ATTNC_DUMP"),
+            override=path("ATTNC_OVERRIDE"),
+            backend=env.get("ATTNC_BACKEND", "") or "auto",
+            cxx=env.get("ATTNC_CXX", "") or None,
+        )
+
+
+def _user_cache() -> Path:
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("attnc"))
+
+
+def _count(name: str, text: str) -> int:
+    if not text:
+        return 0
+    if not text.isdigit():
+        raise ValueError(f"{name} is {text!r}; it must be a number of threads, or 0 for PyTorch's")
+    return int(text)

@@ -1,0 +1,183 @@
+"""Statements of a tile program to C++, in order, grouped into loop nests where that is possible."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from attnc.codegen.cpu.emitter import Emitter
+from attnc.codegen.cpu.expression import SUM, UNARY, Expressions, Value
+from attnc.codegen.cpu.layout import Layout, Mentions, reads, written
+from attnc.codegen.cpu.matrix import MatrixProduct, matrix_product
+from attnc.codegen.cpu.nest import Nest
+from attnc.codegen.cpu.segments import NestStmt, shape
+from attnc.codegen.cpu.transfer import Transfer, affine
+from attnc.codegen.tile import Accumulate, AccumulateAt, Assign, Each, Loop, Scatter, Stmt, Store
+from attnc.ir.node import NO_AXES, Load, Var, var
+
+
+class Body:
+    """Prints statement lists; `positions` maps grid and `Each` axes to their scalar positions."""
+
+    def __init__(self, layout: Layout, needs: set[str], out: Emitter) -> None:
+        self.layout = layout
+        self.needs = needs
+        self.out = out
+        self.positions = {a: layout.axis(a) for a in layout.kernel.grid}
+        self.scalars: frozenset[str] = frozenset()
+        self.mentions = Mentions(layout.kernel)
+        self.temporaries: set[str] = set()
+        self.current: tuple[Stmt, ...] = ()
+
+    @property
+    def expressions(self) -> Expressions:
+        """For uniform expressions at the current place."""
+        return Expressions(self.layout, self.needs, self.positions, self._read)
+
+    def _read(self, node: Var) -> Value:
+        tile = self.layout.tiles[node.name]
+        return Value(tile.array, "i" if tile.element == "w" else tile.element, False)
+
+    # ---------------------------------------------------------------------------------------------------- groups
+
+    def print(self, body: tuple[Stmt, ...]) -> None:
+        """Statements in order; one that does not depend on the nest being collected is printed ahead of it."""
+        before, self.current = self.current, body
+        group: list[NestStmt] = []
+        for s in self._simple(body):
+            if self._joins(group, s):
+                assert not isinstance(s, Loop | Each)
+                group.append(s)
+                continue
+            if isinstance(s, Loop | Each) or any(_depends(s, g) for g in group) or self._nests(s):
+                self._flush(group)
+            if self._nests(s):
+                assert not isinstance(s, Loop | Each)
+                group.append(s)
+            else:
+                self._alone(s)
+        self._flush(group)
+        self.current = before
+
+    def _simple(self, body: Iterable[Stmt]) -> Iterable[Stmt]:
+        """Stores of expressions become a tile and its store."""
+        for s in body:
+            if isinstance(s, Store) and affine(self.layout, s.index, self.scalars) and not self._is_tile(s):
+                axes = NO_AXES.union(s.value.axes, *(n.axes for n in s.index))
+                lanes = self.layout.kernel.layout(axes - self.scalars)
+                if lanes:
+                    stored = var(self._temporary(f"{s.tensor}_stored"), lanes, "f")
+                    self.layout.add(stored.name, "f", frozenset(lanes))
+                    self.layout.writes[stored.name] = 1
+                    self.temporaries.add(stored.name)
+                    yield Assign(stored, s.value, s.note)
+                    yield Store(s.tensor, s.index, stored)
+                    continue
+            yield s
+
+    def _temporary(self, wish: str) -> str:
+        name, count = wish, 1
+        while name in self.layout.tiles:
+            count += 1
+            name = f"{wish}_{count}"
+        return name
+
+    def _is_tile(self, s: Store) -> bool:
+        """Whether the value is a tile with just the axes of the subscripts, so that it can be copied out."""
+        if not isinstance(s.value, Var) or s.value.name not in self.layout.tiles:
+            return False
+        lanes = self.layout.kernel.layout(NO_AXES.union(*(n.axes for n in s.index)) - self.scalars)
+        return bool(lanes) and set(self.layout.tiles[s.value.name].lanes) == set(lanes)
+
+    def _nests(self, s: Stmt) -> bool:
+        """Whether a statement is printed as (part of) a loop nest."""
+        match s:
+            case Loop() | Each():
+                return False
+            case Store():
+                return not affine(self.layout, s.index, self.scalars) or not self._is_tile(s)
+            case Assign() if isinstance(s.value, Load):
+                return affine(self.layout, s.value.index, self.scalars) is None
+            case Scatter():
+                return True
+            case _:
+                return matrix_product(self.layout, s, self.scalars) is None
+
+    def _joins(self, group: list[NestStmt], s: Stmt) -> bool:
+        if not group or isinstance(s, Loop | Each) or not self._nests(s):
+            return False
+        vector = shape(self.layout, s, self.scalars).vector
+        return vector is not None and vector == shape(self.layout, group[0], self.scalars).vector
+
+    def _flush(self, group: list[NestStmt]) -> None:
+        if not group:
+            return
+        outside = self.mentions.outside(self.current, group) | (self.temporaries & {w for s in group if (w := written(s))})
+        Nest(self.layout, self.needs, self.positions, self.scalars, outside, self.out).print(group)
+        group.clear()
+
+    # ------------------------------------------------------------------------------------------------ statements
+
+    def _alone(self, s: Stmt) -> None:
+        match s:
+            case Loop():
+                self._loop(s)
+            case Each():
+                self._each(s)
+            case Assign() if isinstance(s.value, Load):
+                self.out.note(s.note)
+                subscripts = affine(self.layout, s.value.index, self.scalars)
+                assert subscripts is not None
+                self._transfer().read(self.layout.tiles[s.target.name], s.value.tensor, subscripts)
+            case Store():
+                self.out.note(s.note)
+                subscripts = affine(self.layout, s.index, self.scalars)
+                assert subscripts is not None and isinstance(s.value, Var)
+                self._transfer().write(self.layout.tiles[s.value.name], s.tensor, subscripts)
+            case Assign() | Accumulate():
+                plan = matrix_product(self.layout, s, self.scalars)
+                assert plan is not None
+                MatrixProduct(self.layout, self.needs, self.positions, self.out).print(s, plan)
+            case _:
+                raise TypeError(f"cannot print {s}")
+
+    def _transfer(self) -> Transfer:
+        return Transfer(self.layout, self.needs, self.expressions, self.out)
+
+    def _loop(self, s: Loop) -> None:
+        """Blocks of the inner axis; positions at or past `stop` are not visited."""
+        axis = s.axis
+        name, first, count = self.layout.axis(axis), self.layout.first(axis), self.layout.count(axis)
+        block = self.layout.blocks[axis]
+        self.out.line()
+        self.out.note(s.note)
+        stop = self.layout.names.fresh(f"{name}_stop")
+        limit = self.expressions.show(self.layout.roles[axis].extent)
+        end = self.expressions.show(s.stop)
+        code = end.code if s.stop is self.layout.roles[axis].extent else f"least({end.code}, {limit.code})"
+        self.out.line(f"const int64_t {stop} = {code};")
+        start = self.expressions.show(s.start)
+        head = f"for (int64_t {first} = {start.code}; {first} < {stop}; {first} += {block})"
+        with self.layout.names.scope(), self.out.block(head):
+            self.out.line(f"const int64_t {count} = least({block}, {stop} - {first});")
+            self.out.line(f"[[maybe_unused]] const int64_t {self.layout.padded(axis)} = round_up({count}, W);")
+            self.print(s.body)
+
+    def _each(self, s: Each) -> None:
+        name = self.layout.axis(s.axis)
+        start, stop = self.expressions.show(s.start), self.expressions.show(s.stop)
+        before, shown = self.scalars, dict(self.positions)
+        self.out.note(s.note)
+        head = f"for (int64_t {name} = {start.code}; {name} < {stop.at(SUM)}; ++{name})"
+        with self.layout.names.scope(), self.out.block(head):
+            self.scalars = before | {s.axis}
+            self.positions[s.axis] = name
+            self.print(s.body)
+        self.scalars, self.positions = before, shown
+
+
+def _depends(s: Stmt, earlier: Stmt) -> bool:
+    """Whether `s` may not be printed before `earlier`."""
+    if isinstance(s, Store | Scatter) and isinstance(earlier, Store | Scatter):
+        return True
+    mine, theirs = written(s), written(earlier)
+    return theirs in reads(s) or (mine is not None and (mine == theirs or mine in reads(earlier)))

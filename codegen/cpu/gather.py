@@ -1,0 +1,106 @@
+"""Elements at computed positions, read and added to one lane at a time inside a loop nest."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attnc.codegen.cpu.expression import UNARY, Value
+from attnc.codegen.cpu.layout import C_SCALAR, C_VECTOR, Element
+from attnc.codegen.tile import Scatter, Store
+from attnc.ir.node import Axis, Load, Node
+
+if TYPE_CHECKING:
+    from attnc.codegen.cpu.nest import Nest
+
+
+def gather(nest: Nest, node: Load) -> Value:
+    """``tensor[index]``; 0 where the index lies outside the tensor."""
+    layout, out = nest.layout, nest.out
+    nest.needs.add("element_types")
+    element: Element = node.kind
+    if element == "i" and layout.reach(node) > 2**31 - 1 and layout.kernel.real == "f32":
+        element = "w"
+    name = layout.names.fresh(node.tensor)
+    address, conditions, lanes = _address(nest, node.tensor, node.index)
+    zero = {"f": "real()", "w": "int64_t()"}.get(element, "integer()")
+    if element == "b":
+        fetch = f"-integer(take({address}, integer()) != 0)"
+    else:
+        fetch = f"take({address}, {zero})"
+    if not lanes:
+        scalar = "int64_t" if element in ("i", "w") else C_SCALAR[element]
+        picked = f"{' && '.join(conditions)} ? {fetch} : {zero}" if conditions else fetch
+        out.line(f"const {scalar} {name} = {picked};")
+        value = Value(name, "i" if element == "w" else element, False)
+        return value if nest.vector is None else nest.expressions.spread(value)
+    if element == "w":
+        nest.needs.add("wide")
+    out.line(f"{C_VECTOR[element]} {name} = {{}};")
+    with out.block("for (int l = 0; l < W; ++l)"):
+        guard = f"if ({' && '.join(conditions)}) " if conditions else ""
+        out.line(f"{guard}{name}[l] = {fetch};")
+    return Value(name, element, True)
+
+
+def scatter(nest: Nest, s: Scatter | Store) -> None:
+    """``tensor[index] += value`` (or ``=`` for a `Store`) in lane order."""
+    layout, out = nest.layout, nest.out
+    nest.needs.add("element_types")
+    value = nest.expressions.real(nest.expressions.show(s.value))
+    if not value.lanes:
+        value = Value(f"real({value.code})", "f", False)
+    address, conditions, _ = _address(nest, s.tensor, s.index)
+    if isinstance(s, Scatter) and s.condition is not None:
+        where = nest.expressions.show(s.condition)
+        if where.lanes:
+            name = layout.names.fresh("where")
+            out.line(f"const ivec {name} = {where.code};")
+            conditions.insert(0, f"{name}[l]")
+        else:
+            conditions.insert(0, where.at(UNARY))
+    guard = f"if ({' && '.join(conditions)}) " if conditions else ""
+    target = layout.names.fresh("target")
+    before = f"take({target}, real()) + " if isinstance(s, Scatter) else ""
+    if nest.vector is None:
+        with out.block(guard.rstrip()):
+            out.line(f"auto *{target} = {address};")
+            out.line(f"give({target}, {before}{value.at(UNARY)});")
+        return
+    amount = value.at(UNARY)
+    if value.lanes:
+        amount = layout.names.fresh("value")
+        out.line(f"const vec {amount} = {value.code};")
+        amount += "[l]"
+    lane = layout.axis(nest.vector)
+    with out.block(f"for (int64_t l = 0; l < least(W, {layout.count(nest.vector)} - {lane}); ++l)"):
+        if guard:
+            out.line(f"if (!({' && '.join(conditions)})) continue;")
+        out.line(f"auto *{target} = {address};")
+        out.line(f"give({target}, {before}{amount});")
+
+
+def _address(nest: Nest, tensor: str, index: tuple[Node, ...]) -> tuple[str, list[str], bool]:
+    """The address of an element, the conditions for it to exist, and whether it differs between lanes."""
+    layout = nest.layout
+    argument = layout.kernel.argument(tensor)
+    base = layout.tensor(tensor)
+    parts, conditions = [base], []
+    lanes = False
+    for k, (entry, extent) in enumerate(zip(index, argument.dims, strict=True)):
+        value = nest.expressions.show(entry)
+        position = value.at(UNARY)
+        if value.lanes:
+            lanes = True
+            name = layout.names.fresh("at")
+            nest.out.line(f"const {value.type} {name} = {value.code};")
+            position = f"int64_t({name}[l])"
+        parts.append(f"{position} * {layout.stride(tensor, k)}")
+        if not _surely_inside(nest, entry, extent):
+            limit = nest.expressions.show(extent).at(UNARY)
+            conditions.append(f"{position} >= 0 && {position} < {limit}")
+    return " + ".join(parts), conditions, lanes
+
+
+def _surely_inside(nest: Nest, entry: Node, extent: Node) -> bool:
+    """Grid positions and scalar lanes are inside their own extents; vectors may hang over the end."""
+    return isinstance(entry, Axis) and entry.name != nest.vector and nest.layout.extent(entry.name) is extent

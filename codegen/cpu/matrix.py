@@ -1,0 +1,114 @@
+"""Sums of products over one axis that are matrix products, and the calls of the micro-kernel for them."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from attnc.codegen.cpu.emitter import Emitter
+from attnc.codegen.cpu.layout import Layout, Tile
+from attnc.codegen.tile import Accumulate, Assign, Stmt
+from attnc.ir.node import Sum, Var
+
+
+@dataclass(frozen=True, slots=True)
+class MatrixPlan:
+    """``target[.., m, n] (+)= sum over depth of broadcast[.., m, depth] vectors[.., depth, n]``.
+
+    `n` is the contiguous axis of the target; `others` are looped over; `packed` tells that `vectors` is transposed first.
+    """
+
+    broadcast: Tile
+    vectors: Tile
+    m: str | None
+    n: str
+    depth: str
+    others: tuple[str, ...]
+    packed: bool
+
+
+def matrix_product(layout: Layout, s: Stmt, scalars: frozenset[str]) -> MatrixPlan | None:
+    """The plan of a statement that is a matrix product; None for anything else, and for products without reuse."""
+    if not isinstance(s, Assign | Accumulate) or not isinstance(s.value, Sum) or len(s.value.factors) != 2:
+        return None
+    (depth,) = s.value.bound
+    target = layout.tiles[s.target.name]
+    factors = [layout.tiles[f.name] for f in s.value.factors if isinstance(f, Var) and f.name in layout.tiles]
+    if len(factors) != 2 or not target.lanes or any(t.element != "f" for t in (target, *factors)):
+        return None
+    n = target.lanes[-1]
+    with_n = [t for t in factors if n in t.lanes]
+    if len(with_n) != 1 or any(depth not in t.lanes for t in factors):
+        return None
+    if any(a in scalars for t in (target, *factors) for a in t.lanes):
+        return None
+    vectors = with_n[0]
+    broadcast = factors[1] if factors[0] is vectors else factors[0]
+    free = [a for a in broadcast.lanes if a != depth and a not in vectors.lanes]
+    if not free:
+        return None
+    others = tuple(a for a in target.lanes if a not in (n, free[-1]))
+    packed = vectors.lanes[-1] != n
+    if packed and (set(vectors.lanes) != {depth, n}):
+        return None
+    return MatrixPlan(broadcast, vectors, free[-1], n, depth, others, packed)
+
+
+class MatrixProduct:
+    """Prints one matrix product."""
+
+    def __init__(self, layout: Layout, needs: set[str], positions: dict[str, str], out: Emitter) -> None:
+        self.layout = layout
+        self.needs = needs
+        self.positions = positions
+        self.out = out
+
+    def print(self, s: Assign | Accumulate, plan: MatrixPlan) -> None:
+        layout = self.layout
+        self.needs.add("product")
+        self.out.note(s.note)
+        vectors, row = plan.vectors.array, self._pitch(plan.vectors, plan.depth)
+        if plan.packed:
+            vectors, row = self._pack(plan)
+        target = layout.tiles[s.target.name]
+        with ExitStack() as loops:
+            for axis in plan.others:
+                lane = layout.axis(axis)
+                loops.enter_context(self.out.block(f"for (int64_t {lane} = 0; {lane} < {layout.count(axis)}; ++{lane})"))
+            shift = {} if plan.packed else plan.others
+            c = self._at(target, plan.others)
+            a = self._at(plan.broadcast, plan.others)
+            b = vectors if plan.packed else self._at(plan.vectors, tuple(shift))
+            m = plan.m or ""
+            self.out.line(
+                f"product({c}, {self._pitch(target, m)}, {a}, {self._pitch(plan.broadcast, m)}, "
+                f"{self._pitch(plan.broadcast, plan.depth)}, {b}, {row}, {layout.count(m)}, {layout.padded(plan.n)}, "
+                f"{layout.count(plan.depth)}, {'true' if isinstance(s, Accumulate) else 'false'});"
+            )
+
+    def _pack(self, plan: MatrixPlan) -> tuple[str, str]:
+        """A transposed copy of `vectors` as [depth][n]."""
+        self.needs.add("transpose_tile")
+        layout = self.layout
+        copy = f"{plan.vectors.name} transposed"
+        if copy not in layout.tiles:
+            array = layout.names.get("var", copy, f"{plan.vectors.name}_transposed")
+            layout.tiles[copy] = Tile(copy, "f", (plan.depth, plan.n), array)
+        array, row = layout.tiles[copy].array, layout.pitch(plan.n)
+        self.out.line(
+            f"transpose_tile({array}, {row}, {plan.vectors.array}, {layout.pitch(plan.depth)}, "
+            f"{layout.count(plan.n)}, {layout.count(plan.depth)});"
+        )
+        return array, row
+
+    def _pitch(self, tile: Tile, axis: str) -> str:
+        at = tile.lanes.index(axis)
+        return " * ".join(self.layout.pitch(a) for a in tile.lanes[at + 1 :]) or "1"
+
+    def _at(self, tile: Tile, axes: tuple[str, ...]) -> str:
+        parts = [tile.array]
+        for axis in axes:
+            if axis in tile.lanes:
+                pitch = self._pitch(tile, axis)
+                parts.append(self.layout.axis(axis) if pitch == "1" else f"{self.layout.axis(axis)} * {pitch}")
+        return " + ".join(parts)

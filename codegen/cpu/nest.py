@@ -1,0 +1,378 @@
+"""Loop nests over the lanes of tiles.
+
+Consecutive statements whose vectors run along the same axis become one loop over vectors. In it, values that are one vector
+wide (a row maximum, a rescaling factor) stay in registers, and runs of statements over the same other lanes share an inner
+loop; a value used in one inner loop only never gets an array.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from attnc.codegen.cpu.emitter import Emitter
+from attnc.codegen.cpu.expression import COMPARE, SUM, Expressions, Value
+from attnc.codegen.cpu.gather import gather, scatter
+from attnc.codegen.cpu.layout import C_SCALAR, C_VECTOR, Layout, Tile, is_trivial, reads, roots, written
+from attnc.codegen.cpu.segments import NestStmt, Segment, plan, shape
+from attnc.codegen.tile import Accumulate, AccumulateAt, Assign, Scatter, Store
+from attnc.ir.node import Call, Iverson, Load, Max, Node, Sum, Var
+from attnc.ir.walk import postorder
+
+_CHEAP = frozenset({"detach", "and", "or", "not", "lt", "le", "eq"})
+
+
+class Nest:
+    """Prints one group of statements that share a vector axis.
+
+    `positions` are the scalar positions of grid and `Each` axes, `scalars` those axes that are also lanes, `outside` the
+    variables mentioned outside the group.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        needs: set[str],
+        positions: dict[str, str],
+        scalars: frozenset[str],
+        outside: set[str],
+        out: Emitter,
+    ) -> None:
+        self.layout = layout
+        self.needs = needs
+        self.scalars = scalars
+        self.outside = outside
+        self.out = out
+        self.vector: str | None = None
+        self.loops: set[str] = set()
+        self.registers: dict[str, Value] = {}
+        self.arrays: set[str] = set()
+        self.shared: set[Node] = set()
+        self.expressions = Expressions(layout, needs, dict(positions), self._read)
+
+    def print(self, statements: list[NestStmt]) -> None:
+        self.vector = self.expressions.vector = shape(self.layout, statements[0], self.scalars).vector
+        segments = plan(self.layout, statements, self.scalars)
+        self._choose_arrays(segments)
+        self._name_uniform(statements)
+        if self.vector is None:
+            for seg in segments:
+                self._segment(seg)
+            return
+        lane = self.layout.axis(self.vector)
+        self.loops.add(self.vector)
+        head = f"for (int64_t {lane} = 0; {lane} < {self.layout.padded(self.vector)}; {lane} += W)"
+        with self.layout.names.scope(), self.out.block(head):
+            self._load_registers(statements)
+            for seg in segments:
+                self._segment(seg)
+            for name in sorted({w for s in statements if (w := written(s))} & self.outside):
+                if self._is_register(self.layout.tiles[name]):
+                    self.out.line(f"store({self.layout.tiles[name].array} + {lane}, {self.registers[name].code});")
+
+    # --------------------------------------------------------------------------------------------------- planning
+
+    def _is_register(self, tile: Tile) -> bool:
+        return tile.lanes == (self.vector,)
+
+    def _choose_arrays(self, segments: list[Segment]) -> None:
+        """Values that must be in memory: mentioned outside, or in more than one inner loop."""
+        count: dict[str, int] = {}
+        for seg in segments:
+            for name in {n for s in seg.statements for n in reads(s) | {written(s)} if n in self.layout.tiles}:
+                count[name] = count.get(name, 0) + 1
+        self.arrays = {n for n, c in count.items() if c > 1} | self.outside
+
+    def _name_uniform(self, statements: list[NestStmt]) -> None:
+        """Name what is the same in every lane and costs something, before the loops."""
+        for s in statements if self.vector is not None else ():
+            for root in pointwise_roots(s):
+                for node in maximal(root, lambda n: not self.layout.kernel.layout(n.axes - self.scalars)):
+                    if any(isinstance(n, Call) and n.fn not in _CHEAP for n in postorder([node])):
+                        self._name(node)
+
+    def _load_registers(self, statements: list[NestStmt]) -> None:
+        """Load values one vector wide that are read before they are set."""
+        seen: set[str] = set()
+        changed = {written(s) for s in statements}
+        for s in statements:
+            for name in sorted(reads(s) - seen):
+                tile = self.layout.tiles.get(name)
+                if tile is not None and self._is_register(tile):
+                    value = self._element(tile)
+                    fresh = self.layout.names.fresh(tile.name)
+                    self.out.line(f"{'' if name in changed else 'const '}{value.type} {fresh} = {value.code};")
+                    self.registers[name] = Value(fresh, value.element, True)
+            seen |= reads(s) | {written(s) or ""}
+
+    # --------------------------------------------------------------------------------------------------- segments
+
+    def _segment(self, seg: Segment) -> None:
+        named = dict(self.expressions.named)
+        self._hoist(seg)
+        if seg.alone:
+            self._alone(seg)
+        else:
+            for s in seg.statements:
+                if isinstance(s, Assign) and isinstance(s.value, Sum | Max):
+                    self._open(s)
+            with self.loop_over(seg.axes):
+                self._body(seg)
+        self._restore(named)
+        self.registers = {n: v for n, v in self.registers.items() if self._is_register(self.layout.tiles[n])}
+
+    def _body(self, seg: Segment) -> None:
+        named = dict(self.expressions.named)
+        self.shared = _repeated(seg.statements)
+        for s in seg.statements:
+            self._statement(s)
+        self._restore(named)
+
+    def _restore(self, named: dict[Node, Value]) -> None:
+        """Leave a scope: names given inside it are gone, and so are values forgotten inside it."""
+        self.expressions.named = {n: v for n, v in named.items() if n in self.expressions.named}
+
+    @contextmanager
+    def loop_over(self, axes: tuple[str, ...]) -> Iterator[None]:
+        """Scalar loops over the lanes inside the extents."""
+        with ExitStack() as stack:
+            if axes:
+                stack.enter_context(self.layout.names.scope())
+            for axis in axes:
+                lane, first = self.layout.axis(axis), self.layout.first(axis)
+                stack.enter_context(
+                    self.out.block(f"for (int64_t {lane} = 0; {lane} < {self.layout.count(axis)}; ++{lane})")
+                )
+                self.loops.add(axis)
+                self.expressions.positions[axis] = lane if first is None else f"{first} + {lane}"
+            yield
+        self.loops -= set(axes)
+
+    def _hoist(self, seg: Segment) -> None:
+        """Name, before the inner loop, what does not change in it."""
+        if not seg.axes:
+            return
+        changed = {written(s) for s in seg.statements}
+        for s in seg.statements:
+            for root in pointwise_roots(s):
+                for node in maximal(root, lambda n: not n.axes & set(seg.axes) and not changed & variables(n)):
+                    if self.vector in node.axes or any(isinstance(n, Call) for n in postorder([node])):
+                        self._name(node)
+
+    def _name(self, node: Node) -> None:
+        if node in self.expressions.named or is_trivial(node):
+            return
+        value = self.expressions.show(node)
+        name = self.layout.names.fresh("where" if value.element == "b" else "t")
+        self.out.line(f"const {value.type} {name} = {value.code};")
+        self.expressions.named[node] = Value(name, value.element, value.lanes)
+
+    # ------------------------------------------------------------------------------------------------- variables
+
+    def _offset(self, tile: Tile) -> str:
+        parts = []
+        for k, axis in enumerate(tile.lanes):
+            pitch = [self.layout.pitch(a) for a in tile.lanes[k + 1 :]]
+            index = self.layout.axis(axis) if axis in self.loops else self.expressions.positions[axis]
+            parts.append(" * ".join([index, *pitch]))
+        return " + ".join(parts)
+
+    def _step(self, tile: Tile) -> str | None:
+        """The distance of neighbouring lanes in memory; None where they are contiguous."""
+        at = tile.lanes.index(self.vector or "")
+        return " * ".join(self.layout.pitch(a) for a in tile.lanes[at + 1 :]) or None
+
+    def _element(self, tile: Tile) -> Value:
+        """The current element or vector of an array."""
+        if tile.element == "w":
+            self.needs.add("wide")
+        if self.vector is None or self.vector not in tile.lanes:
+            code = f"{tile.array}[{self._offset(tile)}]"
+            if tile.element == "b":
+                return Value(f"{code} != 0", "b", False, COMPARE)
+            return Value(code, "f", False) if tile.element == "f" else Value(f"int64_t({code})", "i", False)
+        step = self._step(tile)
+        at = f"{tile.array} + {self._offset(tile)}"
+        code = f"load({at})" if step is None else f"strided({at}, {step})"
+        return Value(f"{code} != 0", "b", True, COMPARE) if tile.element == "b" else Value(code, tile.element, True)
+
+    def _read(self, node: Var) -> Value:
+        tile = self.layout.tiles[node.name]
+        if not tile.lanes:
+            return Value(tile.array, "i" if tile.element == "w" else tile.element, False)
+        if node.name in self.registers:
+            return self.registers[node.name]
+        value = self._element(tile)
+        if not value.lanes:
+            return value
+        name = self.layout.names.fresh(tile.name)
+        self.out.line(f"const {value.type} {name} = {value.code};")
+        self.registers[node.name] = Value(name, value.element, True)
+        return self.registers[node.name]
+
+    def _to_array(self, tile: Tile, code: str) -> None:
+        at = f"{tile.array} + {self._offset(tile)}"
+        if self.vector is None or self.vector not in tile.lanes:
+            self.out.line(f"{tile.array}[{self._offset(tile)}] = {code};")
+        elif (step := self._step(tile)) is None:
+            self.out.line(f"store({at}, {code});")
+        else:
+            self.needs.add("store_strided")
+            self.out.line(f"store_strided({at}, {step}, {code});")
+
+    # ------------------------------------------------------------------------------------------------ statements
+
+    def _statement(self, s: NestStmt) -> None:
+        self.out.note(s.note)
+        for root in pointwise_roots(s):
+            for n in postorder([root]):
+                if n in self.shared and n is not root:
+                    self._name(n)
+        match s:
+            case Scatter() | Store():
+                scatter(self, s)
+            case Assign() if isinstance(s.value, Load):
+                self._write(s, gather(self, s.value))
+            case _ if isinstance(s.value, Sum | Max):
+                self._reduce_into(s, self.registers[s.target.name].code if self._lanes(s) else self._tile(s).array)
+            case Assign():
+                self._write(s, self._fit(s, self.expressions.show(s.value)))
+            case _:
+                self._accumulate(s)
+
+    def _tile(self, s: Assign | Accumulate | AccumulateAt) -> Tile:
+        return self.layout.tiles[s.target.name]
+
+    def _lanes(self, s: Assign | Accumulate | AccumulateAt) -> tuple[str, ...]:
+        return self._tile(s).lanes
+
+    def _fit(self, s: Assign | Accumulate | AccumulateAt, value: Value) -> Value:
+        """Convert to the element type and width of the target."""
+        tile = self._tile(s)
+        if tile.element == "f":
+            value = self.expressions.real(value)
+        elif tile.element == "w" and self.vector is not None:
+            value = self.expressions.widened(value)
+        return value if self.vector is None else self.expressions.spread(value)
+
+    def _write(self, s: Assign | Accumulate | AccumulateAt, value: Value) -> None:
+        tile = self._tile(s)
+        self._forget(tile.name)
+        if not tile.lanes:
+            single = self.layout.writes[tile.name] == 1
+            self.out.line(f"{'const ' + C_SCALAR[tile.element] + ' ' if single else ''}{tile.array} = {value.code};")
+            return
+        if self._is_register(tile) and tile.name in self.registers:
+            self.out.line(f"{self.registers[tile.name].code} = {value.code};")
+            return
+        name = self.layout.names.fresh(tile.name)
+        self.out.line(f"{'' if self._is_register(tile) else 'const '}{value.type} {name} = {value.code};")
+        self.registers[tile.name] = Value(name, value.element, value.lanes)
+        if not self._is_register(tile) and tile.name in self.arrays:
+            self._to_array(tile, name)
+
+    def _accumulate(self, s: Accumulate | AccumulateAt) -> None:
+        tile = self._tile(s)
+        value = self._fit(s, self.expressions.show(s.value))
+        if not tile.lanes:
+            self._forget(tile.name)
+            self.out.line(f"{tile.array} += {value.code};")
+            return
+        current = self._read(s.target)
+        if self._is_register(tile):
+            self._forget(tile.name)
+            self.out.line(f"{current.code} += {value.code};")
+        else:
+            self._write(s, Value(f"{current.at(SUM)} + {value.at(SUM)}", current.element, current.lanes, SUM))
+
+    def _forget(self, name: str) -> None:
+        """After `name` changed, expressions over its old value no longer count."""
+        for n in [n for n in self.expressions.named if name in variables(n)]:
+            del self.expressions.named[n]
+
+    # ------------------------------------------------------------------------------------------------ reductions
+
+    def _open(self, s: Assign) -> None:
+        """Start a reduction whose result is one vector wide, or uniform."""
+        tile = self._tile(s)
+        neutral = self._neutral(s, tile)
+        if not tile.lanes:
+            single = self.layout.writes[tile.name] == 1
+            self.out.line(f"{C_SCALAR[tile.element] + ' ' if single else ''}{tile.array} = {neutral};")
+        elif tile.name in self.registers:
+            self.out.line(f"{self.registers[tile.name].code} = {neutral};")
+        else:
+            name = self.layout.names.fresh(tile.name)
+            self.out.line(f"{C_VECTOR[tile.element]} {name} = {neutral};")
+            self.registers[tile.name] = Value(name, tile.element, True)
+
+    def _neutral(self, s: Assign | Accumulate | AccumulateAt, tile: Tile) -> str:
+        lowest = {"f": "-infinity", "w": "INT64_MIN"}.get(tile.element, "INT32_MIN")
+        value = Value(lowest if isinstance(s.value, Max) else self.expressions.literal(0.0) if tile.element == "f" else "0",
+                      tile.element, False)
+        return value.code if self.vector is None or not tile.lanes else self.expressions.spread(value).code
+
+    def _reduce_into(self, s: Assign | Accumulate | AccumulateAt, total: str) -> None:
+        if isinstance(s.value, Max):
+            self.needs.add("maximum")
+            self.out.line(f"{total} = maximum({total}, {self.expressions.show(s.value.body).code});")
+            return
+        assert isinstance(s.value, Sum)
+        values = [self._fit(s, self.expressions.show(f)) for f in s.value.factors]
+        self.out.line(f"{total} += {' * '.join(v.at(SUM + 1) for v in values)};")
+
+    def _alone(self, seg: Segment) -> None:
+        """A reduction to a tile: its own loops, one sum at a time."""
+        (s,) = seg.statements
+        assert not isinstance(s, Scatter | Store)
+        tile = self._tile(s)
+        self.out.note(s.note)
+        with self.loop_over(seg.axes[:-1]):
+            name = self.layout.names.fresh(tile.name)
+            start = self._neutral(s, tile) if isinstance(s, Assign) else self._element(tile).code
+            self.out.line(f"{(C_VECTOR if self.vector else C_SCALAR)[tile.element]} {name} = {start};")
+            with self.loop_over(seg.axes[-1:]):
+                self.registers = {n: v for n, v in self.registers.items() if self._is_register(self.layout.tiles[n])}
+                self._reduce_into(s, name)
+            self._to_array(tile, name)
+
+
+def pointwise_roots(s: NestStmt) -> list[Node]:
+    """The pointwise expressions in a statement."""
+    if isinstance(s, Scatter | Store) or not isinstance(s.value, Load | Sum | Max):
+        return roots(s)
+    return list(s.value.index) if isinstance(s.value, Load) else []
+
+
+def variables(node: Node) -> set[str]:
+    return {n.name for n in postorder([node]) if isinstance(n, Var)}
+
+
+def maximal(root: Node, good: object) -> list[Node]:
+    """The largest sub-expressions that are `good`, left to right."""
+    assert callable(good)
+    out: list[Node] = []
+    stack = [root]
+    while stack:
+        node = stack.pop()
+        if good(node):
+            if node not in out:
+                out.append(node)
+        else:
+            stack.extend(reversed(node.children))
+    return out
+
+
+def _repeated(statements: list[NestStmt]) -> set[Node]:
+    """Sub-expressions used more than once."""
+    counts: dict[Node, int] = {}
+    seen: set[Node] = set()
+    for s in statements:
+        for root in pointwise_roots(s):
+            counts[root] = counts.get(root, 0) + 1
+            for n in postorder([root]):
+                if n not in seen:
+                    seen.add(n)
+                    for c in n.children:
+                        counts[c] = counts.get(c, 0) + 1
+    return {n for n, c in counts.items() if c > 1 and not is_trivial(n) and not isinstance(n, Iverson)}

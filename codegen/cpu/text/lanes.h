@@ -1,0 +1,170 @@
+//@ vectors
+#if defined(__AVX512F__)
+constexpr int W = 64 / sizeof(real);
+#elif defined(__AVX__)
+constexpr int W = 32 / sizeof(real);
+#else
+constexpr int W = 16 / sizeof(real);
+#endif
+// W lanes side by side; comparisons of `vec` give an `ivec` mask of 0 and -1.
+typedef real vec __attribute__((vector_size(W * sizeof(real))));
+typedef integer ivec __attribute__((vector_size(W * sizeof(real))));
+typedef unsigned_integer uvec __attribute__((vector_size(W * sizeof(real))));
+typedef int64_t wide __attribute__((vector_size(W * sizeof(int64_t))));
+typedef vec loose_vec __attribute__((aligned(sizeof(real)), may_alias));
+typedef ivec loose_ivec __attribute__((aligned(sizeof(real)), may_alias));
+typedef wide loose_wide __attribute__((aligned(8), may_alias));
+
+constexpr real infinity = __builtin_inff();
+static inline vec load(const real *p) { return *(const loose_vec *)p; }
+static inline ivec load(const integer *p) { return *(const loose_ivec *)p; }
+static inline void store(real *p, vec x) { *(loose_vec *)p = x; }
+static inline void store(integer *p, ivec x) { *(loose_ivec *)p = x; }
+static inline vec splat(real x) { return x - vec{}; }
+static inline ivec splat(integer x) { return x - ivec{}; }
+static inline ivec mask(bool x) { return splat(integer(-integer(x))); }
+static inline vec bits_to_real(ivec x) { return (vec)x; }
+static inline ivec bits_of(vec x) { return (ivec)x; }
+static inline vec to_real(ivec x) { return __builtin_convertvector(x, vec); }
+static inline vec select(ivec c, vec a, vec b) { return c ? a : b; }
+static inline ivec select(ivec c, ivec a, ivec b) { return c ? a : b; }
+static inline vec strided(const real *p, int64_t step) {
+    vec x = {};
+    for (int l = 0; l < W; ++l) x[l] = p[l * step];
+    return x;
+}
+static inline ivec strided(const integer *p, int64_t step) {
+    ivec x = {};
+    for (int l = 0; l < W; ++l) x[l] = p[l * step];
+    return x;
+}
+static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+template <class X> static inline X larger(X a, X b) { return a > b ? a : b; }
+static inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+
+//@ lane_numbers: vectors
+struct LaneNumbers { integer at[W]; };
+static constexpr LaneNumbers count_lanes() {
+    LaneNumbers n = {};
+    for (int l = 0; l < W; ++l) n.at[l] = l;
+    return n;
+}
+static constexpr LaneNumbers lane_numbers = count_lanes();
+// first, first + 1, ..., first + W - 1
+static inline ivec positions(int64_t first) { return load(lane_numbers.at) + integer(first); }
+
+//@ wide: vectors
+static inline wide load(const int64_t *p) { return *(const loose_wide *)p; }
+static inline void store(int64_t *p, wide x) { *(loose_wide *)p = x; }
+static inline wide widen(ivec x) { return __builtin_convertvector(x, wide); }
+static inline ivec narrow(wide x) { return __builtin_convertvector(x, ivec); }
+static inline vec to_real(wide x) { return __builtin_convertvector(x, vec); }
+static inline wide splat_wide(int64_t x) { return x - wide{}; }
+static inline wide select(wide c, wide a, wide b) { return c ? a : b; }
+static inline wide strided(const int64_t *p, int64_t step) {
+    wide x = {};
+    for (int l = 0; l < W; ++l) x[l] = p[l * step];
+    return x;
+}
+
+//@ floor_division: vectors
+// Rounds down; 0 where the divisor is 0, which only lanes outside an extent can hold.
+static inline int64_t floordiv(int64_t a, int64_t b) {
+    if (b == 0) return 0;
+    int64_t q = a / b;
+    return q - (a % b != 0 && (a < 0) != (b < 0));
+}
+static inline int64_t mod(int64_t a, int64_t b) { return b == 0 ? 0 : a - b * floordiv(a, b); }
+
+//@ floor_division_lanes: floor_division
+static inline ivec floordiv(ivec a, ivec b) {
+    ivec q = {};
+    for (int l = 0; l < W; ++l) q[l] = integer(floordiv(int64_t(a[l]), int64_t(b[l])));
+    return q;
+}
+static inline ivec mod(ivec a, ivec b) { return a - b * floordiv(a, b); }
+
+//@ floor_division_wide: floor_division wide
+static inline wide floordiv(wide a, wide b) {
+    wide q = {};
+    for (int l = 0; l < W; ++l) q[l] = floordiv(a[l], b[l]);
+    return q;
+}
+static inline wide mod(wide a, wide b) { return a - b * floordiv(a, b); }
+
+//@ absolute: vectors
+static inline int64_t absolute(int64_t x) { return x < 0 ? -x : x; }
+static inline ivec absolute(ivec x) { return x < 0 ? -x : x; }
+static inline vec absolute(vec x) { return bits_to_real(bits_of(x) & ~sign_bit); }
+static inline real absolute(real x) { return x < 0 ? -x : x == 0 ? real(0) : x; }
+
+//@ maximum: vectors
+// NaN if either is NaN, as in torch.
+static inline vec maximum(vec a, vec b) { return (a > b) | (a != a) ? a : b; }
+static inline real maximum(real a, real b) { return a > b || a != a ? a : b; }
+static inline ivec maximum(ivec a, ivec b) { return a > b ? a : b; }
+static inline int64_t maximum(int64_t a, int64_t b) { return a > b ? a : b; }
+
+//@ minimum: vectors
+static inline vec minimum(vec a, vec b) { return (a < b) | (a != a) ? a : b; }
+static inline real minimum(real a, real b) { return a < b || a != a ? a : b; }
+static inline ivec minimum(ivec a, ivec b) { return a < b ? a : b; }
+static inline int64_t minimum(int64_t a, int64_t b) { return a < b ? a : b; }
+
+//@ wide_extremes: wide
+static inline wide maximum(wide a, wide b) { return a > b ? a : b; }
+static inline wide minimum(wide a, wide b) { return a < b ? a : b; }
+static inline wide absolute(wide x) { return x < 0 ? -x : x; }
+
+//@ floor: absolute
+static inline real floor_real(real x) { return scalar_floor(x); }
+static inline int64_t floor(real x) { return int64_t(scalar_floor(x)); }
+static inline ivec floor(vec x) {
+    const ivec n = __builtin_convertvector(x, ivec);
+    return n + (to_real(n) > x);
+}
+static inline vec floor_real(vec x) { return absolute(x) < whole_numbers_from ? to_real(floor(x)) : x; }
+static inline real floordiv(real a, real b) { return floor_real(a / b); }
+static inline vec floordiv(vec a, vec b) { return floor_real(a / b); }
+static inline real mod(real a, real b) { return a - b * floor_real(a / b); }
+static inline vec mod(vec a, vec b) { return a - b * floor_real(a / b); }
+
+//@ reciprocal_or_zero: vectors
+static inline vec reciprocal_or_zero(vec x) { return x == 0 ? vec{} : 1 / x; }
+static inline real reciprocal_or_zero(real x) { return x == 0 ? 0 : 1 / x; }
+
+//@ finite_or_zero: vectors
+static inline vec finite_or_zero(vec x) { return x == -infinity ? vec{} : x; }
+static inline real finite_or_zero(real x) { return x == -infinity ? 0 : x; }
+
+//@ sign: vectors
+static inline vec sign(vec x) { return to_real((x < 0) - (x > 0)); }
+static inline real sign(real x) { return real((x > 0) - (x < 0)); }
+
+//@ sqrt: vectors
+static inline real sqrt(real x) { return scalar_sqrt(x); }
+static inline vec sqrt(vec x) {
+    vec y = {};
+    for (int l = 0; l < W; ++l) y[l] = scalar_sqrt(x[l]);
+    return y;
+}
+
+//@ rsqrt: sqrt
+static inline real rsqrt(real x) { return 1 / sqrt(x); }
+static inline vec rsqrt(vec x) { return 1 / sqrt(x); }
+
+//@ sum_lanes: vectors
+static inline real sum_lanes(vec x) {
+    real total = 0;
+    for (int l = 0; l < W; ++l) total += x[l];
+    return total;
+}
+
+//@ store_strided: vectors
+static inline void store_strided(real *p, int64_t step, vec x) {
+    for (int l = 0; l < W; ++l) p[l * step] = x[l];
+}
+static inline void store_strided(integer *p, int64_t step, ivec x) {
+    for (int l = 0; l < W; ++l) p[l * step] = x[l];
+}

@@ -1,0 +1,172 @@
+//@ element_types: vectors
+struct bf16 { uint16_t bits; };
+struct f16 { uint16_t bits; };
+typedef uint16_t half_bits __attribute__((vector_size(W * 2)));
+typedef uint32_t float_bits __attribute__((vector_size(W * 4)));
+typedef float float_vec __attribute__((vector_size(W * 4)));
+typedef half_bits loose_half_bits __attribute__((aligned(2), may_alias));
+
+static inline float_vec as_float(float_bits x) { return (float_vec)x; }
+static inline float_bits from_bf16(float_bits h) { return h << 16; }
+static inline float_bits to_bf16(float_bits x) {
+    const float_bits rounded = (x + (((x >> 16) & 1) + 0x7fffu)) >> 16;
+    return (x & 0x7fffffffu) > 0x7f800000u ? (x >> 16) | 0x40u : rounded;
+}
+static inline float_bits from_f16(float_bits h) {
+    // The exponent bias is moved by a multiplication, which is exact for subnormals too.
+    const float_bits shifted = (h & 0x7fffu) << 13;
+    const float_bits value = (float_bits)((float_vec)shifted * 0x1p112f);
+    const float_bits special = shifted | 0x7f800000u;
+    return (shifted >= 0x0f800000u ? special : value) | ((h & 0x8000u) << 16);
+}
+static inline float_bits to_f16(float_bits x) {
+    const float_bits a = x & 0x7fffffffu;
+    const float_bits normal = (a - 0x38000000u + 0xfffu + ((a >> 13) & 1)) >> 13;
+    const float_bits subnormal = (float_bits)((float_vec)a + 0.5f) - 0x3f000000u;
+    const float_bits nan_or_inf = a > 0x7f800000u ? 0x7e00u | ((a >> 13) & 0x3ffu) : a - a + 0x7c00u;
+    float_bits h = a < 0x38800000u ? subnormal : normal;
+    h = a >= 0x477ff000u ? nan_or_inf : h;
+    return h | ((x >> 16) & 0x8000u);
+}
+// One element as the tile holds it.
+template <class E, class T> static inline E take(const T *p, E) { return E(*p); }
+template <class E> static inline E take(const bf16 *p, E) {
+    const uint32_t bits = uint32_t(p->bits) << 16;
+    float x;
+    __builtin_memcpy(&x, &bits, 4);
+    return E(x);
+}
+template <class E> static inline E take(const f16 *p, E) { return E(as_float(from_f16(float_bits{} + p->bits))[0]); }
+// One element back to memory, rounded to nearest even.
+template <class E, class T> static inline void give(T *p, E x) { *p = T(x); }
+template <class E> static inline void give(bool *p, E x) { *p = x != 0; }
+template <class E> static inline void give(bf16 *p, E x) { p->bits = uint16_t(to_bf16((float_bits)(float_vec{} + float(x)))[0]); }
+template <class E> static inline void give(f16 *p, E x) { p->bits = uint16_t(to_f16((float_bits)(float_vec{} + float(x)))[0]); }
+// W neighbours.
+template <class T> static inline vec take_lanes(const T *p) {
+    vec x = {};
+    for (int l = 0; l < W; ++l) x[l] = take(p + l, real());
+    return x;
+}
+static inline vec take_lanes(const real *p) { return load(p); }
+static inline vec take_lanes(const bf16 *p) {
+    return __builtin_convertvector(as_float(from_bf16(__builtin_convertvector(*(const loose_half_bits *)p, float_bits))), vec);
+}
+static inline vec take_lanes(const f16 *p) {
+    return __builtin_convertvector(as_float(from_f16(__builtin_convertvector(*(const loose_half_bits *)p, float_bits))), vec);
+}
+template <class T> static inline void give_lanes(T *p, vec x) {
+    for (int l = 0; l < W; ++l) give(p + l, x[l]);
+}
+static inline void give_lanes(real *p, vec x) { store(p, x); }
+static inline void give_lanes(bf16 *p, vec x) {
+    *(loose_half_bits *)p = __builtin_convertvector(to_bf16((float_bits)__builtin_convertvector(x, float_vec)), half_bits);
+}
+static inline void give_lanes(f16 *p, vec x) {
+    *(loose_half_bits *)p = __builtin_convertvector(to_f16((float_bits)__builtin_convertvector(x, float_vec)), half_bits);
+}
+
+//@ spans: vectors
+// The lanes low <= l < high of a block.
+struct Span { int64_t low, high; };
+// The lanes of a block of `count` whose position, first + lane, lies inside [0, extent).
+static inline Span inside(int64_t first, int64_t count, int64_t extent) {
+    const int64_t low = first < 0 ? least(-first, count) : 0;
+    return {low, most(low, least(count, extent - first))};
+}
+static inline Span both(Span a, Span b) {
+    const int64_t low = most(a.low, b.low);
+    return {low, most(low, least(a.high, b.high))};
+}
+
+//@ read_tile: element_types spans
+// tile[r * tile_row + l] = source[r * row_step + l * lane_step] for row_count x lane_count elements, 0 outside the spans.
+template <class E, class T>
+static inline void read_tile(E *tile, int64_t tile_row, int64_t row_count, int64_t lane_count, const T *source,
+                             int64_t row_step, int64_t lane_step, Span rows, Span lanes) {
+    const bool whole = rows.low == 0 && rows.high == row_count && lanes.low == 0 && lanes.high == lane_count;
+    if (!whole)
+        for (int64_t r = 0; r < row_count; ++r) __builtin_memset(tile + r * tile_row, 0, lane_count * sizeof(E));
+    for (int64_t r = rows.low; r < rows.high; ++r)
+        for (int64_t l = lanes.low; l < lanes.high; ++l)
+            tile[r * tile_row + l] = take(source + r * row_step + l * lane_step, E());
+}
+template <class T>
+static inline void read_tile(real *tile, int64_t tile_row, int64_t row_count, int64_t lane_count, const T *source,
+                             int64_t row_step, int64_t lane_step, Span rows, Span lanes) {
+    const bool whole = rows.low == 0 && rows.high == row_count && lanes.low == 0 && lanes.high == lane_count;
+    if (!whole)
+        for (int64_t r = 0; r < row_count; ++r) __builtin_memset(tile + r * tile_row, 0, lane_count * sizeof(real));
+    if (lane_step == 1) {
+        for (int64_t r = rows.low; r < rows.high; ++r) {
+            const T *from = source + r * row_step;
+            real *to = tile + r * tile_row;
+            int64_t l = lanes.low;
+            for (; l + W <= lanes.high; l += W) store(to + l, take_lanes(from + l));
+            for (; l < lanes.high; ++l) to[l] = take(from + l, real());
+        }
+    } else if (row_step == 1) {
+        // Neighbours in memory are rows of the tile: transpose.
+        int64_t r = rows.low;
+        for (; r + W <= rows.high; r += W)
+            for (int64_t l = lanes.low; l < lanes.high; ++l) {
+                const vec x = take_lanes(source + r + l * lane_step);
+                for (int k = 0; k < W; ++k) tile[(r + k) * tile_row + l] = x[k];
+            }
+        for (; r < rows.high; ++r)
+            for (int64_t l = lanes.low; l < lanes.high; ++l) tile[r * tile_row + l] = take(source + r + l * lane_step, real());
+    } else {
+        for (int64_t r = rows.low; r < rows.high; ++r)
+            for (int64_t l = lanes.low; l < lanes.high; ++l)
+                tile[r * tile_row + l] = take(source + r * row_step + l * lane_step, real());
+    }
+}
+
+//@ write_tile: element_types spans
+// target[r * row_step + l * lane_step] = tile[r * tile_row + l] inside the spans.
+template <class E, class T>
+static inline void write_tile(const E *tile, int64_t tile_row, T *target, int64_t row_step, int64_t lane_step, Span rows,
+                              Span lanes) {
+    for (int64_t r = rows.low; r < rows.high; ++r)
+        for (int64_t l = lanes.low; l < lanes.high; ++l) give(target + r * row_step + l * lane_step, tile[r * tile_row + l]);
+}
+template <class T>
+static inline void write_tile(const real *tile, int64_t tile_row, T *target, int64_t row_step, int64_t lane_step, Span rows,
+                              Span lanes) {
+    if (lane_step == 1) {
+        for (int64_t r = rows.low; r < rows.high; ++r) {
+            int64_t l = lanes.low;
+            for (; l + W <= lanes.high; l += W) give_lanes(target + r * row_step + l, load(tile + r * tile_row + l));
+            for (; l < lanes.high; ++l) give(target + r * row_step + l, tile[r * tile_row + l]);
+        }
+    } else if (row_step == 1) {
+        for (int64_t l = lanes.low; l < lanes.high; ++l) {
+            int64_t r = rows.low;
+            for (; r + W <= rows.high; r += W) give_lanes(target + r + l * lane_step, strided(tile + r * tile_row + l, tile_row));
+            for (; r < rows.high; ++r) give(target + r + l * lane_step, tile[r * tile_row + l]);
+        }
+    } else {
+        for (int64_t r = rows.low; r < rows.high; ++r)
+            for (int64_t l = lanes.low; l < lanes.high; ++l)
+                give(target + r * row_step + l * lane_step, tile[r * tile_row + l]);
+    }
+}
+
+//@ transpose_tile: vectors
+// to[c * to_row + r] = from[r * from_row + c]
+static inline void transpose_tile(real *to, int64_t to_row, const real *from, int64_t from_row, int64_t rows, int64_t columns) {
+    for (int64_t c = 0; c < columns; ++c)
+        for (int64_t r = 0; r < rows; ++r) to[c * to_row + r] = from[r * from_row + c];
+}
+
+//@ workspace: vectors
+// Hands out 64-byte aligned pieces of one allocation; with a null base it only measures.
+struct Workspace {
+    char *base;
+    int64_t used;
+    template <class E> E *take(int64_t count) {
+        E *piece = (E *)(base + used);
+        used += round_up(count * int64_t(sizeof(E)), 64);
+        return piece;
+    }
+};

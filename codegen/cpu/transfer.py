@@ -1,0 +1,131 @@
+"""Whole tiles between memory and arrays, for subscripts that are an axis plus something uniform."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from attnc.codegen.cpu.emitter import Emitter
+from attnc.codegen.cpu.expression import UNARY, Expressions, Value
+from attnc.codegen.cpu.layout import Layout, Tile
+from attnc.ir.node import Add, Axis, Node, add
+
+
+@dataclass(frozen=True, slots=True)
+class Subscript:
+    """One index entry: a lane axis (or None) plus a uniform offset (or None)."""
+
+    axis: str | None
+    offset: Node | None
+
+
+def affine(layout: Layout, index: tuple[Node, ...], scalars: frozenset[str]) -> list[Subscript] | None:
+    """The entries as axis + offset; None where they are not of that form, or have an axis twice, or three axes."""
+
+    def lanes(node: Node) -> tuple[str, ...]:
+        return layout.kernel.layout(node.axes - scalars)
+
+    out: list[Subscript] = []
+    for entry in index:
+        match entry:
+            case _ if not lanes(entry):
+                out.append(Subscript(None, entry))
+            case Axis():
+                out.append(Subscript(entry.name, None))
+            case Add():
+                varying = [t for t in entry.terms if lanes(t)]
+                if len(varying) != 1 or not isinstance(varying[0], Axis):
+                    return None
+                rest = add(*(t for t in entry.terms if t is not varying[0]))
+                out.append(Subscript(varying[0].name, rest))
+            case _:
+                return None
+    used = [s.axis for s in out if s.axis is not None]
+    return out if len(used) == len(set(used)) <= 2 else None
+
+
+class Transfer:
+    """Prints reads and writes of tiles at one place of the program."""
+
+    def __init__(self, layout: Layout, needs: set[str], expressions: Expressions, out: Emitter) -> None:
+        self.layout = layout
+        self.needs = needs
+        self.expressions = expressions
+        self.out = out
+
+    def read(self, tile: Tile, tensor: str, subscripts: list[Subscript]) -> None:
+        """``tile = tensor[...]``, 0 outside the tensor. A uniform variable gets its one element."""
+        address, guards, spans = self._address(tensor, subscripts)
+        if not tile.lanes:
+            self.needs.add("element_types")
+            zero = {"f": "real()", "w": "int64_t()", "i": "int64_t()"}.get(tile.element, "integer()")
+            fetch = f"take({address}, {zero})"
+            if tile.element == "b":
+                fetch += " != 0"
+            code = f"{' && '.join(guards)} ? {fetch} : {zero}" if guards else fetch
+            single = self.layout.writes[tile.name] == 1
+            kind = {"f": "real", "b": "bool"}.get(tile.element, "int64_t")
+            self.out.line(f"{f'const {kind} ' if single else ''}{tile.array} = {code};")
+            return
+        self.needs.add("read_tile")
+        rows, lane = self._rows(tile), tile.lanes[-1]
+        row_count = "1" if rows is None else self.layout.count(rows)
+        self.out.line(
+            f"read_tile({tile.array}, {self.layout.pitch(lane)}, {row_count}, {self.layout.padded(lane)}, {address}, "
+            f"{self._step(rows, tensor, subscripts)}, {self._step(lane, tensor, subscripts)}, "
+            f"{self._span(rows, spans, guards)}, {self._span(lane, spans, [])});"
+        )
+
+    def write(self, tile: Tile, tensor: str, subscripts: list[Subscript]) -> None:
+        """``tensor[...] = tile`` for lanes inside their extents and the tensor."""
+        self.needs.add("write_tile")
+        address, guards, spans = self._address(tensor, subscripts)
+        rows, lane = self._rows(tile), tile.lanes[-1]
+        self.out.line(
+            f"write_tile({tile.array}, {self.layout.pitch(lane)}, {address}, {self._step(rows, tensor, subscripts)}, "
+            f"{self._step(lane, tensor, subscripts)}, {self._span(rows, spans, guards)}, {self._span(lane, spans, [])});"
+        )
+
+    # -------------------------------------------------------------------------------------------------- pieces
+
+    def _address(self, tensor: str, subscripts: list[Subscript]) -> tuple[str, list[str], dict[str, str]]:
+        """The address of lane 0 of every axis, what must hold for any element to exist, and the span of each axis."""
+        base = self.layout.tensor(tensor)
+        parts, guards = [base], []
+        spans: dict[str, str] = {}
+        for k, (sub, extent) in enumerate(zip(subscripts, self.layout.kernel.argument(tensor).dims, strict=True)):
+            position = self._position(sub)
+            limit = self.expressions.show(extent)
+            if position is not None:
+                parts.append(f"{position.at(UNARY)} * {self.layout.stride(tensor, k)}")
+            if sub.axis is None:
+                assert position is not None
+                if not (isinstance(sub.offset, Axis) and self.layout.extent(sub.offset.name) is extent):
+                    guards.append(f"{position.at(UNARY)} >= 0 && {position.at(UNARY)} < {limit.at(UNARY)}")
+            elif sub.offset is None and self.layout.extent(sub.axis) is extent:
+                spans[sub.axis] = f"Span{{0, {self.layout.count(sub.axis)}}}"
+            else:
+                start = "0" if position is None else position.code
+                reach = f"inside({start}, {self.layout.count(sub.axis)}, {limit.code})"
+                spans[sub.axis] = reach
+        return " + ".join(parts), guards, spans
+
+    def _position(self, sub: Subscript) -> Value | None:
+        """The position of lane 0 along an entry; None for 0."""
+        offset = None if sub.offset is None else self.expressions.show(sub.offset)
+        first = None if sub.axis is None else self.layout.first(sub.axis)
+        if first is None or offset is None:
+            return offset if first is None else Value(first, "i", False)
+        return Value(f"{first} + {offset.code}", "i", False, 4)
+
+    def _rows(self, tile: Tile) -> str | None:
+        return tile.lanes[-2] if len(tile.lanes) > 1 else None
+
+    def _step(self, axis: str | None, tensor: str, subscripts: list[Subscript]) -> str:
+        for k, sub in enumerate(subscripts):
+            if axis is not None and sub.axis == axis:
+                return self.layout.stride(tensor, k)
+        return "0"
+
+    def _span(self, axis: str | None, spans: dict[str, str], guards: list[str]) -> str:
+        span = "Span{0, 1}" if axis is None else spans.get(axis, f"Span{{0, {self.layout.count(axis)}}}")
+        return f"{' && '.join(guards)} ? {span} : Span{{0, 0}}" if guards else span

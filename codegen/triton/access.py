@@ -1,0 +1,123 @@
+"""Addresses and bounds of loads, stores and scatters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from attnc.codegen.tile import Kernel
+from attnc.codegen.triton.bounds import below, never_negative
+from attnc.codegen.triton.expression import Expressions
+from attnc.codegen.triton.names import Names
+from attnc.codegen.triton.parameters import Parameter
+from attnc.codegen.triton.text import ATOM, SUM, TERM, Text
+from attnc.ir.node import Axis, Const, Node, Var, axis, is_const
+from attnc.ir.walk import postorder
+
+OFFSET = "tl.int64"
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A comparison with a scalar."""
+
+    left: Text
+    operator: str
+    right: Text
+
+
+@dataclass
+class Scope:
+    """A place where addresses are computed ahead: the scalar axes known there, and name and text of each address."""
+
+    axes: frozenset[str]
+    bases: dict[tuple[str, tuple[Node | None, ...]], tuple[str, str]] = field(default_factory=dict)
+
+
+@dataclass
+class Addresses:
+    """Prints element addresses. The part that only depends on the grid point is computed once, at the top of the kernel;
+    what an `Each` over a batch axis fixes is computed once per turn of it.
+    """
+
+    kernel: Kernel
+    names: Names
+    expressions: Expressions
+    strides: dict[tuple[str, int], Parameter]
+    within: Callable[[str], bool]
+    """Whether all lanes of an axis are known to lie inside its extent here."""
+    scopes: list[Scope] = field(default_factory=list)
+    """The grid point, then enclosing loops over single positions of batch axes."""
+
+    def address(self, tensor: str, index: tuple[Node, ...]) -> Text:
+        """The address of ``tensor[index]``; offsets that no lane shares are 64 bits wide."""
+        fixed = tuple(n if self._fixed(n) else None for n in index)
+        moving = [(k, n) for k, n in enumerate(index) if fixed[k] is None]
+        axes = self.expressions.layout.union([self.expressions.text(n) for _, n in moving])
+        parts = [Text(self._base(tensor, fixed)), *(self._offset(tensor, k, n, axes) for k, n in moving)]
+        return self.expressions.layout.infix("+", parts, SUM)
+
+    def _offset(self, tensor: str, dim: int, node: Node, axes: tuple[str, ...] = ()) -> Text:
+        text = self.expressions.text(node)
+        text = self.expressions.layout.spread(text, axes) if text.axes else self._wide(text, node)
+        return self.expressions.layout.infix("*", [text, Text(self.strides[tensor, dim].name)], TERM)
+
+    def _wide(self, text: Text, node: Node) -> Text:
+        if isinstance(node, Const) or node.axes & set(self.expressions.layout.order):
+            return text
+        plain = node.axes <= self.scopes[0].axes
+        return Text(f"{text.within(ATOM)}.to({OFFSET})" if plain else f"tl.cast({text.code}, {OFFSET})")
+
+    def _fixed(self, node: Node) -> bool:
+        """Whether `node` depends on scalar axes alone."""
+        return self._settled(self.expressions.leaves.defined(node), self.scopes[-1].axes)
+
+    def _settled(self, node: Node, axes: frozenset[str]) -> bool:
+        return node.axes <= axes and not any(isinstance(n, Var) for n in postorder([node]))
+
+    def _base(self, tensor: str, fixed: tuple[Node | None, ...]) -> str:
+        pointer = self.names.get("pointer", tensor)
+        moving = [(k, n) for k, n in enumerate(fixed) if n is not None and not is_const(n, 0)]
+        if not moving:
+            return pointer
+        key = (tensor, fixed)
+        defined = [self.expressions.leaves.defined(n) for _, n in moving]
+        scope = next(x for x in self.scopes if all(self._settled(n, x.axes) for n in defined))
+        if key not in scope.bases:
+            parts = [Text(pointer), *(self._offset(tensor, k, n) for k, n in moving)]
+            name = self.names.get("base", f"{tensor} {fixed}", f"{tensor}_base")
+            scope.bases[key] = (name, self.expressions.layout.infix("+", parts, SUM).code)
+        return scope.bases[key][0]
+
+    def inside(self, tensor: str, index: tuple[Node, ...]) -> list[Bound]:
+        """Conditions under which ``tensor[index]`` exists, without those known to hold."""
+        dims = self.kernel.argument(tensor).dims
+        found = [c for node, dim in zip(index, dims, strict=True) for c in self._bounded(node, dim)]
+        return list(dict.fromkeys(found))
+
+    def _bounded(self, node: Node, dim: Node) -> list[Bound]:
+        if isinstance(node, Axis) and self.within(node.name) and self._extent(node.name) in (dim, None):
+            return []
+        text, known = self.expressions.text(node), self.expressions.leaves.defined(node)
+        conditions = [] if never_negative(known) else [Bound(text, ">=", Text("0"))]
+        return conditions if below(known, dim) else [*conditions, Bound(text, "<", self.expressions.text(dim))]
+
+    def _extent(self, axis: str) -> Node | None:
+        """The extent of an axis; None for a batch axis that an `Each` walks, whose positions always exist."""
+        if axis in self.kernel.grid:
+            return self.kernel.grid_extents[self.kernel.grid.index(axis)]
+        found = [x.extent for x in self.kernel.lanes if x.axis == axis]
+        return found[0] if found else None
+
+    def lanes_inside(self, axes: tuple[str, ...]) -> list[Bound]:
+        """Conditions that the lanes of `axes` lie inside their extents."""
+        extents = {a: self.expressions.text(self.kernel.lane(a).extent) for a in axes if not self.within(a)}
+        return [Bound(self.expressions.text(axis(a)), "<", extent) for a, extent in extents.items()]
+
+    def conjunction(self, bounds: list[Bound], axes: tuple[str, ...]) -> Text | None:
+        """All of `bounds`, with the rank of `axes`; None if there is nothing to check."""
+        if not bounds:
+            return None
+        layout = self.expressions.layout
+        conditions = [self.expressions.compare(b.operator, layout.spread(b.left, axes), b.right) for b in bounds]
+        return self.expressions.conjunction(conditions)

@@ -1,0 +1,99 @@
+"""What the printer remembers about tile variables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from attnc.codegen.tile import Accumulate, AccumulateAt, Assign, Kernel, is_pointwise, statements
+from attnc.ir.node import Add, Const, Load, Node, Prod, Sum, Var
+from attnc.ir.walk import postorder
+
+HALF = frozenset({"f16", "bf16"})
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """A variable: its lanes, how it is kept, and what its padded lanes hold.
+
+    Attributes:
+        axes: the lanes it was declared over, in layout order.
+        storage: the dtype it is kept in; reals are ``f32`` unless loaded as they are for a matrix product.
+        zero: channel axes on whose padded lanes it is 0.
+        sources: dtypes of the real tensors it was computed from.
+    """
+
+    axes: tuple[str, ...]
+    storage: str = "f32"
+    zero: frozenset[str] = frozenset()
+    sources: frozenset[str] = frozenset()
+
+
+@dataclass
+class Usage:
+    """How a kernel uses its variables."""
+
+    multiplied: set[Var] = field(default_factory=set)
+    """Variables that are operands of a matrix product."""
+    computed: set[Var] = field(default_factory=set)
+    """Variables that are assigned something else than a load."""
+
+
+def usage(kernel: Kernel) -> Usage:
+    out = Usage()
+    for s in statements(kernel.body):
+        match s:
+            case Assign() | Accumulate() | AccumulateAt():
+                if not (isinstance(s, Assign) and isinstance(s.value, Load)):
+                    out.computed.add(s.target)
+                if isinstance(s.value, Sum) and len(s.value.factors) == 2:
+                    out.multiplied |= {f for f in s.value.factors if isinstance(f, Var)}
+            case _:
+                pass
+    return out
+
+
+def scalar_definitions(kernel: Kernel) -> dict[Var, Node]:
+    """Integer scalars assigned once, outside all loops, and what they are assigned; in order."""
+    counts: dict[Var, int] = {}
+    for s in statements(kernel.body):
+        if isinstance(s, Assign | Accumulate | AccumulateAt):
+            counts[s.target] = counts.get(s.target, 0) + 1
+    return {
+        s.target: s.value
+        for s in kernel.body
+        if isinstance(s, Assign)
+        and counts[s.target] == 1
+        and s.target.kind == "i"
+        and not s.target.axes
+        and is_pointwise(s.value)
+    }
+
+
+def sources(node: Node, facts: dict[Var, Fact]) -> frozenset[str]:
+    """Dtypes of the real tensors that `node` depends on through variables."""
+    return frozenset().union(*(facts[n].sources for n in postorder([node]) if isinstance(n, Var) and n in facts))
+
+
+def zero_lanes(node: Node, facts: dict[Var, Fact]) -> frozenset[str]:
+    """Channel axes on whose padded lanes a pointwise `node` is certainly 0."""
+    match node:
+        case Var():
+            return facts[node].zero if node in facts else frozenset()
+        case Prod() if all(isinstance(f, Const | Var) for f in node.factors):
+            varying = [f for f in node.factors if isinstance(f, Var)]
+            common = frozenset.intersection(*(zero_lanes(f, facts) for f in varying)) if varying else frozenset()
+            return common if len({f.axes for f in varying}) <= 1 else frozenset()
+        case Add():
+            return frozenset.intersection(*(zero_lanes(t, facts) for t in node.terms))
+        case _:
+            return frozenset()
+
+
+def has_shared(node: Node) -> dict[Node, int]:
+    """How often each inner node of `node` is used."""
+    counts: dict[Node, int] = {}
+    for n in postorder([node]):
+        for c in n.children:
+            if c.children:
+                counts[c] = counts.get(c, 0) + 1
+    return counts

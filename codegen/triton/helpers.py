@@ -1,0 +1,63 @@
+"""Small Triton functions that generated modules define when they use them.
+
+Written for both the compiler and the interpreter of Triton, without libdevice.
+"""
+
+from __future__ import annotations
+
+HELPERS: dict[str, str] = {
+    "floor_div": '''
+@triton.jit
+def floor_div(a, b):
+    """Integer division rounded down; `//` alone rounds towards zero."""
+    quotient = a // b
+    return tl.where((a % b != 0) & ((a < 0) != (b < 0)), quotient - 1, quotient)
+''',
+    "floor_mod": '''
+@triton.jit
+def floor_mod(a, b):
+    """Integer remainder with the sign of b; `%` alone has the sign of a."""
+    rest = a % b
+    return tl.where((rest != 0) & ((rest < 0) != (b < 0)), rest + b, rest)
+''',
+    "tanh": '''
+@triton.jit
+def tanh(x):
+    """Hyperbolic tangent: a polynomial near 0, where 1 - 2 / (exp(2 x) + 1) would cancel."""
+    square = x * x
+    near = x * (1.0 + square * (-0.33333334 + square * (0.13333334 + square * -0.053968254)))
+    far = 1.0 - 2.0 / (tl.exp2(2.885390081777927 * x) + 1.0)
+    return tl.where(square < 0.04, near, far)
+''',
+    "sigmoid": '''
+@triton.jit
+def sigmoid(x):
+    """1 / (1 + exp(-x))"""
+    return 1.0 / (1.0 + tl.exp2(-1.4426950408889634 * x))
+''',
+    "softplus": '''
+@triton.jit
+def softplus(x):
+    """log(1 + exp(x)) without overflow, with full relative accuracy where x is very negative."""
+    t = tl.exp2(-1.4426950408889634 * tl.abs(x))
+    log1p = tl.where(t < 0.02, t * (1.0 - t * (0.5 - t * (0.33333334 - t * 0.25))), tl.log(1.0 + t))
+    return tl.maximum(x, 0.0) + log1p
+''',
+    "power": '''
+@triton.jit
+def power(x, y):
+    """x ** y; a negative x needs an integral y."""
+    magnitude = tl.where(y == 0, 1.0, tl.exp2(y * tl.log2(tl.abs(x))))
+    half = 0.5 * y
+    signed = tl.where(half == tl.floor(half), magnitude, -magnitude)
+    signed = tl.where(y == tl.floor(1.0 * y), signed, float("nan"))
+    return tl.where(x < 0, signed, magnitude)
+''',
+    "power_int": '''
+@triton.jit
+def power_int(x, n):
+    """x ** n for an integer n of either sign."""
+    magnitude = tl.where(n == 0, 1.0, tl.exp2(n * tl.log2(tl.abs(x))))
+    return tl.where((x < 0) & (n % 2 != 0), -magnitude, magnitude)
+''',
+}

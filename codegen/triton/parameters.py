@@ -1,0 +1,161 @@
+"""The parameters of a printed kernel, in order, and the integers a launch passes for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from attnc.codegen.tile import Accumulate, Argument, Assign, Kernel, Lane, statements
+from attnc.codegen.triton.names import identifier
+from attnc.ir.node import Add, Call, Const, Node, Prod, Size, Sum, Var
+from attnc.ir.walk import postorder
+
+Role = Literal["pointer", "stride", "size", "extent", "pad", "block"]
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One parameter.
+
+    `of` is the tensor of a pointer or stride, the symbol of a size or extent, the axis of a pad or block; `dim` the dimension
+    of a stride. Extents (channel sizes), pads and blocks are compile-time constants.
+    """
+
+    name: str
+    role: Role
+    of: str
+    dim: int = 0
+
+    @property
+    def constant(self) -> bool:
+        return self.role in ("extent", "pad", "block")
+
+
+@dataclass(frozen=True, slots=True)
+class Padding:
+    """How many lanes an axis of constant extent takes. `extent` is None until sizes are known."""
+
+    axis: str
+    extent: int | None
+    least: int
+
+    @property
+    def needed(self) -> bool:
+        """Whether lanes may lie outside the extent."""
+        return self.extent is None or padded(self.extent, self.least) != self.extent
+
+
+def padded(extent: int, least: int) -> int:
+    """The next power of two, at least `least`."""
+    return max(least, 1 << max(extent - 1, 0).bit_length())
+
+
+def stride_suffixes(argument: Argument) -> tuple[str, ...]:
+    """A name per dimension: the lower-cased size symbol where that is unique, else the dimension's number."""
+    symbols = [d.name if isinstance(d, Size) else "" for d in argument.dims]
+    lowered = [s.lower() for s in symbols]
+    return tuple(s if s and lowered.count(s) == 1 else str(k) for k, s in enumerate(lowered))
+
+
+def channel_sizes(kernel: Kernel) -> tuple[str, ...]:
+    """Size symbols that are compile-time constants of the kernel."""
+    named = {
+        n.name
+        for lane in kernel.lanes
+        if lane.role == "channel"
+        for n in postorder([lane.extent])
+        if isinstance(n, Size)
+    }
+    return tuple(sorted(named | set(kernel.constants)))
+
+
+def paddings(kernel: Kernel) -> dict[str, Padding]:
+    """The lanes of each channel axis; matrix products need at least 16."""
+    multiplied: set[str] = set()
+    for s in statements(kernel.body):
+        if isinstance(s, Assign | Accumulate) and isinstance(s.value, Sum) and len(s.value.factors) == 2:
+            multiplied |= {a for f in s.value.factors for a in f.axes}
+    return {
+        lane.axis: Padding(lane.axis, _known(lane, kernel.constants), 16 if lane.axis in multiplied else 1)
+        for lane in kernel.lanes
+        if lane.role == "channel"
+    }
+
+
+def _known(lane: Lane, constants: Mapping[str, int]) -> int | None:
+    names = {n.name for n in postorder([lane.extent]) if isinstance(n, Size)}
+    return evaluate(lane.extent, constants) if names <= constants.keys() else None
+
+
+def parameters(kernel: Kernel) -> tuple[Parameter, ...]:
+    """Pointers, strides, sizes, then constants."""
+    out = [Parameter(f"{identifier(a.name)}_ptr", "pointer", a.name) for a in kernel.arguments]
+    for a in kernel.arguments:
+        suffixes = stride_suffixes(a)
+        out += [Parameter(f"{identifier(a.name)}_stride_{s}", "stride", a.name, k) for k, s in enumerate(suffixes)]
+    constants = channel_sizes(kernel)
+    out += [Parameter(identifier(s), "size", s) for s in kernel.sizes if s not in constants]
+    out += [Parameter(identifier(s), "extent", s) for s in constants]
+    pads = [p for p in paddings(kernel).values() if p.needed]
+    out += [Parameter(f"{identifier(p.axis).upper()}_PAD", "pad", p.axis) for p in pads]
+    blocked = [x for x in kernel.lanes if x.role != "channel"]
+    out += [Parameter(f"BLOCK_{identifier(x.axis).upper()}", "block", x.axis) for x in blocked]
+    return tuple(out)
+
+
+def values(kernel: Kernel, sizes: Mapping[str, int], blocks: Mapping[str, int]) -> dict[str, int]:
+    """The value of every parameter that is not a pointer or stride."""
+    pads = paddings(kernel)
+    known = {**kernel.constants, **sizes}
+    out: dict[str, int] = {}
+    for p in parameters(kernel):
+        match p.role:
+            case "size" | "extent":
+                out[p.name] = known[p.of]
+            case "pad":
+                out[p.name] = padded(evaluate(kernel.lane(p.of).extent, known), pads[p.of].least)
+            case "block":
+                out[p.name] = blocks[p.of]
+            case _:
+                pass
+    return out
+
+
+def programs(kernel: Kernel, sizes: Mapping[str, int], blocks: Mapping[str, int]) -> int:
+    """The number of programs of a launch."""
+    known = {**kernel.constants, **sizes}
+    count = 1
+    for extent in kernel.grid_extents:
+        count *= evaluate(extent, known)
+    if kernel.outer is not None:
+        count *= -(-evaluate(kernel.lane(kernel.outer).extent, known) // blocks[kernel.outer])
+    return count
+
+
+def evaluate(node: Node, sizes: Mapping[str, int]) -> int:
+    """An integer expression over sizes. Raises KeyError for an unknown size."""
+    match node:
+        case Const():
+            return int(node.value)
+        case Size():
+            return sizes[node.name]
+        case Add():
+            return sum(evaluate(t, sizes) for t in node.terms)
+        case Prod():
+            out = 1
+            for f in node.factors:
+                out *= evaluate(f, sizes)
+            return out
+        case Call(fn="floordiv", args=(a, b)):
+            return evaluate(a, sizes) // evaluate(b, sizes)
+        case Call(fn="mod", args=(a, b)):
+            return evaluate(a, sizes) % evaluate(b, sizes)
+        case Call(fn="maximum", args=args):
+            return max(evaluate(a, sizes) for a in args)
+        case Call(fn="minimum", args=args):
+            return min(evaluate(a, sizes) for a in args)
+        case Var():
+            raise KeyError(node.name)
+        case _:
+            raise ValueError(f"not an extent: {node}")

@@ -1,0 +1,126 @@
+"""Sums over one axis: reductions and matrix products."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from attnc.codegen.triton.expression import Expressions
+from attnc.codegen.triton.facts import HALF, Fact
+from attnc.codegen.triton.text import ATOM, TERM, Layout, Text
+from attnc.ir.node import Max, Sum, Var, axis
+
+EXACT = 'input_precision="ieee"'
+TRITON_TYPES = {
+    "f64": "tl.float64",
+    "f32": "tl.float32",
+    "f16": "tl.float16",
+    "bf16": "tl.bfloat16",
+    "i64": "tl.int64",
+    "i32": "tl.int32",
+    "i16": "tl.int16",
+    "i8": "tl.int8",
+    "u8": "tl.uint8",
+    "bool": "tl.int1",
+}
+
+
+@dataclass
+class Reductions:
+    """Prints `Sum` and `Max` nodes of tile variables."""
+
+    expressions: Expressions
+    facts: dict[Var, Fact]
+    plain: Callable[[Var], Text]
+    """The variable as it is kept, without conversion to f32."""
+    padded: Callable[[str], bool]
+    """Whether some lanes of an axis may lie outside its extent and are the printer's to guard."""
+    extent: Callable[[str], Text]
+
+    @property
+    def layout(self) -> Layout:
+        return self.expressions.layout
+
+    def maximum(self, node: Max) -> Text:
+        (bound,) = node.bound
+        body = self.expressions.text(node.body)
+        guarded = self._guard(body, bound, 'float("-inf")') if self.padded(bound) else body
+        return self._reduce("tl.max", guarded, bound)
+
+    def total(self, node: Sum) -> Text:
+        """A sum that is not a matrix product."""
+        (bound,) = node.bound
+        texts = [self.expressions.text(f) for f in node.factors]
+        product = self.layout.infix("*", texts, TERM)
+        zeros = [isinstance(f, Var) and bound in self.facts[f].zero for f in node.factors]
+        if self.padded(bound) and not all(zeros):
+            product = self._guard(product, bound, "0.0")
+        return self._reduce("tl.sum", product, bound)
+
+    def _reduce(self, function: str, text: Text, bound: str) -> Text:
+        if bound not in text.axes:
+            raise ValueError(f"nothing to reduce over {bound} in {text.code}")
+        left = tuple(a for a in text.axes if a != bound)
+        return Text(f"{function}({text.code}, axis={text.axes.index(bound)})", left)
+
+    def _guard(self, text: Text, bound: str, neutral: str) -> Text:
+        lane = self.layout.spread(self.expressions.text(axis(bound)), text.axes)
+        inside = self.expressions.compare("<", lane, self.extent(bound))
+        return self.layout.call("tl.where", inside, text, Text(neutral))
+
+    def operands(self, node: Sum) -> tuple[Var, Var] | None:
+        """Left and right operand if `node` is a matrix product, the left one being spread over the earlier lane."""
+        if len(node.factors) != 2:
+            return None
+        (bound,) = node.bound
+        left, right = (f for f in node.factors if isinstance(f, Var))
+        free = [tuple(a for a in self.plain(v).axes if a != bound) for v in (left, right)]
+        both = all(bound in self.plain(v).axes for v in (left, right))
+        if not both or len(free[0]) != 1 or len(free[1]) != 1 or free[0] == free[1]:
+            return None
+        order = self.layout.order
+        return (left, right) if order.index(free[0][0]) < order.index(free[1][0]) else (right, left)
+
+    def matrix_product(self, node: Sum, pair: tuple[Var, Var], accumulator: str | None = None) -> Text:
+        (bound,) = node.bound
+        a, b, exact = self._converted(*pair)
+        a, b = (self._clean(t, v, bound) for t, v in zip((a, b), pair, strict=True))
+        free = tuple(x for t in (a, b) for x in t.axes if x != bound)
+        first = a.code if a.axes[1] == bound else f"tl.trans({a.code})"
+        second = b.code if b.axes[0] == bound else f"tl.trans({b.code})"
+        arguments = [first, second, *([accumulator] if accumulator else []), *([EXACT] if exact else [])]
+        return Text(f"tl.dot({', '.join(arguments)})", free)
+
+    def _converted(self, left: Var, right: Var) -> tuple[Text, Text, bool]:
+        """Both operands in one dtype, and whether that is f32: half where a loaded operand is stored so, or where both
+        operands were computed from half values."""
+        kinds = self.facts[left].storage, self.facts[right].storage
+        a, b = self.plain(left), self.plain(right)
+        if kinds[0] == kinds[1] and kinds[0] in HALF:
+            return a, b, False
+        if kinds[0] in HALF and self._narrows(right):
+            return a, Text(f"{b.within(ATOM)}.to({a.code}.dtype)", b.axes), False
+        if kinds[1] in HALF and self._narrows(left):
+            return Text(f"{a.within(ATOM)}.to({b.code}.dtype)", a.axes), b, False
+        half = self._common_half(left, right)
+        if half:
+            kind = TRITON_TYPES[half]
+            return Text(f"{a.code}.to({kind})", a.axes), Text(f"{b.code}.to({kind})", b.axes), False
+        return self.expressions.text(left), self.expressions.text(right), True
+
+    def _narrows(self, operand: Var) -> bool:
+        """Whether an operand may be rounded to a half type: it was computed, from half values among others."""
+        fact = self.facts[operand]
+        return fact.storage == "f32" and bool(fact.sources & HALF)
+
+    def _common_half(self, left: Var, right: Var) -> str | None:
+        if not (self._narrows(left) and self._narrows(right)):
+            return None
+        shared = (self.facts[left].sources | self.facts[right].sources) & HALF
+        return next(iter(shared)) if len(shared) == 1 else None
+
+    def _clean(self, text: Text, operand: Var, bound: str) -> Text:
+        """The operand with 0 on padded lanes of the summed axis."""
+        if not self.padded(bound) or bound in self.facts[operand].zero:
+            return text
+        return self._guard(text, bound, "0.0")

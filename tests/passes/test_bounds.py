@@ -1,0 +1,130 @@
+"""Loop bounds against brute force: nothing allowed is skipped, nothing called full is masked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attnc.ir.node import Axis, Call, Const, Load, Node, Prod, Add, Size, Var, add, axis, call, const, mul, sub
+from attnc.passes.bounds import inner_range
+
+I, J = axis("i"), axis("j")
+Point = dict[str, int]
+
+
+def number(node: Node, at: Point) -> int:
+    """The value of an integer or boolean expression."""
+    match node:
+        case Const():
+            return int(node.value)
+        case Axis() | Size() | Var():
+            return at[node.name]
+        case Add():
+            return sum(number(t, at) for t in node.terms)
+        case Prod():
+            value = 1
+            for f in node.factors:
+                value *= number(f, at)
+            return value
+        case Call():
+            return int(FUNCTIONS[node.fn](*(number(a, at) for a in node.args)))
+        case _:
+            raise TypeError(type(node).__name__)
+
+
+FUNCTIONS: dict[str, Callable[..., int]] = {
+    "floordiv": lambda a, b: a // b,
+    "mod": lambda a, b: a % b,
+    "abs": abs,
+    "maximum": max,
+    "minimum": min,
+    "lt": lambda a, b: a < b,
+    "le": lambda a, b: a <= b,
+    "eq": lambda a, b: a == b,
+    "not": lambda a: not a,
+    "and": lambda *a: all(a),
+    "or": lambda *a: any(a),
+    "where": lambda c, a, b: a if c else b,
+}
+
+SMALL = st.integers(-9, 9)
+EXTENT = st.integers(1, 40)
+
+
+def terms(position: Node) -> st.SearchStrategy[Node]:
+    """Expressions of one position like those masks are made of."""
+    unit = st.one_of(
+        st.just(position),
+        st.integers(2, 7).map(lambda c: call("floordiv", position, const(c))),
+        st.integers(2, 7).map(lambda c: call("mod", position, const(c))),
+        st.tuples(SMALL, SMALL).map(
+            lambda t: call("clamp", position, const(min(t)), const(max(t))),
+        ),
+    )
+    return st.tuples(unit, st.sampled_from([-2, -1, 1, 2, 3]), SMALL).map(
+        lambda t: add(mul(const(t[1]), t[0]), const(t[2]))
+    )
+
+
+def conditions() -> st.SearchStrategy[Node]:
+    difference = st.tuples(terms(I), terms(J)).map(lambda t: sub(*t))
+    side = st.one_of(difference, difference.map(lambda x: call("abs", x)), terms(I), terms(J))
+    simple = st.tuples(st.sampled_from(["lt", "le", "eq"]), side, SMALL).flatmap(
+        lambda t: st.sampled_from([call(t[0], t[1], const(t[2])), call(t[0], const(t[2]), t[1])])
+    )
+    return st.recursive(
+        simple,
+        lambda inner: st.tuples(st.sampled_from(["and", "or"]), inner, inner).map(lambda t: call(*t))
+        | inner.map(lambda c: call("not", c)),
+        max_leaves=4,
+    )
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(conditions(), min_size=1, max_size=3), st.integers(0, 30), st.integers(1, 8), EXTENT)
+def test_sound_for_any_mask(masks: list[Node], first: int, length: int, extent: int) -> None:
+    found = inner_range(masks, "i", "j", const(extent))
+    at = {"i_first": first, "i_last": first + length - 1}
+    low, high = number(found.low, at), number(found.high, at)
+    full = range(0)
+    if found.full_low is not None and found.full_high is not None:
+        full = range(number(found.full_low, at), number(found.full_high, at))
+    for j in range(extent):
+        allowed = [all(number(m, {"i": i, "j": j}) for m in masks) for i in range(first, first + length)]
+        assert low <= j < high or not any(allowed), f"{j} is allowed but outside [{low}, {high})"
+        assert j not in full or all(allowed), f"{j} is masked somewhere but inside the full range {full}"
+
+
+def exact(mask: Node, first: int, last: int, extent: int) -> tuple[range, range]:
+    """Visited and full ranges by brute force."""
+    some = [j for j in range(extent) if any(number(mask, {"i": i, "j": j}) for i in range(first, last + 1))]
+    every = [j for j in range(extent) if all(number(mask, {"i": i, "j": j}) for i in range(first, last + 1))]
+    return range(some[0], some[-1] + 1), range(every[0], every[-1] + 1) if every else range(0)
+
+
+CAUSAL = call("le", J, I)
+WINDOW = call("and", CAUSAL, call("lt", sub(I, J), const(12)))
+BAND = call("le", call("abs", sub(I, J)), const(9))
+ROWS = call("le", call("abs", sub(call("floordiv", J, const(8)), call("floordiv", I, const(8)))), const(1))
+
+
+@pytest.mark.parametrize("mask", [CAUSAL, WINDOW, BAND, ROWS], ids=["causal", "window", "band", "rows of a grid"])
+@pytest.mark.parametrize("first", [0, 8, 24, 40])
+def test_exact_for_affine_masks(mask: Node, first: int) -> None:
+    found = inner_range([mask], "i", "j", const(64))
+    at = {"i_first": first, "i_last": first + 7}
+    visited, full = exact(mask, first, first + 7, 64)
+    assert range(number(found.low, at), number(found.high, at)) == visited
+    assert found.full_low is not None and found.full_high is not None
+    assert range(number(found.full_low, at), number(found.full_high, at)) == full
+
+
+def test_masks_on_data_bound_nothing() -> None:
+    documents = call("eq", Load.intern(("doc", (I,), "i"), I.axes, "i"), Load.intern(("doc", (J,), "i"), J.axes, "i"))
+    found = inner_range([documents], "i", "j", const(64))
+    assert (found.low, found.high, found.full_low) == (const(0), const(64), None)
+
+
