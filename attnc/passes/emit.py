@@ -58,7 +58,7 @@ class Block:
 class Emitter:
     """Emission state of one kernel.
 
-    `lanes` are the axes tile values may spread over; `running` maps each reduction of the pass to the variable that holds
+    `lanes` are the axes tile values may spread over; `sums` are the sums of the pass; `names` are default names of values; `running` maps each reduction of the pass to the variable that holds
     it at the current point; `uses` counts how often each node is read.
     """
 
@@ -66,6 +66,8 @@ class Emitter:
     lanes: tuple[str, ...]
     inner: str | None
     uses: dict[Node, int]
+    sums: tuple[Add, ...] = ()
+    names: dict[Node, str] = field(default_factory=dict)
     blocks: list[Block] = field(default_factory=lambda: [Block(None)])
     running: dict[Node, Node] = field(default_factory=dict)
     taken: set[str] = field(default_factory=set)
@@ -79,7 +81,7 @@ class Emitter:
     def name(self, node: Node, default: str, *, inside: bool = False) -> str:
         """A fresh identifier. Copies of the loop may repeat each other's names; nothing outside them may."""
         note = self.program.notes.get(node)
-        stem = re.sub(r"\W", "_", note.name if isinstance(note, Note) else default)
+        stem = re.sub(r"\W", "_", note.name if isinstance(note, Note) else self.names.get(node, default))
         used = self.taken | self.loop_names | self.reserved()
         if not inside:
             used |= self.all_loop_names
@@ -185,6 +187,10 @@ class Emitter:
 
     def _default(self, node: Node) -> str:
         lanes = self.spread(node)
+        if isinstance(node, Call) and node.fn == "exp2" and len(lanes) > 1:
+            return "p"
+        if isinstance(node, Call) and node.fn == "finite_or_zero":
+            return "shift"
         if node.kind == "b":
             return "allowed"
         if node.kind == "i":
@@ -215,7 +221,7 @@ class Emitter:
         home = self.home(node)
         outer: dict[int, list[Node]] = {}
         here: list[Node] = []
-        for c in node.children:
+        for c in self._with_partial_sum(node) if isinstance(node, Add) else node.children:
             place = self.home(c)
             (outer.setdefault(id(place), []) if place is not home and not isinstance(c, Const) else here).append(c)
         constants = [c for c in here if isinstance(c, Const)]
@@ -229,6 +235,15 @@ class Emitter:
             values.append(self.variable(combined, "scale" if isinstance(node, Prod) else "offset"))
         values += [self.value(c) for c in here if not isinstance(c, Const)]
         return build([*constants, *values])
+
+    def _with_partial_sum(self, node: Add) -> tuple[Node, ...]:
+        """The terms of a sum, those that make up another sum of this pass (a score inside ``s - m``) taken together."""
+        terms = set(node.terms)
+        parts = [n for n in self.sums if n is not node and len(self.spread(n)) > 1 and set(n.terms) < terms]
+        if not parts:
+            return node.terms
+        largest = max(parts, key=lambda n: (len(n.terms), n.digest))
+        return (largest, *(t for t in node.terms if t not in largest.terms))
 
     def _signed(self, node: Node) -> Node:
         """A term from further out; a leading minus stays here, where it costs nothing."""

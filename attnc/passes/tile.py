@@ -7,12 +7,15 @@ mask allows: blocks known to be full run without guards.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 from attnc.codegen.tile import Accumulate, Argument, Assign, Each, Kernel, Lane, Loop, Scatter, Stmt, Store, statements, verify
 from attnc.ir.node import (
+    Add,
     Axes,
     Call,
+    Const,
     Load,
     Max,
     Node,
@@ -28,6 +31,7 @@ from attnc.ir.node import (
     raw_call,
     raw_prod,
     size,
+    terms_of,
     var,
 )
 from attnc.ir.walk import postorder, rewrite
@@ -87,9 +91,25 @@ class _Lowering:
             {a for n in postorder(self.roots) for a in self._axes_of(n) if self.planes.role(a) == "channel"}
         )
         self.lanes = tuple(a for a in (self.outer, self.inner) if a is not None) + tuple(channels)
-        self.emitter = Emitter(self.program, self.lanes, self.inner, count_uses(self.roots))
+        sums = tuple(n for n in postorder(self.roots) if isinstance(n, Add))
+        self.emitter = Emitter(self.program, self.lanes, self.inner, count_uses(self.roots), sums, self._names())
         self.plane_stores = [s for s in item.stores if self.inner is not None and self._is_plane_store(s)]
         self.scatters = [r for r in self.reductions if isinstance(r, Sum) and r.scatter]
+
+    def _names(self) -> dict[Node, str]:
+        """What reductions and stored values are called in the field: l for a denominator, dk for grad_k, delta."""
+        names: dict[Node, str] = {}
+        for n in postorder(self.roots):
+            if isinstance(n, Call) and n.fn == "reciprocal_or_zero":
+                names |= {t: "l" for t in terms_of(n.args[0]) if t in self.reductions}
+        for store, _, node in self.item.stores:
+            stem = re.sub("^grad_", "d", store)
+            if not isinstance(node, Load | Const):
+                names.setdefault(node, stem)
+            own = [r for r in self.planes.direct(node) if r in self.reductions and self.planes.channels(r.axes)]
+            if len(own) == 1 and stem != store:
+                names.setdefault(own[0], stem)
+        return names
 
     @staticmethod
     def _axes_of(node: Node) -> Axes:
