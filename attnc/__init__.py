@@ -14,9 +14,7 @@ __version__ = "0.1.0"
 __all__ = ["AttncError", "CallError", "Op", "SpecError", "compile"]
 
 
-def compile(
-    spec: str | os.PathLike[str], *, name: str | None = None, backend: str = "auto", **consts: float
-) -> Op:
+def compile(spec: str | os.PathLike[str], *, name: str | None = None, backend: str = "auto", **consts: float) -> Op:
     """Compile an attention variant.
 
     Args:

@@ -1,12 +1,12 @@
 """The compiler as a list of stages, text first and kernels last. Needs no torch.
 
-    read           path or text            -> Source         grammar/load.py
-    definition     Source                  -> Definition     grammar/parser.py
-    lower          Definition              -> Program        attnc/lowering
-    plan_forward   Program                 -> Plan           attnc/passes/pipeline.py
-    plan_gradient  Program                 -> Plan           the same passes, reading what the forward saved
-    kernels        Plan, dtypes            -> tile programs  attnc/passes/tile.py
-    text           Program, target, dtype  -> C++ or Triton  codegen/
+read           path or text            -> Source         grammar/load.py
+definition     Source                  -> Definition     grammar/parser.py
+lower          Definition              -> Program        attnc/lowering
+plan_forward   Program                 -> Plan           attnc/passes/pipeline.py
+plan_gradient  Program                 -> Plan           the same passes, reading what the forward saved
+kernels        Plan, dtypes            -> tile programs  attnc/passes/tile.py
+text           Program, target, dtype  -> C++ or Triton  codegen/
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from attnc.ir.node import Size
 from attnc.ir.program import Program
 from attnc.ir.walk import postorder
 from attnc.passes import modes, pipeline
+from attnc.passes.derive import gradient_program
 from attnc.passes.plan import Pass, Plan
 from attnc.passes.tile import DEFAULT_BLOCK, lower_pass
 
@@ -76,7 +77,7 @@ def plan_forward(program: Program) -> Plan:
 
 def plan_gradient(program: Program, seeds: Collection[str], needs: Collection[str]) -> Plan:
     """The plan of the gradients of `needs` given those of the outputs `seeds`, reading what `plan_forward` saves."""
-    whole = pipeline.normalise(modes.gradient_program(program))
+    whole = pipeline.normalise(gradient_program(program))
     rewritten, _ = pipeline.saved_values(program, whole)
     return pipeline.finish(modes.restricted(rewritten, {f"grad_{s}" for s in seeds}, needs))
 

@@ -3,10 +3,11 @@
     python benchmarks/gpu.py                 # on a CUDA device; under nine minutes on an H200
     python benchmarks/gpu.py --dry-run       # the same path on a CPU, tiny, through Triton's interpreter
 
-For each spec of the language's contract, in bf16 and f16: outputs and all gradients against the float64 oracle, then medians and
-interquartile ranges of the forward, and of the forward and backward, beside `scaled_dot_product_attention` and compiled
-`flex_attention` where those can express the variant. One case that fails is recorded and the rest goes on; the JSON file is
-rewritten after every case, so whatever was measured before a crash or the time limit is kept.
+For each spec of the language's contract, in bf16 and f16: outputs and all gradients against the float64 oracle, then
+medians and interquartile ranges of the forward, and of the forward and backward, beside
+`scaled_dot_product_attention` and compiled `flex_attention` where those can express the variant. One case that fails
+is recorded and the rest goes on; the JSON file is rewritten after every case, so whatever was measured before a crash
+or the time limit is kept.
 """
 
 from __future__ import annotations
@@ -130,9 +131,13 @@ class Bench:
                 entry.problem = f"{type(problem).__name__} at {where}: {str(problem)[:500]}"
         entry.seconds = round(time.perf_counter() - begun, 2)
         self.save()
-        state = entry.problem or ("" if entry.agrees is None else "agrees" if entry.agrees else "DISAGREES")
+        verdict = "" if entry.agrees is None else "agrees" if entry.agrees else "DISAGREES"
+        state = (entry.problem or verdict).partition("\n")[0]
         ratios = "  ".join(f"{what} {_ratios(r)}" for what, r in entry.ratios.items())
-        print(f"[{self.spent:5.0f} s] {entry.stage:5} {entry.dtype:4} {entry.spec:18} {state.splitlines()[0] if state else ''} {ratios}", flush=True)
+        print(
+            f"[{self.spent:5.0f} s] {entry.stage:5} {entry.dtype:4} {entry.spec:18} {state} {ratios}",
+            flush=True,
+        )
 
     def run(self) -> None:
         """Everything, what matters most first."""
@@ -148,10 +153,11 @@ class Bench:
     def compile(self, spec: str, consts: Mapping[str, int]) -> Any:
         import attnc
 
-        return attnc.compile(EXAMPLES / f"{spec}.attn", backend="triton", **consts)
+        given: dict[str, Any] = dict(consts)
+        return attnc.compile(EXAMPLES / f"{spec}.attn", backend="triton", **given)
 
     def check(self, entry: Entry) -> None:
-        """Outputs and gradients against the oracle, at a length that is a multiple of everything and at one that is not."""
+        """Outputs and gradients against the oracle, at an even length and at one that is a multiple of nothing."""
         from attnc.testing.compare import agreements
         from attnc.testing.inputs import complete_sizes, grid_length, make_inputs
 
@@ -161,7 +167,9 @@ class Bench:
         entry.agrees = True
         for given in (self.scale.check, self.scale.odd):
             fitted = given | ({"M": grid, "N": grid} if grid and given is self.scale.check else {})
-            tensors = make_inputs(program, complete_sizes(program, fitted), torch_dtype(entry.dtype), device=self.device)
+            tensors = make_inputs(
+                program, complete_sizes(program, fitted), torch_dtype(entry.dtype), device=self.device
+            )
             for row in agreements(op, tensors):
                 entry.errors.append(asdict(row) | {"N": fitted["N"], "agrees": row.agrees})
                 entry.agrees &= row.agrees
@@ -181,7 +189,11 @@ class Bench:
             if name == "FlexAttention" and entry.dtype != DTYPES[0]:
                 continue
             try:
-                peer = make(program, tensors, sizes) if make is sdpa else flex(program, tensors, sizes, compiled=not self.dry)
+                peer = (
+                    make(program, tensors, sizes)
+                    if make is sdpa
+                    else flex(program, tensors, sizes, compiled=not self.dry)
+                )
                 if isinstance(peer, NotExpressible):
                     entry.notes.append(f"{name}: {peer.reason}")
                     continue
@@ -270,7 +282,9 @@ def _ratios(ratios: Mapping[str, float]) -> str:
 def table(bench: Bench) -> str:
     """The results as text: one line per spec and dtype, times in milliseconds, peers as multiples of attnc's time."""
     lines = [f"{bench.machine['device']}, torch {bench.machine['torch']}, triton {bench.machine['triton']}", ""]
-    lines.append(f"{'spec':18} {'dtype':5} {'oracle':10} {'forward':>10} {'fwd+bwd':>10}   peers, as multiples of attnc's time")
+    lines.append(
+        f"{'spec':18} {'dtype':5} {'oracle':10} {'forward':>10} {'fwd+bwd':>10}   peers, as multiples of attnc's time"
+    )
     for dtype in DTYPES:
         for spec in bench.specs:
             found = {e.stage: e for e in bench.entries if (e.spec, e.dtype) == (spec, dtype)}
@@ -304,7 +318,11 @@ def main() -> int:
     if not given.dry_run and not torch.cuda.is_available():
         print("no CUDA device here; python benchmarks/gpu.py --dry-run walks the same path on a CPU")
         return 2
-    name = "dry_run" if given.dry_run else "gpu_" + torch.cuda.get_device_name(0).lower().replace(" ", "_").replace("/", "_")
+    name = (
+        "dry_run"
+        if given.dry_run
+        else "gpu_" + torch.cuda.get_device_name(0).lower().replace(" ", "_").replace("/", "_")
+    )
     out = given.out or HERE / "results" / f"{name}.json"
     scale = DRY if given.dry_run else ON_GPU
     if given.deadline is not None:

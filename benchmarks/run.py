@@ -2,8 +2,8 @@
 
     python benchmarks/run.py [--specs causal,alibi] [--lengths 512,2048] [--out benchmarks/results/cpu.json]
 
-Forward, and forward with backward; interleaved rounds, medians and quartiles. A ratio above 1 means attnc is faster. Specs that
-SDPA cannot express are timed alone.
+Forward, and forward with backward; interleaved rounds, medians and quartiles. A ratio above 1 means attnc is faster.
+Specs that SDPA cannot express are timed alone.
 """
 
 from __future__ import annotations

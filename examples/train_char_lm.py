@@ -24,6 +24,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.nn import functional
 
+import attnc
+from attnc.testing.inputs import dims_of
+
 HERE = Path(__file__).resolve().parent
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(q, k, v), each [B, H, N, D], to o [B, H, N, D]."""
@@ -47,23 +50,21 @@ class Settings:
 class SpecAttention(nn.Module):
     """An attention spec as a layer. Tensors the spec asks for and gives no default become learned parameters."""
 
-    def __init__(self, path: Path, settings: Settings) -> None:
+    def __init__(self, op: attnc.Op, settings: Settings) -> None:
         super().__init__()
-        import attnc
-        from attnc.testing.inputs import dims_of
-
-        self.op = attnc.compile(path)
+        self.op = op
         n, d = settings.context, settings.width // settings.heads
-        sizes = {"H": settings.heads, "G": settings.heads, "M": n, "N": n, "D": d, "E": d, "q_start": 0}
+        sizes = {"H": settings.heads, "G": settings.heads, "D": d, "E": d}
         self.tables = nn.ParameterDict()
         for tensor in self.op.program.tensors:
             if tensor.name in ("q", "k", "v") or tensor.default is not None:
                 continue
-            shape = dims_of(tensor, sizes | {s.name: n for s in self.op.program.sizes if s.name not in (*sizes, "B")})
+            own = {s.name: n for s in self.op.program.sizes if s.name not in (*sizes, "B", "M", "N")}
+            shape = dims_of(tensor, sizes | own)
             if shape is None or not tensor.is_real:
                 raise SystemExit(
-                    f"{path}: tensor {tensor.name!r} depends on the data (batch or an integer input), and a character model "
-                    "has nothing to fill it with. Choose a spec whose tensors depend on H, D and constants alone."
+                    f"{op.name}: tensor {tensor.name!r} depends on the data, and there is nothing to fill it with.\n"
+                    "Choose a spec whose tensors are real and have none of the sizes B, M and N."
                 )
             self.tables[tensor.name] = nn.Parameter(0.02 * torch.randn(shape))
 
@@ -164,7 +165,7 @@ def learning_rate(step: int, settings: Settings) -> float:
 def train(
     settings: Settings, text: Text, attention: Callable[[], nn.Module], console: Console
 ) -> tuple[CharacterModel, list[float]]:
-    """The trained model and the loss at every step. The seed fixes the weights and the batches, whatever the attention."""
+    """The trained model and the loss at every step. The seed fixes weights and batches, whatever the attention."""
     torch.manual_seed(settings.seed)
     model = CharacterModel(len(text.alphabet), settings, attention)
     batches = torch.Generator().manual_seed(settings.seed + 1)
@@ -177,7 +178,7 @@ def train(
         for _ in range(settings.steps):
             loss = cross_entropy(model, *batch_of(text.train, settings, batches))
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()
             schedule.step()
@@ -229,7 +230,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("spec", nargs="?", type=Path, default=HERE / "causal.attn", help="the attention, an .attn file")
     parser.add_argument("--attention", choices=["spec", "sdpa"], default="spec", help="the spec, or PyTorch's own")
     parser.add_argument("--text", type=Path, default=HERE / "data" / "sonnets.txt", help="what to train on")
-    for name, what in [("steps", "optimiser steps"), ("batch", "windows per step"), ("context", "characters per window")]:
+    for name, what in [
+        ("steps", "optimiser steps"),
+        ("batch", "windows per step"),
+        ("context", "characters per window"),
+    ]:
         parser.add_argument(f"--{name}", type=int, default=getattr(Settings, name), help=what)
     parser.add_argument("--layers", type=int, default=Settings.layers, help="transformer blocks")
     parser.add_argument("--seed", type=int, default=Settings.seed, help="fixes weights and batches")
@@ -251,7 +256,11 @@ def main() -> None:
     if given.attention == "sdpa":
         model, losses = train(settings, text, CausalSdpa, console)
     else:
-        model, losses = train(settings, text, lambda: SpecAttention(given.spec, settings), console)
+        try:
+            op = attnc.compile(given.spec)
+        except attnc.SpecError as wrong:
+            raise SystemExit(str(wrong)) from None
+        model, losses = train(settings, text, lambda: SpecAttention(op, settings), console)
     seconds = time.perf_counter() - begun
     held_out = held_out_loss(model, text, settings)
     picture = given.plot or Path(f"char_lm_{name}.png")

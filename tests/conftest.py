@@ -10,6 +10,8 @@ import pytest
 
 # Before torch starts its pool; generated kernels read it too.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Before Triton is imported: whether it interprets or compiles is settled then. What compiles does so in its own process.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

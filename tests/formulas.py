@@ -11,7 +11,9 @@ tests/test_formulas.py checks every formula against loops over single elements.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,12 +50,50 @@ def scores(q: Tensor, k: Tensor, scale: float | None = None) -> Tensor:
     return (q @ per_query_head(k, q).transpose(-1, -2)) * scale
 
 
+class RecomputedSoftmax(torch.autograd.Function):
+    """Softmax whose backward knows its output only through the log of its sum (Dao et al. 2022, arXiv:2205.14135).
+
+    Mathematically the same. In finite precision the rows of the recomputed weights do not sum to 1 exactly, so where a
+    gradient is a small difference of large sums, this is the accuracy that never storing the weights can have.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, s: Tensor, dim: int) -> Tensor:
+        lse = torch.logsumexp(s, dim, keepdim=True)
+        p = torch.exp(s - lse)
+        ctx.save_for_backward(s, lse, p)
+        ctx.dim = dim
+        return p
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None]:
+        s, lse, p = ctx.saved_tensors
+        (g,) = gradients
+        return torch.exp(s - lse) * (g - (g * p).sum(ctx.dim, keepdim=True)), None
+
+
+_recompute: ContextVar[bool] = ContextVar("recompute", default=False)
+
+
+@contextmanager
+def recomputed_softmax() -> Iterator[None]:
+    """Within, the formulas use `RecomputedSoftmax`."""
+    token = _recompute.set(True)
+    try:
+        yield
+    finally:
+        _recompute.reset(token)
+
+
 def softmax(s: Tensor, mask: Tensor | None = None, dim: int = -1) -> Tensor:
     """Softmax over the allowed entries; 0, with gradient 0, where none is allowed."""
-    if mask is None:
-        return torch.softmax(s, dim)
-    some = mask.any(dim, keepdim=True)
-    return torch.softmax(s.masked_fill(~mask & some, -math.inf), dim) * (mask & some)
+    if mask is not None:
+        some = mask.any(dim, keepdim=True)
+        return softmax(s.masked_fill(~mask & some, -math.inf), dim=dim) * (mask & some)
+    if _recompute.get():
+        p: Tensor = RecomputedSoftmax.apply(s, dim)  # type: ignore[no-untyped-call]
+        return p
+    return torch.softmax(s, dim)
 
 
 def l1(x: Tensor, mask: Tensor) -> Tensor:
@@ -121,13 +161,13 @@ def sinks(q: Tensor, k: Tensor, v: Tensor, sink: Tensor, window: int = 128, q_st
     mask = (j <= i) & (i - j < window)
     s = scores(q, k).masked_fill(~mask, -math.inf)
     extra = sink[None, :, None, None].expand(*s.shape[:3], 1).to(s.dtype)
-    return attend(torch.softmax(torch.cat([s, extra], -1), -1)[..., :-1], v)
+    return attend(softmax(torch.cat([s, extra], -1))[..., :-1], v)
 
 
 def softmax1(q: Tensor, k: Tensor, v: Tensor, q_start: int = 0) -> Tensor:
     i, j = positions(q, k, q_start)
     s = scores(q, k).masked_fill(j > i, -math.inf)
-    return attend(torch.softmax(F.pad(s, (0, 1)), -1)[..., :-1], v)
+    return attend(softmax(F.pad(s, (0, 1)))[..., :-1], v)
 
 
 def relative_table(q: Tensor, k: Tensor, v: Tensor, table: Tensor, R: int = 128, q_start: int = 0) -> Tensor:

@@ -1,4 +1,5 @@
-"""The command line, ``attnc``. Modules here import what they need inside their functions, so that help appears at once."""
+"""The command line, ``attnc``. Modules here import what they need inside their functions, so that help appears at
+once."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -43,7 +44,7 @@ def options(
     report.debugging.set(debug)
 
 
-COMMANDS = (
+COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("new", new.new, new.EXAMPLE),
     ("check", check.check, check.EXAMPLE),
     ("fmt", fmt.fmt, fmt.EXAMPLE),

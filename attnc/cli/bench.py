@@ -24,13 +24,15 @@ def bench(
     backend: Annotated[str, typer.Option(help="auto, cpp, triton, tiled or dense.")] = "auto",
     const: Annotated[list[str] | None, typer.Option("--const", help="NAME=VALUE, in place of the spec's own.")] = None,
     rounds: Annotated[int, typer.Option(min=2, help="Timing rounds.")] = 9,
-    flex: Annotated[bool, typer.Option("--flex", help="Time compiled FlexAttention too (its CPU backward does not exist).")] = False,
+    flex: Annotated[
+        bool, typer.Option("--flex", help="Time compiled FlexAttention too (its CPU backward does not exist).")
+    ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here too.")] = None,
 ) -> None:
     """Time a spec over several lengths.
 
-    Beside scaled_dot_product_attention, and FlexAttention if asked, in interleaved rounds. Times only: run and verify are what
-    compares numbers.
+    Beside scaled_dot_product_attention, and FlexAttention if asked, in interleaved rounds. Times only: run and verify
+    are what compares numbers.
     """
     from attnc.cli import report
     from attnc.cli.compiling import checked_sizes, compiled, dtype_named, sizes_given

@@ -24,11 +24,26 @@ def compiled(path: Path, const: Sequence[str] | None, backend: str | None) -> Op
 
     consts = specs.constants(const)
     source = load(path)
-    extra: dict[str, Any] = {} if backend is None else {"backend": backend}
+    interpret_triton([backend or "auto"])
+    extra: dict[str, Any] = consts if backend is None else consts | {"backend": backend}
     with report.console(error=True).status(f"compiling {source.name}"):
         import attnc
 
-        return attnc.compile(path, **extra, **consts)
+        return attnc.compile(path, **extra)
+
+
+def interpret_triton(backends: Sequence[str]) -> None:
+    """Let Triton interpret its kernels if it is asked for where there is no CUDA device. Must come before it is
+    imported."""
+    import os
+    import sys
+
+    if "triton" not in backends or "triton" in sys.modules:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def dtype_named(name: str) -> Any:
@@ -76,7 +91,9 @@ def checked_sizes(op: Op, given: dict[str, int]) -> dict[str, int]:
 def sizes_line(sizes: dict[str, int]) -> str:
     """``B=1 H=4 M=2048 N=2048 D=64``, leaving out what equals its default."""
     same = {"G": "H", "E": "D"}
-    shown = [n for n in sizes if not (n in same and sizes[n] == sizes[same[n]]) and not (n == "q_start" and not sizes[n])]
+    shown = [
+        n for n in sizes if not (n in same and sizes[n] == sizes[same[n]]) and not (n == "q_start" and not sizes[n])
+    ]
     order = "BHGMNDE"
     shown.sort(key=lambda n: (order.find(n) if n in order else len(order), n))
     return " ".join(f"{n}={sizes[n]}" for n in shown)

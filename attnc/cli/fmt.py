@@ -12,7 +12,9 @@ EXAMPLE = "attnc fmt examples --check"
 
 
 def fmt(
-    files: Annotated[list[Path], typer.Argument(help="Specs, or directories of them; - reads and writes the standard streams.")],
+    files: Annotated[
+        list[Path], typer.Argument(help="Specs, or directories of them; - reads and writes the standard streams.")
+    ],
     check: Annotated[bool, typer.Option("--check", help="Change nothing; fail if a file would change.")] = False,
     diff: Annotated[bool, typer.Option("--diff", help="Change nothing; print what would change.")] = False,
 ) -> None:
@@ -51,7 +53,9 @@ def fmt(
 
 
 def _print_diff(old: str, new: str, name: str) -> None:
-    lines = difflib.unified_diff(old.splitlines(), new.splitlines(), f"{name} (now)", f"{name} (formatted)", lineterm="")
+    lines = difflib.unified_diff(
+        old.splitlines(), new.splitlines(), f"{name} (now)", f"{name} (formatted)", lineterm=""
+    )
     for line in lines:
         colour = {"+": typer.colors.GREEN, "-": typer.colors.RED, "@": typer.colors.CYAN}.get(line[:1])
         typer.secho(line, fg=colour)

@@ -24,13 +24,14 @@ def inspect(
     name: Annotated[str | None, typer.Option(help="Which definition of a file that holds several.")] = None,
     const: Annotated[list[str] | None, typer.Option("--const", help="NAME=VALUE, in place of the spec's own.")] = None,
     resources: Annotated[
-        bool, typer.Option("--resources", help="Registers, spills and shared memory per kernel, compiled for the target.")
+        bool,
+        typer.Option("--resources", help="Registers, spills and shared memory per kernel, compiled for the target."),
     ] = False,
 ) -> None:
     """Print one stage of the compiler.
 
-    The syntax tree, the index notation, its derivative, the plan of passes, the tile programs, the generated Triton or C++, or
-    machine code compiled ahead of time for a GPU that need not be there.
+    The syntax tree, the index notation, its derivative, the plan of passes, the tile programs, the generated Triton
+    or C++, or machine code compiled ahead of time for a GPU that need not be there.
     """
     from attnc.cli import report
     from attnc.cli.compiling import dtype_named
@@ -45,7 +46,9 @@ def inspect(
 
         report.console().print(resource_table(_program(file, name, const), target, dtype, channels))
         return
-    text = _tree(file, name) if emit == "tree" else stage_text(_program(file, name, const), emit, target, dtype, channels)
+    text = (
+        _tree(file, name) if emit == "tree" else stage_text(_program(file, name, const), emit, target, dtype, channels)
+    )
     _print(text, {"triton": "python", "cpp": "cpp"}.get(emit))
 
 

@@ -23,7 +23,12 @@ def listing(
     for kind in kinds or ():
         if kind not in KINDS:
             raise report.usage(f"nothing to list under {kind!r}", "choose from: " + ", ".join(KINDS))
-    made = {"examples": lambda: _examples(examples), "normalisers": _normalisers, "functions": _functions, "templates": _templates}
+    made = {
+        "examples": lambda: _examples(examples),
+        "normalisers": _normalisers,
+        "functions": _functions,
+        "templates": _templates,
+    }
     for kind in kinds or KINDS:
         _table(kind, made[kind]())
 
@@ -33,7 +38,9 @@ def _table(title: str, rows: list[tuple[str, str]]) -> None:
 
     from attnc.cli import report
 
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False, padding=(0, 2, 0, 0))
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=None, show_header=False, padding=(0, 2, 0, 0)
+    )
     table.add_column(no_wrap=True, style="cyan")
     table.add_column(overflow="fold")
     for name, what in rows:
@@ -98,7 +105,7 @@ def comment_above(text: str, offset: int) -> str:
 
 def _functions() -> list[tuple[str, str]]:
     from attnc.ir.functions import FUNCTIONS
-    from attnc.lowering.functions import POINTWISE
+    from attnc.lowering.names import POINTWISE
 
     reductions = [
         ("sum[j](x)", "sum over an index; over queries and keys, over the allowed pairs"),

@@ -28,7 +28,9 @@ def new(
 
     path = Path(name) if name.endswith(".attn") else Path(f"{name}.attn")
     if re.fullmatch(r"[A-Za-z_]\w*", path.stem) is None:
-        raise report.usage(f"{path.stem!r} cannot name a spec", "use letters, digits and underscores, as in my_attention")
+        raise report.usage(
+            f"{path.stem!r} cannot name a spec", "use letters, digits and underscores, as in my_attention"
+        )
     if template not in template_names():
         raise report.usage(f"there is no template {template!r}", "choose one of: " + ", ".join(template_names()))
     if path.exists() and not force:

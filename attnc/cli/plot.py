@@ -17,7 +17,9 @@ EXAMPLE = "attnc plot examples/neighborhood_2d.attn --const rows=8 --const cols=
 
 def plot(
     file: Annotated[Path, typer.Argument(help="The spec.")],
-    out: Annotated[Path | None, typer.Option(help="The picture to write (PNG, PDF or SVG); by default NAME.png.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The picture to write (PNG, PDF or SVG); by default NAME.png.")
+    ] = None,
     size: Annotated[list[str] | None, typer.Option("--size", help="Sizes, as N=64,H=4,D=32.")] = None,
     head: Annotated[int, typer.Option(min=0, help="Which head to draw.")] = 0,
     const: Annotated[list[str] | None, typer.Option("--const", help="NAME=VALUE, in place of the spec's own.")] = None,
@@ -82,7 +84,8 @@ def planes(program: Program, tensors: Tensors, sizes: dict[str, int], head: int)
 
 
 def weights_of(program: Program, tensors: Tensors, sizes: dict[str, int], head: int, equal: bool) -> Any:
-    """The output for one-hot values, which is what multiplies each value; None where the spec ties v's channels to a tensor.
+    """The output for one-hot values, which is what multiplies each value; None where the spec ties v's channels to a
+    tensor.
 
     With `equal`, q and k are zero, so that only positions and the spec's tensors make a difference.
     """
@@ -115,7 +118,7 @@ def nodes_to_draw(program: Program) -> dict[str, Node]:
     if domains:
         found["mask"] = call("and", *domains[-1])
     noted = {note.name: node for node, note in program.notes.items()}
-    score = noted.get("s") or next((n.body for n in nodes if isinstance(n, Max) and n.bound == {"j"}), None)
+    score = noted.get("s") or next((n.body for n in nodes if isinstance(n, Max) and n.bound == frozenset("j")), None)
     if score is not None:
         products = {n for n in postorder([score]) if isinstance(n, Sum) and _reads(n, "q") and _reads(n, "k")}
         (rest,) = replace([score], dict.fromkeys(products, const(0.0)))

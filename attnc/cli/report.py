@@ -1,7 +1,8 @@
-"""How the command line speaks: diagnostics, and what it says when attnc itself is at fault. Never a traceback unless asked for.
+"""How the command line speaks: diagnostics, and what it says when attnc itself is at fault. Never a traceback unless
+asked for.
 
-Exit codes: 0 for success, 1 when a spec, a call or a result is wrong, 2 for a command line that cannot be understood, 3 for a
-bug in attnc.
+Exit codes: 0 for success, 1 when a spec, a call or a result is wrong, 2 for a command line that cannot be understood,
+3 for a bug in attnc.
 """
 
 from __future__ import annotations
@@ -105,4 +106,6 @@ def _bug(problem: Exception) -> None:
     out = console(error=True)
     out.print("this is a bug in attnc, not in your spec", style="bold red")
     out.print(f"  {type(problem).__name__}: {first}{place}", markup=False)
-    out.print("help: run the command again with --debug and report what it prints, together with the spec", markup=False)
+    out.print(
+        "help: run the command again with --debug and report what it prints, together with the spec", markup=False
+    )

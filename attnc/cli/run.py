@@ -13,8 +13,7 @@ if TYPE_CHECKING:
 
     from attnc.runtime.op import Op
     from attnc.testing.compare import Agreement
-    from attnc.testing.peers import NotExpressible, Peer
-    from attnc.testing.race import Runner, Tensors
+    from attnc.testing.race import Tensors
     from attnc.testing.timing import Timing
 
 EXAMPLE = "attnc run examples/alibi.attn --size H=8,N=4096 --dtype bf16"
@@ -26,12 +25,16 @@ def run(
     file: Annotated[Path, typer.Argument(help="The spec.")],
     size: Annotated[list[str] | None, typer.Option("--size", help="Sizes of the call, as B=1,H=8,N=4096,D=64.")] = None,
     dtype: Annotated[str, typer.Option(help="f32, bf16, f16 or f64.")] = "f32",
-    backend: Annotated[str | None, typer.Option(help="cpp, triton or torch; by default the best there is.")] = None,
+    backend: Annotated[str | None, typer.Option(help="auto, cpp, triton, tiled or dense.")] = None,
     const: Annotated[list[str] | None, typer.Option("--const", help="NAME=VALUE, in place of the spec's own.")] = None,
-    backward: Annotated[bool, typer.Option("--backward/--no-backward", help="Check and time the gradients too.")] = True,
+    backward: Annotated[
+        bool, typer.Option("--backward/--no-backward", help="Check and time the gradients too.")
+    ] = True,
     seed: Annotated[int, typer.Option(help="Of the random inputs.")] = 0,
     rounds: Annotated[int, typer.Option(min=1, help="Timing rounds.")] = 5,
-    out: Annotated[Path | None, typer.Option(help="Where to write the generated sources; by default the cache.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write the generated sources; by default the cache.")
+    ] = None,
 ) -> None:
     """Compile a spec, check it and time it.
 
@@ -130,11 +133,10 @@ def timing_table(measured: dict[str, dict[str, Timing]]) -> Table:
 
 def write_sources(op: Op, folder: Path | None) -> list[Path]:
     """Write the generated C++ and Triton of an op; a printer that cannot say the variant is passed over."""
-    from platformdirs import user_cache_path
-
     from attnc.cli.files import write_atomically
+    from attnc.settings import Settings
 
-    folder = folder or user_cache_path("attnc") / "sources" / op.program.name
+    folder = folder or Settings.read().cache_dir / "sources" / op.program.name
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for language, ending in (("cpp", "cpp"), ("triton", "py")):
@@ -142,5 +144,3 @@ def write_sources(op: Op, folder: Path | None) -> list[Path]:
         write_atomically(path, op.source(language))
         written.append(path)
     return written
-
-

@@ -48,6 +48,8 @@ def _child_lines(value: object, depth: int, label: str) -> Iterator[str]:
 
 
 def _name(value: object) -> str:
+    if isinstance(value, str) and value.isidentifier():
+        return value
     return str(getattr(value, "id", None) or repr(value))
 
 
@@ -57,9 +59,7 @@ def _name(value: object) -> str:
 def program_text(program: Program) -> str:
     """A program: its tensors and sizes, then shared values as ``%n = ...``, then its outputs."""
     lines = [f"program {program.name}"]
-    for t in program.tensors:
-        default = "" if t.default is None else f" = {show(t.default)}"
-        lines.append(f"  {t.role} {t.name}: {t.dtype}[{', '.join(show(d) for d in t.dims)}]{default}")
+    lines += [f"  {t.role} {t.name}: {t.dtype}{_shape(t.dims)}{_default(t.default)}" for t in program.tensors]
     lines += [f"  size {s.name} = {s.tensor}.shape[{s.dim}]" for s in program.sizes]
     lines += [f"  check {show(c.relation)}" for c in program.checks]
     names: dict[Node, str] = {}
@@ -73,6 +73,14 @@ def program_text(program: Program) -> str:
         seen = " (observed)" if out.name in program.observed else ""
         lines.append(f"  output {out.name}: {out.dtype}[{', '.join(show(d) for d in out.dims)}]{seen} = {parts}")
     return "\n".join(lines)
+
+
+def _shape(dims: Iterable[Node]) -> str:
+    return f"[{', '.join(show(d) for d in dims)}]"
+
+
+def _default(node: Node | None) -> str:
+    return "" if node is None else f" = {show(node)}"
 
 
 def shared_nodes(roots: Iterable[Node]) -> list[Node]:
@@ -94,8 +102,7 @@ def shared_nodes(roots: Iterable[Node]) -> list[Node]:
 def plan_text(plan: Plan) -> str:
     """The steps of a plan with what they read, reduce and write, its buffers, and the decisions behind it."""
     lines = [f"plan {plan.program.name}"]
-    for b in plan.buffers:
-        lines.append(f"  {b.role} {b.name}: {b.dtype}[{', '.join(show(d) for d in b.dims)}]")
+    lines += [f"  {b.role} {b.name}: {b.dtype}{_shape(b.dims)}" for b in plan.buffers]
     for step in plan.steps:
         lines += _pass_lines(step) if isinstance(step, Pass) else _finish_lines(step)
     lines += [f"  because: {d}" for d in plan.decisions]
@@ -108,10 +115,13 @@ def _pass_lines(step: Pass) -> list[str]:
     within = "".join(f", over {a} in {show(low)} .. {show(high)}" for a, low, high in step.groups)
     lines = [f"  {step.direction} pass {step.name}: {over}{within}{loop}"]
     names: dict[Node, str] = {}
-    for count, node in enumerate(step.reductions):
-        lines.append(f"    %{count} = {show(node, names)}")
+    roots = [*step.reductions, *(node for _, _, node in step.stores)]
+    for count, node in enumerate(shared_nodes(roots)):
+        lines.append(f"    %{count} [{', '.join(sorted(node.axes))}] = {show(node, names)}")
         names[node] = f"%{count}"
-    return lines + [f"    {name}[{', '.join(axes)}] <- {show(node, names)}" for name, axes, node in step.stores]
+    return lines + [
+        f"    {name}[{', '.join(axes)}] <- {names.get(node) or show(node, names)}" for name, axes, node in step.stores
+    ]
 
 
 def _finish_lines(step: Finish) -> list[str]:
@@ -124,8 +134,7 @@ def _finish_lines(step: Finish) -> list[str]:
 def kernel_text(kernel: Kernel) -> str:
     """A tile program, one statement per line."""
     lines = [f"kernel {kernel.name}"] + [f"  # {line}" for line in kernel.doc.splitlines()]
-    for a in kernel.arguments:
-        lines.append(f"  {a.mode} {a.name}: {a.dtype}[{', '.join(show(d) for d in a.dims)}]")
+    lines += [f"  {a.mode} {a.name}: {a.dtype}{_shape(a.dims)}" for a in kernel.arguments]
     lines.append(f"  sizes {', '.join(kernel.sizes)}; reals {kernel.real}")
     grid = [f"{a} < {show(e)}" for a, e in zip(kernel.grid, kernel.grid_extents, strict=True)]
     lines.append(f"  grid {', '.join(grid)}" + (f"; blocks of {kernel.outer}" if kernel.outer else ""))
@@ -162,5 +171,3 @@ def _body_lines(body: tuple[Stmt, ...], depth: int) -> Iterator[str]:
 
 def _target(target: Var) -> str:
     return f"{target.name}[{', '.join(sorted(target.axes))}]" if target.axes else target.name
-
-

@@ -26,23 +26,25 @@ def verify(
 ) -> None:
     """Sweep shapes, dtypes and backends.
 
-    Every output and gradient is compared with the float64 oracle, at lengths that align with nothing, with grouped heads, strided
-    inputs, and M unlike N.
+    Every output and gradient is compared with the float64 oracle, at lengths that align with nothing, with grouped
+    heads, strided inputs, and M unlike N.
     """
     from attnc.cli import report, specs
-    from attnc.cli.compiling import dtype_named
+    from attnc.cli.compiling import dtype_named, interpret_triton
     from attnc.cli.files import expand
     from attnc.cli.listing import EXAMPLES
+    from attnc.runtime.backends import check_backend
 
     paths = expand([*(files or ()), *([EXAMPLES] if every else [])])
     if not paths:
         raise report.usage("nothing to verify", "name specs, or give --all for every example")
-    jobs = [
-        Job(path, backend, dtype) for path in paths for backend in _words(backends) for dtype in _words(dtypes)
-    ]
+    jobs = [Job(path, backend, dtype) for path in paths for backend in _words(backends) for dtype in _words(dtypes)]
     for word in _words(dtypes):
         dtype_named(word)
     counts = numbers(lengths)
+    interpret_triton(_words(backends))
+    for word in _words(backends):
+        check_backend(word)
     for path in paths:
         specs.lower_all(specs.read(path), {})
     _sweep(jobs, counts, backward, device)

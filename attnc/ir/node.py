@@ -601,13 +601,41 @@ def _same_domain(inner: Sum, bound: Axes, outer: set[Node]) -> bool:
 
 
 def max_over(bound: Iterable[str], body: Node, domain: Iterable[Node] = ()) -> Node:
-    """The canonical maximum. Positive constants stay inside; the domain is a set of conditions."""
+    """The canonical maximum: one axis at a time, over a set of conditions."""
     bound = frozenset(bound)
     dom = tuple(sorted({c for d in domain for c in conjuncts(d)}, key=lambda n: n.order))
     if not (body.axes | free_axes(dom)) & bound and (not dom or body.kind == "f"):
         return where(call("and", *dom), body, const(-math.inf)) if dom else body
+    if len(bound) > 1:
+        first = min(bound)
+        outside = [c for c in dom if not c.axes & (bound - {first})]
+        rest = max_over(bound - {first}, body, [c for c in dom if c not in outside])
+        return max_over({first}, rest, outside)
     axes = (body.axes | free_axes(dom)) - bound
     return Max.intern((bound, body, dom), axes, body.kind)  # type: ignore[no-any-return]
+
+
+def first_attained(node: Max) -> Node:
+    """The lowest position along the one axis a maximum binds where it is attained, as a real; +inf over nothing."""
+    (x,) = node.bound
+    attained = call("eq", node.body, node)
+    return neg(max_over({x}, mul(const(-1.0), axis(x)), [*node.domain, attained]))
+
+
+def position_of(node: Node) -> Max | None:
+    """The maximum whose first position `node` finds, if it is the (negated) maximum inside `first_attained`."""
+    if not isinstance(node, Max) or len(node.bound) != 1:
+        return None
+    (x,) = node.bound
+    if node.body is not mul(const(-1.0), axis(x)):
+        return None
+    for c in node.domain:
+        if isinstance(c, Call) and c.fn == "eq":
+            for m, body in (c.args, c.args[::-1]):
+                same = isinstance(m, Max) and m.bound == node.bound and m.body is body
+                if same and isinstance(m, Max) and set(m.domain) == set(node.domain) - {c}:
+                    return m
+    return None
 
 
 def where(condition: Node, a: Node, b: Node) -> Node:

@@ -17,10 +17,8 @@ from attnc.ir.program import Output, Program, Tensor, size_names
 from attnc.ir.walk import postorder
 
 INFIX = {"lt": "<", "le": "<=", "eq": "==", "floordiv": "//", "mod": "%", "pow": "**", "and": "and", "or": "or"}
-KEYWORDS = frozenset(
-    ("program", "const", "size", "axis", "tensor", "check", "let", "output", "observe", "at", "of")
-    + ("sum", "max", "and", "or", "inf", "nan", "True", "False")
-)
+_DECLARATIONS = ("program", "const", "size", "axis", "tensor", "check", "let", "output", "observe", "at", "of")
+KEYWORDS = frozenset([*_DECLARATIONS, "sum", "max", "and", "or", "inf", "nan", "True", "False"])
 SHORT = 24
 """Shared values whose text is not longer than this are repeated instead of named."""
 

@@ -89,7 +89,9 @@ def _align(
     if not possible:
         _wrong_number(state, subject, given, span, scope)
         return None
-    scored = [(sum(_fit(state, subject.dims[k], v, scope) for k, v in zip(w, values, strict=True)), w) for w in possible]
+    scored = [
+        (sum(_fit(state, subject.dims[k], v, scope) for k, v in zip(w, values, strict=True)), w) for w in possible
+    ]
     best = max(score for score, _ in scored)
     chosen = [way for score, way in scored if score == best]
     if len(chosen) > 1:

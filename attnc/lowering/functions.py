@@ -168,6 +168,8 @@ def _body(
             "E115", scope, tree.fn.span, f"a function cannot call itself: {path}", "write it without recursion"
         )
     state.expansions += 1
+    if state.expansions > MOST_EXPANSIONS + 1:
+        return POISON
     if state.expansions > MOST_EXPANSIONS:
         message = f"the functions of this spec expand more than {MOST_EXPANSIONS} times"
         return state.error("E127", scope, tree.span, message, "name intermediate values with `let`")

@@ -32,6 +32,8 @@ def named(state: Lowering, name: Name, scope: Scope) -> Value:
         return Value(const(NUMBERS[name.id]))
     if scope.prelude:
         return _unknown(state, name, scope)
+    if name.id in state.names.refused:
+        return POISON
     declared = state.names.values.get(name.id)
     state.names.used.add(name.id)
     match declared:
@@ -43,6 +45,12 @@ def named(state: Lowering, name: Name, scope: Scope) -> Value:
             return state.index(name.id, scope.mode) if name.id in state.names.extents else POISON
         case TensorDecl() | Let():
             return _whole(state, name, scope)
+        case None:
+            return _given(state, name, scope)
+
+
+def _given(state: Lowering, name: Name, scope: Scope) -> Value:
+    """The value of a name the language provides."""
     if name.id in SIZES:
         return Value(size(name.id))
     if name.id in INDEX_EXTENTS:

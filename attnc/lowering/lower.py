@@ -226,7 +226,7 @@ def _look_at_the_rest(state: Lowering) -> None:
         _look_at(state, section)
         if not failed:
             message = f"`{section.keyword}` has no effect: the output does not depend on it"
-            state.report.warning("W102", state.scope(Mode()), section.span, message, "remove it")
+            state.report.warning("E192", state.scope(Mode()), section.span, message, "remove it")
     state.names.used = used
 
 
@@ -254,4 +254,4 @@ _WHAT: dict[type, str] = {ConstDecl: "const", TensorDecl: "tensor", Let: "let", 
 
 
 def _warn(state: Lowering, scope: Scope, name: str, span: Span, what: str) -> None:
-    state.report.warning("W101", scope, span, f"the {what} `{name}` is never used", "remove it, or use it")
+    state.report.warning("E191", scope, span, f"the {what} `{name}` is never used", "remove it, or use it")

@@ -40,9 +40,11 @@ SPECIAL = ("dot", "repeat", "sum", "mean")
 BUILT_IN = frozenset((*POINTWISE, *EXTREMES, *SPECIAL))
 
 _TAKEN = frozenset((*SIZES, *INDEX_EXTENTS, *OPERANDS, "q_start", *NUMBERS)) - {"g"}
-_HIDING = {name: f"`{name}` is already the size of an index" for name in SIZES}
-_HIDING |= {name: f"`{name}` is already an index" for name in INDEX_EXTENTS}
-_HIDING |= {name: f"`{name}` is already an operand" for name in OPERANDS}
+_HIDING = {
+    **{name: f"`{name}` is already the size of an index" for name in SIZES},
+    **{name: f"`{name}` is already an index" for name in INDEX_EXTENTS},
+    **{name: f"`{name}` is already an operand" for name in OPERANDS},
+}
 
 T = TypeVar("T")
 Declaration = ConstDecl | SizeDecl | IndexDecl | TensorDecl | Let
@@ -62,6 +64,8 @@ class Names:
     observations: dict[str, Observe] = field(default_factory=dict)
     extents: dict[str, Node] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
+    refused: set[str] = field(default_factory=set)
+    """Names a declaration wanted and could not have; reported, so their uses are not."""
 
     def tensor(self, name: str) -> TensorDecl | None:
         found = self.values.get(name)
@@ -101,6 +105,7 @@ def collect(definition: Definition, report: Report, scope: Scope) -> Names:
                 _declare_function(names, statement, report, scope)
             case _:
                 _declare(names.values, statement.name, statement, report, scope, _TAKEN)
+                names.refused |= {statement.name.id} & _TAKEN
     return names
 
 

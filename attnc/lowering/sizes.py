@@ -68,7 +68,7 @@ def _const_value(state: Lowering, declaration: ConstDecl, scope: Scope) -> float
 
 def _overridden(state: Lowering, declaration: ConstDecl, own: float | int, given: object) -> float | int | None:
     name = declaration.name.id
-    if isinstance(given, Real) and not isinstance(given, bool) and math.isfinite(given):
+    if not isinstance(given, bool) and isinstance(given, Real) and math.isfinite(given):
         if isinstance(own, float):
             return float(given)
         if float(given).is_integer() and abs(int(float(given))) <= arithmetic.LARGEST_INT:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from attnc.grammar.tree import Name
-from attnc.ir.node import Axes, add, call, const, mul, size, sum_over
+from attnc.ir.node import Axes, add, call, const, mul, size, var
 from attnc.lowering import checks
 from attnc.lowering.masks import SCORE_AXES, allowed, domain
 from attnc.lowering.normalisers import weights_of
-from attnc.lowering.state import Lowering
+from attnc.lowering.reductions import total
+from attnc.lowering.state import Lowering, is_plane
 from attnc.lowering.value import POISON, Mode, Scope, Value
 
 OUTPUT_AXES = frozenset("bhie")
@@ -54,7 +55,7 @@ def _score(state: Lowering, mode: Mode) -> Value:
         if q.poisoned or k.poisoned:
             return POISON
         scale = call("divide", const(1.0), call("sqrt", size("D")))
-        score = Value(mul(sum_over("d", [q.node, k.node]), scale), SCORE_AXES)
+        score = Value(mul(total(state, frozenset("d"), mul(q.node, k.node), ()), scale), SCORE_AXES)
     bias = section_value(state, "bias", SCORE_AXES, mode)
     if score.poisoned or (bias is not None and bias.poisoned):
         return POISON
@@ -65,7 +66,10 @@ def _score(state: Lowering, mode: Mode) -> Value:
 def _probability(state: Lowering, mode: Mode) -> Value:
     section = state.names.sections.get("normaliser")
     s = stage(state, Name("s", span=section.value.span) if section else Name("s"), state.scope(mode))
-    return POISON if s.poisoned else weights_of(state, s, mode)
+    if s.poisoned:
+        weights_of(state, Value(var("s", SCORE_AXES), SCORE_AXES), mode)
+        return POISON
+    return weights_of(state, s, mode)
 
 
 def _weight(state: Lowering, mode: Mode) -> Value:
@@ -80,15 +84,15 @@ def _output(state: Lowering, mode: Mode) -> Value:
     section = state.names.sections.get("output")
     scope = state.scope(mode)
     if section is None:
-        w, v = (state.named(Name(n), scope) for n in "wv")
+        w, v = stage(state, Name("w"), scope), state.named(Name("v"), scope)
         if w.poisoned or v.poisoned:
             return POISON
-        body = domain(state, SCORE_AXES, frozenset("j"), mode)
-        return Value(sum_over("j", [w.node, v.node], body), OUTPUT_AXES)
+        where = domain(state, SCORE_AXES, frozenset("j"), mode)
+        return Value(total(state, frozenset("j"), mul(w.node, v.node), where), OUTPUT_AXES)
     value = state.expression(section.value, scope)
     if not checks.want_number(state, value, section.value, scope):
         return POISON
-    if value.axes <= SCORE_AXES and "j" in value.axes:
+    if value.axes <= SCORE_AXES and is_plane(value.axes):
         state.mask_used = True
         return Value(mul(value.node, allowed(state, mode)), SCORE_AXES)
     value = checks.no_leftover(state, value, OUTPUT_AXES, "output", section.value, scope)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -90,7 +90,7 @@ class Lowering:
             self.note(node, name, span)
 
     @contextmanager
-    def computing(self, key: tuple[str, str, Mode]) -> Iterator[None]:
+    def computing(self, key: tuple[str, str, Mode]) -> Generator[None]:
         self.active.append(key)
         try:
             yield

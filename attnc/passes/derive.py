@@ -1,6 +1,6 @@
 """Reverse-mode differentiation of a program; the result is a program again, so it can be differentiated again.
 
-Adjoints are propagated through the DAG with the derivative rules of `attnc.ir.functions`. A sum of products has sums of
+The gradient of a maximum goes to the first position that attains it. Adjoints are propagated through the DAG with the derivative rules of `attnc.ir.functions`. A sum of products has sums of
 products as adjoints; a gather has an indexed sum, and an indexed sum a gather. Restrictions travel as Iverson factors, so
 the gradient of a masked pair is never formed.
 """
@@ -27,6 +27,7 @@ from attnc.ir.node import (
     add,
     axis,
     call,
+    first_attained,
     iverson,
     load,
     mul,
@@ -154,9 +155,9 @@ def _contributions(node: Node, g: Node, reaches: set[Node]) -> list[tuple[Node, 
                 if f in reaches
             ]
         case Max():
-            hit = mul(iverson(call("eq", node.body, node)), *(iverson(c) for c in node.domain))
-            ties = sum_over(node.bound, [hit])
-            return [(node.body, mul(g, hit, call("reciprocal_or_zero", ties)), NO_AXES)]
+            (x,) = node.bound
+            hit = iverson(call("eq", axis(x), first_attained(node)))
+            return [(node.body, mul(g, hit, *(iverson(c) for c in node.domain)), NO_AXES)]
         case Call():
             gradient = FUNCTIONS[node.fn].gradient
             assert gradient is not None, node.fn

@@ -1,7 +1,7 @@
 """Modes of differentiation: reverse for some outputs and inputs, and forward, which is reverse twice.
 
-    o = f(q, k)   reverse, needs {q}:    (q, k, grad_o)    -> grad_q
-                  forward, moving {q}:   (q, k, tangent_q) -> tangent_o
+o = f(q, k)   reverse, needs {q}:    (q, k, grad_o)    -> grad_q
+              forward, moving {q}:   (q, k, tangent_q) -> tangent_o
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ def renamed(program: Program, names: Mapping[str, str]) -> Program:
 
     rest = _rewritten(program, rule)
     outputs = tuple(replace(o, name=names.get(o.name, o.name)) for o in rest.outputs)
-    return replace(rest, outputs=outputs, tensors=tuple(replace(t, name=names.get(t.name, t.name)) for t in rest.tensors))
+    return replace(
+        rest, outputs=outputs, tensors=tuple(replace(t, name=names.get(t.name, t.name)) for t in rest.tensors)
+    )
 
 
 def _rewritten(program: Program, rule: Rule) -> Program:

@@ -35,6 +35,7 @@ from attnc.ir.node import (
     load,
     mul,
     neg,
+    position_of,
     sub,
     sum_over,
     terms_of,
@@ -113,7 +114,12 @@ def _substitute(roots: Sequence[Node], state: _State, memo: dict[Node, Node]) ->
             new = _contains(new, whole, factors, domain, state.opaque[whole])
         memo[node] = new
 
-    for node in postorder([*state.reductions, *roots]):
+    everything = postorder([*state.reductions, *roots])
+    for node in everything:
+        # A position is found by comparing a value with its maximum: both must come from one pass, neither be saved.
+        if position_of(node) is not None:
+            memo[node] = node
+    for node in everything:
         visit(node)
     return [memo[r] for r in roots]
 

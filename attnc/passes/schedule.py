@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from attnc.ir.node import NO_AXES, Axes, Load, Max, Node, Sum, axis, free_axes, load
+from attnc.ir.node import NO_AXES, Axes, Load, Max, Node, Sum, axis, free_axes, load, position_of
 from attnc.ir.program import Program
 from attnc.ir.walk import postorder, rebuild
 from attnc.ir.walk import replace as replace_nodes
@@ -147,7 +147,7 @@ class _Scheduler:
 
     def _online(self, unit: Reduction, r: Reduction) -> bool:
         same = unit.bound == r.bound and self.planes.span(unit) == self.planes.span(r)
-        return same and self.planes.rescale(unit, r) is not None
+        return same and (position_of(unit) is r or self.planes.rescale(unit, r) is not None)
 
     def _delay(self, units: list[Reduction]) -> None:
         """Move whole passes into a later one of the same direction when all their consumers allow it."""

@@ -26,8 +26,10 @@ from attnc.ir.node import (
     axis,
     call,
     const,
+    max_over,
     mul,
     neg,
+    position_of,
     raw_call,
     raw_prod,
     size,
@@ -94,6 +96,7 @@ class _Lowering:
         sums = tuple(n for n in postorder(self.roots) if isinstance(n, Add))
         self.emitter = Emitter(self.program, self.lanes, self.inner, count_uses(self.roots), sums, self._names())
         self.plane_stores = [s for s in item.stores if self.inner is not None and self._is_plane_store(s)]
+        self.found: dict[Node, tuple[Max, Var]] = {}
         self.scatters = [r for r in self.reductions if isinstance(r, Sum) and r.scatter]
 
     def _names(self) -> dict[Node, str]:
@@ -267,7 +270,12 @@ class _Lowering:
         emitter.blocks = [*around, block]
         emitter.depends = {}
         for r in self._leaders():
-            self._lead(r, block, accumulators[r], inner, common, masked)
+            if position_of(r) is None:
+                self._lead(r, block, accumulators[r], inner, common, masked)
+        for r in self._leaders():
+            maximum = position_of(r)
+            if maximum is not None:
+                self._locate(r, maximum, block, accumulators, inner)
         for r in self.reductions:
             if isinstance(r, Sum) and r not in self._leaders():
                 conditions = self._conditions(r, inner, common, masked)
@@ -308,17 +316,35 @@ class _Lowering:
         emitter = self.emitter
         accumulator = _as_var(old)
         part = emitter.largest(r, self._conditions(r, inner, common, masked), inner, accumulator.axes)
+        assert isinstance(part, Max)
         here = var(emitter.name(r, "block_max", inside=True), accumulator.axes)
         block.body.append(Assign(here, part))
         moved = var(emitter.name(r, "m_new", inside=True), accumulator.axes)
         block.body.append(Assign(moved, raw_call("maximum", (accumulator, here), "f")))
+        emitter.running[r] = moved
+        self.found[r] = (part, here)
+
+    def _locate(self, r: Node, maximum: Max, block: Block, accumulators: Mapping[Node, Node], inner: str) -> None:
+        """Where this block's maximum is, if it is larger than every earlier one."""
+        emitter = self.emitter
+        accumulator = _as_var(accumulators[r])
+        part, largest = self.found[maximum]
+        hit = raw_call("eq", (part.body, largest), "b")
+        place = raw_prod([const(-1.0), axis(inner)])
+        at = var(emitter.name(r, "at", inside=True), part.body.axes)
+        block.body.append(Assign(at, raw_call("where", (hit, place, const(-math.inf)), "f")))
+        first = var(emitter.name(r, "block_at", inside=True), accumulator.axes)
+        block.body.append(Assign(first, max_over({inner}, at)))
+        larger = raw_call("lt", (accumulators[maximum], largest), "b")
+        moved = var(emitter.name(r, "at_new", inside=True), accumulator.axes)
+        block.body.append(Assign(moved, raw_call("where", (larger, first, accumulator), "f")))
         emitter.running[r] = moved
 
     def _follow(self, r: Sum, target: Var, block: Block, accumulators: Mapping[Node, Node]) -> None:
         """Rescale an accumulator whose running reductions have moved in this block."""
         moving: list[Node] = []
         for leader in self._leaders():
-            if self.planes.mentions(r, leader) and leader is not r:
+            if self.planes.mentions(r, leader) and position_of(leader) is None:
                 change = self.planes.rescale(r, leader)
                 assert change is not None, "the scheduler put a reduction into a pass it cannot follow"
                 moving.append(change)

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor as TorchTensor
 
 from attnc.diagnostics.diagnostic import CallError, Diagnostic
+from attnc.ir.node import Size
 from attnc.ir.printer import show
 from attnc.ir.program import Program, Tensor
+from attnc.ir.walk import postorder
 from attnc.runtime.dtypes import NAMES, QUERY_DTYPES, accepted
 from attnc.runtime.sizes import Evaluator, Values, evaluator
 
@@ -30,9 +32,7 @@ class Signature:
         self.names = tuple(t.name for t in self.tensors)
         position = {name: k for k, name in enumerate(self.names)}
         self._bindings = tuple((s.name, position[s.tensor], s.dim) for s in program.sizes)
-        self._dims: tuple[tuple[Evaluator, ...], ...] = tuple(
-            tuple(evaluator(d) for d in t.dims) for t in self.tensors
-        )
+        self._dims: tuple[tuple[Evaluator, ...], ...] = tuple(tuple(evaluator(d) for d in t.dims) for t in self.tensors)
         self._relations = tuple((evaluator(c.relation), c) for c in program.checks)
         self._accepted = {q: tuple(accepted(t.dtype, q) for t in self.tensors) for q in QUERY_DTYPES}
 
@@ -139,7 +139,7 @@ class Explanation:
             allowed = accepted(t.dtype, query.dtype)
             if given.dtype in allowed:
                 continue
-            why = f"that of `q`, {allowed[0]}" if t.dtype == "q" else f"{allowed[0]}"
+            why = f"q's, {allowed[0]}" if t.dtype == "q" else f"{allowed[0]}"
             message = f"`{t.name}` has dtype {given.dtype}; the spec declares {declared(t)}, so it must be {why}"
             return self._report("E202", message, t, f"pass {t.name}.to({allowed[0]})")
         return None
@@ -206,13 +206,15 @@ class Explanation:
         bound = next((s for s in self.signature.program.sizes if s.name == extent), None)
         if bound is not None and bound.tensor != t.name:
             return f"{extent} = {values[bound.name]} comes from dimension {bound.dim} of `{bound.tensor}`"
-        return f"dimension {dim} must be {extent} = {evaluator(t.dims[dim])(values)}"
+        number = str(evaluator(t.dims[dim])(values))
+        return f"dimension {dim} must be {extent}" + (f" = {number}" if number != extent else "")
 
     def _relations(self) -> Diagnostic | None:
         values = self._values()
         for check in self.signature.program.checks:
             if not evaluator(check.relation)(values):
-                shown = ", ".join(f"{name} = {value}" for name, value in values.items())
+                used = {n.name for n in postorder([check.relation]) if isinstance(n, Size)}
+                shown = ", ".join(f"{name} = {value}" for name, value in values.items() if name in used)
                 return Diagnostic("E211", check.message, self.signature.program.source, check.span, f"here {shown}")
         return None
 
@@ -238,7 +240,9 @@ def check_names(program: Program, given: Sequence[str]) -> None:
     missing = [t for t in declared_here if t.default is None and t.name not in given]
     if missing:
         t = missing[0]
-        what = f"tensors {', '.join(f'`{m.name}`' for m in missing)} are" if len(missing) > 1 else f"tensor `{t.name}` is"
+        what = (
+            f"tensors {', '.join(f'`{m.name}`' for m in missing)} are" if len(missing) > 1 else f"tensor `{t.name}` is"
+        )
         message = f"the {what} missing: the spec declares {t.name}: {declared(t)}"
         call = ", ".join(f"{m.name}=..." for m in missing)
         source = program.source if t.span is not None else None

@@ -71,14 +71,19 @@ class MissingCompilerWarning(UserWarning):
 @cache
 def kernel_backend(name: str) -> KernelBackend:
     """The backend of that name."""
-    made: KernelBackend = {"cpp": CppBackend, "triton": TritonBackend, "tiled": TiledBackend}[name]()
-    return made
+    match name:
+        case "cpp":
+            return CppBackend()
+        case "triton":
+            return TritonBackend()
+        case _:
+            return TiledBackend()
 
 
 class CppBackend:
     """C++ compiled for this machine."""
 
-    blocks = (32, 64)
+    blocks: tuple[int, int] = (32, 64)
 
     def build(self, kernels: Sequence[Kernel]) -> Sequence[Launch]:
         """One library with all the kernels."""
@@ -88,30 +93,21 @@ class CppBackend:
 
 
 class TritonBackend:
-    """Triton, on CUDA tensors or in its interpreter."""
+    """Triton, compiled on a GPU and interpreted on a CPU."""
 
     blocks = (64, 64)
 
     def build(self, kernels: Sequence[Kernel]) -> Sequence[Launch]:
         """One module with all the kernels."""
-        from attnc.codegen.triton.printer import print_module
-        from attnc.runtime.triton_backend import launch, load
+        from attnc.runtime.triton_backend import build
 
-        if not kernels:
-            return []
-        module = load(print_module(kernels))
-
-        def launcher(kernel: Kernel) -> Launch:
-            names = [a.name for a in kernel.arguments]
-            return lambda tensors, sizes: launch(kernel, module, dict(zip(names, tensors, strict=True)), sizes)
-
-        return [launcher(k) for k in kernels]
+        return build(kernels)
 
 
 class TiledBackend:
     """Tile programs interpreted by PyTorch, in large blocks, because each statement costs Python time."""
 
-    blocks = (256, 256)
+    blocks: tuple[int, int] = (256, 256)
 
     def build(self, kernels: Sequence[Kernel]) -> Sequence[Launch]:
         """Interpreters of the kernels."""

@@ -1,7 +1,7 @@
 """Programs as `torch.library` custom ops: one op per computation, its derivative another, registered on demand.
 
 The forward op returns its outputs and the values it saves. The op of a derivative takes the same inputs, the incoming
-gradients and the saved values, but as a function it depends on the first two alone: saved values are a cache. So an op's
+gradients and the saved values; as a function it depends on the first two alone, and saved values are a cache. So an op's
 autograd returns gradients for inputs and seeds and nothing for what was saved.
 """
 
@@ -75,7 +75,7 @@ class Computation:
         position = {n: k for k, n in enumerate(self.names)}
         self._bindings = tuple((s.name, position[s.tensor], s.dim) for s in program.sizes)
         self._dims = tuple(tuple(evaluator(d) for d in r.dims) for r in self.results)
-        self._dtype_of = tuple(position[r.of] if r.of in position else None for r in self.results)
+        self._dtype_of = tuple(position.get(r.of or "") for r in self.results)
         self._derivatives: dict[tuple[Mode, frozenset[str], frozenset[str]], Computation] = {}
         self._executors: dict[str, Executor] = {}
         self.op = self._register()
@@ -218,14 +218,10 @@ class Computation:
         found = {r.of: g for r, g in zip(below.results, results, strict=True)}
         return [found.get(n) for n in self.names]
 
-    def tangents(
-        self, stored: Sequence[Tensor], moving: Sequence[Tensor | None], apply: Apply
-    ) -> list[Tensor | None]:
+    def tangents(self, stored: Sequence[Tensor], moving: Sequence[Tensor | None], apply: Apply) -> list[Tensor | None]:
         """Tangents of the op's results, for tangents of its arguments; None for saved values."""
         nothing: list[Tensor | None] = [None] * len(self.results)
-        given = {
-            n: t for n, t in zip(self.names, moving, strict=False) if t is not None and n in self.differentiable
-        }
+        given = {n: t for n, t in zip(self.names, moving, strict=False) if t is not None and n in self.differentiable}
         if not given:
             return nothing
         known = dict(zip(self.names, stored, strict=False))
@@ -270,7 +266,7 @@ def _results(program: Program, plan: Plan | None) -> tuple[Result, ...]:
 def _fragment() -> torch.library.Library:
     with _lock:
         if not _library:
-            _library.append(torch.library.Library(NAMESPACE, "FRAGMENT"))  # noqa: TOR901
+            _library.append(torch.library.Library(NAMESPACE, "FRAGMENT"))
         return _library[0]
 
 
@@ -288,4 +284,3 @@ def _first(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Tensor]
 
 def _tupled(function: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, ...]]:
     return lambda *args: (function(*args),)
-

@@ -1,4 +1,4 @@
-"""The dense backend: programs evaluated by plain tensor operations, planes and all. Slow, simple, for tests and debugging."""
+"""The dense backend: programs evaluated by plain tensor operations, planes and all; slow and simple, for tests."""
 
 from __future__ import annotations
 
@@ -26,5 +26,6 @@ class DenseExecutor:
         given = dict(zip(c.names, tensors, strict=True))
         values = evaluate(c.program, given, sizes, dtype=real(tensors[0].dtype))
         return tuple(
-            values[r.name].to(dtype).clone(memory_format=torch.contiguous_format) for r, dtype in zip(c.results, c.dtypes(tensors), strict=True)
+            values[r.name].to(dtype).clone(memory_format=torch.contiguous_format)
+            for r, dtype in zip(c.results, c.dtypes(tensors), strict=True)
         )

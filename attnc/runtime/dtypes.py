@@ -33,7 +33,7 @@ def resolve(declared: str, query: torch.dtype) -> torch.dtype:
 
 
 def accepted(declared: str, query: torch.dtype) -> tuple[torch.dtype, ...]:
-    """The dtypes an argument may have. Declared reals may also be float64 in a float64 call, so gradients can be checked."""
+    """The dtypes an argument may have. Declared reals may be float64 in a float64 call, for gradcheck."""
     exact = resolve(declared, query)
     if query is torch.float64 and exact.is_floating_point and exact is not query:
         return (exact, query)

@@ -77,7 +77,11 @@ class Step:
 
 
 class PlanExecutor:
-    """Runs a computation's plan on one kernel backend."""
+    """Runs a computation's plan on one kernel backend.
+
+    Attributes:
+        constants: the sizes that kernels are specialised to.
+    """
 
     def __init__(self, computation: Computation, plan: Plan, backend: KernelBackend) -> None:
         self.computation = computation
@@ -85,11 +89,11 @@ class PlanExecutor:
         self.backend = backend
         self._lock = threading.Lock()
         self._prepared: dict[tuple[object, ...], Prepared] = {}
-        self._constants = driver.channel_sizes(plan.program)
+        self.constants = driver.channel_sizes(plan.program)
 
     def __call__(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> tuple[Tensor, ...]:
         """Results in the order of `Computation.results`."""
-        key = (*[t.dtype for t in tensors], *[sizes[c] for c in self._constants])
+        key = (*[t.dtype for t in tensors], *[sizes[c] for c in self.constants])
         prepared = self._prepared.get(key)
         if prepared is None:
             with self._lock:
@@ -101,11 +105,6 @@ class PlanExecutor:
         """The plan's tile programs for these dtypes and channel extents."""
         named = {n: NAMES[d] for n, d in dtypes.items()}
         return driver.kernels(self.plan, named, kind, constants, *self.backend.blocks)
-
-    @property
-    def constants(self) -> tuple[str, ...]:
-        """Sizes that kernels are specialised to."""
-        return self._constants
 
 
 class Prepared:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -16,7 +16,7 @@ from attnc.grammar.tree import Definition
 from attnc.ir.program import Program
 from attnc.runtime.arguments import FIXED, Signature, check_names, position
 from attnc.runtime.backends import check_backend, is_planned
-from attnc.runtime.computation import Computation, computation
+from attnc.runtime.computation import computation
 from attnc.runtime.transforms import active, functional
 
 Observed = dict[str, Tensor]
@@ -27,17 +27,16 @@ class Variant:
 
     def __init__(self, program: Program, backend: str) -> None:
         self.signature = Signature(program)
-        if is_planned(backend):
-            plan = driver.plan_forward(program)
-            self.computation = computation(program, plan, backend)
-        else:
-            self.computation = computation(program, None, backend)
+        plan = driver.plan_forward(program) if is_planned(backend) else None
+        self.computation = computation(program, plan, backend)
+        self._count = len(program.outputs)
 
-    def __call__(self, tensors: list[Any], q_start: Any) -> tuple[Tensor, ...]:
+    def __call__(self, tensors: Sequence[Any], q_start: Any) -> tuple[Tensor, ...]:
+        """The outputs, for tensors in the order of the signature."""
         ready = self.signature.accept(tensors, q_start)
         if active():
-            return functional(self.computation, ready, q_start)
-        return self.computation.op(*ready, q_start)
+            return functional(self.computation, ready, q_start)[: self._count]
+        return self.computation.op(*ready, q_start)[: self._count]
 
 
 class Op:
@@ -62,6 +61,7 @@ class Op:
         self.name = self.program.name
         self.optional = frozenset(t.name for t in self.program.tensors if t.default is not None)
         self._variants: dict[tuple[bool, frozenset[str]], Variant] = {}
+        self._calls: dict[tuple[bool, tuple[str, ...]], tuple[Variant, tuple[int, ...]]] = {}
         self._lock = threading.RLock()
         self._opaque = _opaque(self._call)
 
@@ -76,7 +76,7 @@ class Op:
             v: values [B, G, N, E] of the same dtype.
             q_start: absolute position of the first query: the number of keys before it when decoding.
             observe: also return what the spec observes.
-            tensors: the spec's tensors by name. Those with a default may be left out; a dimension of extent 1 broadcasts.
+            tensors: the spec's tensors by name. Those with a default may be left out; extents of 1 broadcast.
 
         Returns:
             The output [B, H, M, E] in q's dtype (or what the spec's `output` says); with `observe`, a pair of it and a
@@ -91,16 +91,23 @@ class Op:
         except AttncError as error:
             raise error.with_traceback(None) from None
         if observe:
-            return results[0], dict(zip(self.program.observed, results[1:], strict=False))
+            return results[0], dict(zip(self.program.observed, results[1:], strict=True))
         return results[0]
 
     def _call(self, observe: bool, q_start: Any, names: tuple[str, ...], *tensors: Any) -> tuple[Tensor, ...]:
-        variant = self._variants.get((observe, frozenset(names))) or self.variant(*names, observe=observe)
-        given = dict(zip((*FIXED, *names), tensors, strict=True))
-        return variant([given[n] for n in variant.signature.names], position(q_start))
+        found = self._calls.get((observe, names))
+        if found is None:
+            variant = self.variant(*names, observe=observe)
+            given = (*FIXED, *names)
+            found = variant, tuple(given.index(n) for n in variant.signature.names)
+            self._calls[observe, names] = found
+        variant, order = found
+        if type(q_start) is not int:
+            q_start = position(q_start)
+        return variant([tensors[k] for k in order], q_start)
 
     def variant(self, *names: str, observe: bool = False) -> Variant:
-        """The op for calls that give the tensors `names`; registers it with torch, which loading an exported program needs.
+        """The op for calls that give the tensors `names`, registered with torch (as loading exported programs needs).
 
         Raises:
             CallError: E205 or E206, if these are not the spec's tensors.
@@ -138,11 +145,10 @@ class Op:
         except AttncError as error:
             raise error.with_traceback(None) from None
         inputs = dict(zip(signature.names, ready, strict=True))
-        values = evaluate(program, inputs, bind_sizes(program, inputs, q_start))
-        main = next(o.name for o in program.outputs if o.name not in program.observed)
+        values = evaluate(program, inputs, bind_sizes(program, inputs, position(q_start)))
         if observe:
-            return values[main], {n: values[n] for n in program.observed}
-        return values[main]
+            return values["o"], {n: values[n] for n in program.observed}
+        return values["o"]
 
     def source(self, target: str = "cpp", *, dtype: str = "f32", channels: int = 64) -> str:
         """The kernels as text, forward then backward.

@@ -1,4 +1,4 @@
-"""Tile programs run by PyTorch, block by block: what runs on a CPU without a compiler, and the reference of both printers.
+"""Tile programs run by PyTorch, block by block: for CPUs without a compiler, and as the reference of both printers.
 
 Grid axes are evaluated together as leading dimensions, unless a loop bound depends on them; blocks of the outer and the
 inner axis are visited one after another, so memory stays that of a few tiles.
@@ -159,7 +159,9 @@ class _Run:
         """Tile dimensions these expressions vary over."""
         yield from (a for a in free_axes(nodes) if self.scope.varies(a))
         for node in postorder(nodes):
-            held = self.scope.variables.get(node.name) if isinstance(node, Var) else None
+            if not isinstance(node, Var):
+                continue
+            held = self.scope.variables.get(node.name)
             if isinstance(held, Tensor) and held.dim():
                 yield from (a for a, n in zip(self.scope.dims, held.shape, strict=True) if n > 1)
 
@@ -193,5 +195,3 @@ def _axes_of_bounds(kernel: Kernel) -> frozenset[str]:
             case _:
                 pass
     return bounds
-
-

@@ -196,7 +196,11 @@ class Scope:
             found = found.to(self.real)
         elif found.dtype is not torch.bool:
             found = found.to(torch.int64)
-        return found if inside is None else torch.where(inside, found, torch.zeros((), dtype=found.dtype, device=self.device))
+        return (
+            found
+            if inside is None
+            else torch.where(inside, found, torch.zeros((), dtype=found.dtype, device=self.device))
+        )
 
     def bounded(self, index: Sequence[Tensor], shape: Sequence[int]) -> tuple[Tensor | None, list[Tensor]]:
         """Which positions lie inside a tensor (None: all), and subscripts that are safe everywhere."""

@@ -1,13 +1,13 @@
 """Forward mode and `torch.func`: what a chain of custom ops cannot give, because there tangents would silently be zero.
 
-Under a functorch transform or a forward-mode level the op is applied through one `torch.autograd.Function`, which carries
-rules for gradients, tangents and batching and applies itself recursively; at the bottom it calls the custom op.
+Under a functorch transform or a forward-mode level the op is applied through one `torch.autograd.Function`. It has rules for
+gradients, tangents and batching, applies itself recursively, and at the bottom calls the custom op.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,14 +25,15 @@ def active() -> bool:
 
 def functional(computation: Computation, tensors: Sequence[Tensor], q_start: Any) -> tuple[Tensor, ...]:
     """The op's results, differentiable by transforms in either mode."""
-    return cast("tuple[Tensor, ...]", _apply(computation, q_start, *tensors))
+    results: tuple[Tensor, ...] = Functional.apply(computation, q_start, *tensors)  # type: ignore[no-untyped-call]
+    return results
 
 
 class Functional(torch.autograd.Function):
     """A computation under transforms."""
 
     @staticmethod
-    def forward(computation: Computation, q_start: Any, *tensors: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def forward(computation: Computation, q_start: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
         """The custom op itself."""
         return tuple(computation.op(*tensors, q_start))
 
@@ -56,15 +57,13 @@ class Functional(torch.autograd.Function):
         return tuple(ctx.computation.tangents(ctx.saved_tensors, tangents[2:], _through(ctx.q_start)))
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], computation: Computation, q_start: Any, *tensors: Tensor) -> Any:
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
         """One call on a larger batch where that means the same, else one call per example."""
+        computation, q_start, *tensors = arguments
         dims = in_dims[2:]
         run = _folded if folds(computation, [d is not None for d in dims]) else _looped
         results = run(computation, q_start, tensors, dims, info.batch_size)
         return results, (0,) * len(results)
-
-
-_apply = cast("Callable[..., Any]", Functional.apply)
 
 
 def _through(q_start: Any) -> Callable[[Computation, list[Tensor]], Sequence[Tensor]]:
@@ -72,7 +71,7 @@ def _through(q_start: Any) -> Callable[[Computation, list[Tensor]], Sequence[Ten
 
 
 def folds(computation: Computation, batched: Sequence[bool]) -> bool:
-    """Whether mapping over the marked arguments is the same as one call with the mapped dimension merged into the batch.
+    """Whether mapping over the marked arguments is one call with the mapped dimension merged into the batch.
 
     That is so if every result and every mapped argument has the batch as its first dimension, every other argument that
     has it can be repeated, and the batch index is only ever used to subscript that dimension.

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import subprocess
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from attnc.codegen.tile import Kernel
 from attnc.codegen.triton.configuration import Configuration, default_configuration
 from attnc.codegen.triton.parameters import parameters, values
-from attnc.runtime.triton_backend import function, load
+from attnc.runtime.triton_backend import function, interpreting, load
+from attnc.runtime.worker import Worker, serve
 
 TRITON_TYPES = {
     "f64": "fp64",
@@ -89,18 +92,33 @@ def aot(
         directory: where the module is written.
 
     Raises:
-        RuntimeError: if Triton is interpreting in this process.
+        RuntimeError: if Triton cannot compile it, in a process that interprets; elsewhere Triton's own errors.
     """
+    request = (kernel, source, target, dict(sizes), configuration, directory)
+    if interpreting():
+        answer: Artefact = _compiler().ask(request)
+        return answer
+    return _compile(request)
+
+
+@cache
+def _compiler() -> Worker:
+    """A process that compiles, for one that interprets."""
+    made = Worker("attnc.runtime.triton_aot", {"TRITON_INTERPRET": None})
+    atexit.register(made.close)
+    return made
+
+
+def _compile(request: Any) -> Artefact:
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
+    kernel, source, target, sizes, configuration, directory = request
     called = function(kernel, load(source, directory))
-    if type(called).__name__ == "InterpretedFunction":
-        raise RuntimeError("Triton is interpreting in this process (TRITON_INTERPRET is set): it cannot compile")
     chosen = configuration or default_configuration(kernel, sizes, target)
-    described = _describe(kernel, {**{s: 0 for s in kernel.sizes}, **sizes}, chosen)
+    described = _describe(kernel, {**dict.fromkeys(kernel.sizes, 0), **sizes}, chosen)
     ast = ASTSource(called, described.signature, constexprs=described.constants, attrs=described.hints)
     gpu = GPUTarget("hip", target, 64) if target.startswith("gfx") else GPUTarget("cuda", int(target[3:]), 32)
     options = {"num_warps": chosen.num_warps, "num_stages": chosen.num_stages}
@@ -117,11 +135,12 @@ class _Description:
 
 def _describe(kernel: Kernel, sizes: Mapping[str, int], configuration: Configuration) -> _Description:
     """Types, constants and alignment of every parameter; the stride of the last dimension is 1."""
-    fixed = values(kernel, sizes, configuration.blocks)
+    listed = parameters(kernel)
+    fixed = values(kernel, listed, sizes, configuration.blocks)
     signature: dict[str, str] = {}
     constants: dict[str, int] = {}
     hints: dict[tuple[int, ...], list[list[Any]]] = {}
-    for k, p in enumerate(parameters(kernel)):
+    for k, p in enumerate(listed):
         if p.role == "stride" and p.dim == len(kernel.argument(p.of).dims) - 1:
             signature[p.name], constants[p.name] = "constexpr", 1
         elif p.constant:
@@ -170,3 +189,7 @@ def _nvidia_tool(name: str, *arguments: str) -> str:
 
     tool = Path(nvidia.__path__[0]) / "bin" / name
     return subprocess.run([str(tool), *arguments], check=True, capture_output=True, text=True).stdout
+
+
+if __name__ == "__main__":
+    serve(_compile)

@@ -1,4 +1,8 @@
-"""Loading and launching printed Triton kernels. Triton is imported on first use."""
+"""Loading and launching printed Triton kernels. Triton is imported on first use.
+
+On a GPU kernels are compiled; CPU tensors go through Triton's interpreter. Which of the two a process does is fixed when it
+imports Triton, so a process that compiles interprets in a second one (`attnc.runtime.triton_interpreter`).
+"""
 
 from __future__ import annotations
 
@@ -7,27 +11,33 @@ import importlib.util
 import os
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from attnc.codegen.tile import Kernel
-from attnc.codegen.triton.configuration import Configuration, default_configuration
+from attnc.codegen.triton.configuration import Configuration, candidates, default_configuration
 from attnc.codegen.triton.names import identifier
-from attnc.codegen.triton.parameters import parameters, programs, values
+from attnc.codegen.triton.parameters import Parameter, parameters, programs, values
+from attnc.codegen.triton.printer import print_module
+from attnc.settings import Settings
 
 _modules: dict[tuple[str, Path], ModuleType] = {}
 _lock = threading.Lock()
 
 
-def cache_directory() -> Path:
-    """Where generated modules are kept."""
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("attnc")) / "triton"
+def build(kernels: Sequence[Kernel], settings: Settings | None = None) -> list[TritonKernel]:
+    """The kernels of one variant, in one module. Nothing is compiled before the first launch."""
+    if not kernels:
+        return []
+    settings = settings or Settings.read()
+    source = _overridden(kernels[0].name, print_module(kernels), settings)
+    return [TritonKernel(k, source, settings.cache_dir / "triton") for k in kernels]
 
 
 def load(source: str, directory: Path | None = None) -> ModuleType:
@@ -35,7 +45,7 @@ def load(source: str, directory: Path | None = None) -> ModuleType:
 
     The file is named by the hash of its contents and written atomically, so processes may share a directory.
     """
-    directory = directory or cache_directory()
+    directory = directory or Settings.read().cache_dir / "triton"
     digest = hashlib.sha256(source.encode()).hexdigest()[:24]
     with _lock:
         found = _modules.get((digest, directory))
@@ -49,16 +59,16 @@ def load(source: str, directory: Path | None = None) -> ModuleType:
 def _write(path: Path, source: str) -> None:
     """Write unless an intact copy exists."""
     try:
-        if path.read_text() == source:
+        if path.read_text(encoding="utf-8") == source:
             return
     except (OSError, UnicodeDecodeError):
         pass
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
     try:
-        with os.fdopen(handle, "w") as file:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(source)
-        os.replace(temporary, path)
+        Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
@@ -72,60 +82,176 @@ def _import(path: Path) -> ModuleType:
     return module
 
 
+def _overridden(name: str, source: str, settings: Settings) -> str:
+    """Write the source to ``ATTNC_DUMP`` and replace it by the file of the same name in ``ATTNC_OVERRIDE``, if any."""
+    file = f"{name}.py"
+    if settings.dump is not None:
+        settings.dump.mkdir(parents=True, exist_ok=True)
+        Path(settings.dump, file).write_text(source, encoding="utf-8")
+    if settings.override is not None and Path(settings.override, file).is_file():
+        return Path(settings.override, file).read_text(encoding="utf-8")
+    return source
+
+
 def function(kernel: Kernel, module: ModuleType) -> Any:
     """The Triton function of a kernel."""
     return getattr(module, identifier(kernel.name))
 
 
-def arguments(kernel: Kernel, tensors: Mapping[str, Any], constants: Mapping[str, int]) -> dict[str, Any]:
-    """Every parameter by name. `tensors` maps argument names to tensors (or anything with ``stride(dim)``)."""
-    out: dict[str, Any] = {}
-    for p in parameters(kernel):
+def is_interpreted(called: Any) -> bool:
+    """Whether a Triton function runs in the interpreter of this process."""
+    return type(called).__name__ == "InterpretedFunction"
+
+
+def interpreting() -> bool:
+    """Whether Triton interprets in this process, as ``TRITON_INTERPRET=1`` before its import asks for."""
+    import triton
+
+    return bool(triton.knobs.runtime.interpret)
+
+
+class Call:
+    """Puts together what a launch passes; made once per kernel."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self.parameters = parameters(kernel)
+
+    def arguments(
+        self, tensors: Mapping[str, Tensor], sizes: Mapping[str, int], configuration: Configuration
+    ) -> dict[str, Any]:
+        """Every parameter by name. Dimensions of length 1 broadcast."""
+        known = values(self.kernel, self.parameters, sizes, configuration.blocks)
+        return {p.name: self._argument(p, tensors, known) for p in self.parameters}
+
+    def _argument(self, p: Parameter, tensors: Mapping[str, Tensor], known: Mapping[str, int]) -> Any:
         match p.role:
             case "pointer":
-                out[p.name] = tensors[p.of]
+                return tensors[p.of]
             case "stride":
-                out[p.name] = tensors[p.of].stride(p.dim)
+                return 0 if tensors[p.of].shape[p.dim] == 1 else tensors[p.of].stride(p.dim)
             case _:
-                out[p.name] = constants[p.name]
-    return out
+                return known[p.name]
+
+    def __call__(
+        self, called: Any, tensors: Mapping[str, Tensor], sizes: Mapping[str, int], configuration: Configuration
+    ) -> None:
+        """Launch a Triton function over the whole grid."""
+        count = programs(self.kernel, sizes, configuration.blocks)
+        if count == 0:
+            return
+        passed = self.arguments(tensors, sizes, configuration)
+        if is_interpreted(called):
+            called[(count,)](**passed)
+        else:
+            called[(count,)](**passed, num_warps=configuration.num_warps, num_stages=configuration.num_stages)
 
 
 def launch(
     kernel: Kernel,
     module: ModuleType,
-    tensors: Mapping[str, torch.Tensor],
+    tensors: Mapping[str, Tensor],
     sizes: Mapping[str, int],
     configuration: Configuration | None = None,
 ) -> None:
-    """Run a kernel on the tensors' device.
+    """Run a kernel once; to run it often, keep a `TritonKernel`.
 
     Args:
-        kernel: the kernel the module was printed from.
+        kernel: the kernel `module` was printed from.
         module: from `load`.
-        tensors: one per `Kernel.arguments`, any strides (0 broadcasts). ``out`` tensors are written, ``add`` tensors added
-            to: zero them first.
+        tensors: one per `Kernel.arguments`, any strides; a dimension of length 1 broadcasts. ``out`` tensors are written,
+            ``add`` tensors must hold zeros.
         sizes: every symbol in `Kernel.sizes` and in channel extents.
         configuration: blocks, warps and stages; a static rule picks them by default.
 
     Raises:
-        RuntimeError: for CPU tensors outside Triton's interpreter (set ``TRITON_INTERPRET=1`` before Triton is imported).
+        RuntimeError: for CPU tensors outside Triton's interpreter.
     """
-    chosen = configuration or default_configuration(kernel, sizes)
-    count = programs(kernel, sizes, chosen.blocks)
-    if count == 0:
-        return
     called = function(kernel, module)
     device = next(iter(tensors.values())).device
-    passed = arguments(kernel, tensors, values(kernel, sizes, chosen.blocks))
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            called[(count,)](**passed, num_warps=chosen.num_warps, num_stages=chosen.num_stages)
-    elif _interpreted(called):
-        called[(count,)](**passed)
-    else:
+    if device.type == "cpu" and not is_interpreted(called):
         raise RuntimeError("CPU tensors need Triton's interpreter: set TRITON_INTERPRET=1 before Triton is imported")
+    with _current(device):
+        Call(kernel)(called, tensors, sizes, configuration or default_configuration(kernel, sizes, _target(device)))
 
 
-def _interpreted(called: Any) -> bool:
-    return type(called).__name__ == "InterpretedFunction"
+def _current(device: torch.device) -> AbstractContextManager[object]:
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _target(device: torch.device) -> str:
+    """The architecture of a device, as `attnc.runtime.triton_aot` names them."""
+    if device.type != "cuda":
+        return "interpreter"
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip is not None:
+        return str(properties.gcnArchName).partition(":")[0]
+    return f"sm_{properties.major}{properties.minor}"
+
+
+class TritonKernel:
+    """One kernel, ready to launch."""
+
+    def __init__(self, kernel: Kernel, source: str, directory: Path | None = None) -> None:
+        """Bind `kernel` to the module `source` it was printed into, which is kept in `directory`."""
+        self.kernel = kernel
+        self.source = source
+        self.directory = directory
+        self._call = Call(kernel)
+        self._chosen: dict[tuple[Any, ...], Configuration] = {}
+        self._function: Any = None
+
+    def __call__(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> None:
+        """Run on one tensor per argument, in order; else as `launch`."""
+        named = {a.name: t for a, t in zip(self.kernel.arguments, tensors, strict=True)}
+        device = tensors[0].device
+        if device.type == "cuda":
+            with _current(device):
+                self._call(self._loaded(self.source), named, sizes, self._configuration(device, named, sizes))
+        elif interpreting():
+            # Printed again in f32: the interpreter multiplies the bit patterns of bf16.
+            called = self._loaded(print_module([self.kernel], widen=True))
+            self._call(called, named, sizes, default_configuration(self.kernel, sizes, "interpreter"))
+        else:
+            self._elsewhere(named, sizes)
+
+    def _loaded(self, source: str) -> Any:
+        if self._function is None:
+            self._function = function(self.kernel, load(source, self.directory))
+        return self._function
+
+    def _elsewhere(self, named: Mapping[str, Tensor], sizes: Mapping[str, int]) -> None:
+        """Run in the interpreter of a second process."""
+        from attnc.runtime.triton_interpreter import shared_interpreter
+
+        for name, value in shared_interpreter().run(self.kernel, named, sizes).items():
+            named[name].copy_(value)
+
+    def _configuration(
+        self, device: torch.device, named: Mapping[str, Tensor], sizes: Mapping[str, int]
+    ) -> Configuration:
+        """The first candidate that compiles without spilling registers, else the one that spills least."""
+        key = (device, *(sizes[p.of] for p in self._call.parameters if p.role == "extent"))
+        if key not in self._chosen:
+            choices = candidates(self.kernel, sizes, _target(device))
+            tried: list[tuple[int, int]] = []
+            for rank, choice in enumerate(choices):
+                spilled = self._spilled(choice, named, sizes)
+                tried.append((spilled, rank))
+                if spilled == 0:
+                    break
+            self._chosen[key] = choices[min(tried)[1]]
+        return self._chosen[key]
+
+    def _spilled(self, choice: Configuration, named: Mapping[str, Tensor], sizes: Mapping[str, int]) -> int:
+        """Registers that spill with a configuration; very many if it does not fit the device at all."""
+        from triton.runtime.errors import OutOfResources
+
+        passed = self._call.arguments(named, sizes, choice)
+        options = {"num_warps": choice.num_warps, "num_stages": choice.num_stages}
+        try:
+            compiled = self._loaded(self.source).warmup(**passed, **options, grid=(1,))
+            compiled._init_handles()
+        except OutOfResources:
+            return 1 << 30
+        return int(compiled.n_spills)

@@ -1,9 +1,10 @@
 """The numeric check: a compiled op against the float64 oracle, judged by what plain PyTorch loses in the same dtype.
 
-A value agrees when its largest error is at most twice the largest error of the dense formula evaluated in the op's dtype, plus
-`ROUNDINGS` roundings of the largest exact value. The second part is there because a formula may be exact by luck (the gradient of a
-softmax over one key is 0 however it is computed, if every term cancels in the same order), while results are rounded on their way into
-memory, and so are the output and the row statistics that gradients are made from.
+A value agrees when its largest error is at most twice the largest error of the dense formula evaluated in the op's
+dtype, plus `ROUNDINGS` roundings of the largest exact value. The second part is there because a formula may be exact
+by luck (the gradient of a softmax over one key is 0 however it is computed, if every term cancels in the same order),
+while results are rounded on their way into memory, and so are the output and the row statistics that gradients are
+made from.
 
 A gradient of few numbers, each a sum over the whole plane (a slope per head), has an error that is one draw from a wide
 distribution. Its yardstick is the largest dense error of several draws of the incoming gradient.
@@ -12,7 +13,7 @@ distribution. Its yardstick is the largest dense error of several draws of the i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -110,16 +111,16 @@ def run_op(op: Op, tensors: Tensors, seeds: Tensors | None, *, q_start: int = 0)
         return Results(outputs, {})
     wanted = {n: t for n, t in leaves.items() if t.requires_grad}
     chosen = [n for n in outputs if n in seeds and outputs[n].requires_grad]
-    found = torch.autograd.grad(
+    found: Sequence[torch.Tensor | None] = torch.autograd.grad(
         [outputs[n] for n in chosen], list(wanted.values()), [seeds[n] for n in chosen], allow_unused=True
     )
-    gradients = {
-        n: torch.zeros_like(t) if g is None else g for (n, t), g in zip(wanted.items(), found, strict=True)
-    }
+    gradients = {n: torch.zeros_like(t) if g is None else g for (n, t), g in zip(wanted.items(), found, strict=True)}
     return Results({n: o.detach() for n, o in outputs.items()}, gradients)
 
 
-def dense(program: Program, tensors: Tensors, seeds: Tensors | None, dtype: torch.dtype, *, q_start: int = 0) -> Results:
+def dense(
+    program: Program, tensors: Tensors, seeds: Tensors | None, dtype: torch.dtype, *, q_start: int = 0
+) -> Results:
     """The dense formula in `dtype`, gradients by torch's autograd."""
     from attnc.ir.oracle import oracle
 
@@ -168,7 +169,10 @@ Errors = dict[tuple[str, str], float]
 
 def dense_errors(plain: Results, exact: Results, got: Results) -> Errors:
     """Largest errors of the dense formula, stored in the dtypes of the op's results; 0 where it overflows."""
-    pairs = (("output", plain.outputs, exact.outputs, got.outputs), ("gradient", plain.gradients, exact.gradients, got.gradients))
+    pairs = (
+        ("output", plain.outputs, exact.outputs, got.outputs),
+        ("gradient", plain.gradients, exact.gradients, got.gradients),
+    )
     found: Errors = {}
     for kind, values, right, stored in pairs:
         for n, x in stored.items():
@@ -188,7 +192,12 @@ def judge(got: Results, exact: Results, errors: Errors) -> list[Agreement]:
 
 
 def _row(
-    name: str, kind: Literal["output", "gradient"], got: torch.Tensor, exact: torch.Tensor, yardstick: float, scale: float
+    name: str,
+    kind: Literal["output", "gradient"],
+    got: torch.Tensor,
+    exact: torch.Tensor,
+    yardstick: float,
+    scale: float,
 ) -> Agreement:
     import torch
 

@@ -1,4 +1,5 @@
-"""Random inputs for any program: sizes that fit its checks, and tensors whose values suit the way the spec uses them."""
+"""Random inputs for any program: sizes that fit its checks, and tensors whose values suit the way the spec uses
+them."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from attnc.ir.node import Call, Const, Load, Node, Size, is_const
+from attnc.ir.node import Call, Const, Load, Node, Size, const, is_const
 from attnc.ir.program import Program, Tensor
 from attnc.ir.walk import postorder, replace
 
@@ -19,7 +20,9 @@ GRID_CONSTANTS = (("rows", "cols"), ("depth", "rows", "cols"), ("frames", "rows"
 
 def integer(node: Node, sizes: Mapping[str, int]) -> int | None:
     """The value of an integer expression over sizes; None if it needs a size that is not given."""
-    named = {n: Const.intern((sizes[n.name],), n.axes, "i") for n in postorder([node]) if isinstance(n, Size) and n.name in sizes}
+    named: dict[Node, Node] = {
+        n: const(sizes[n.name]) for n in postorder([node]) if isinstance(n, Size) and n.name in sizes
+    }
     (value,) = replace([node], named)
     if not isinstance(value, Const):
         return None
@@ -44,8 +47,8 @@ def grid_length(program: Program) -> int | None:
 def complete_sizes(program: Program, given: Mapping[str, int]) -> dict[str, int]:
     """Every size of a program, from the few that matter.
 
-    Missing ones: B = 1, H = 4, G = H, N from the spec's grid or 256, M = N, D = 64, E = D, and 16 for a size the spec declares
-    itself. Where the spec's own relations (``M + q_start <= N``) fail at M > N, M is lowered to N.
+    Missing ones: B = 1, H = 4, G = H, N from the spec's grid or 256, M = N, D = 64, E = D, and 16 for a size the spec
+    declares itself. Where the spec's own relations (``M + q_start <= N``) fail at M > N, M is lowered to N.
     """
     n = given.get("N", given.get("M", grid_length(program) or 256))
     sizes = {"B": 1, "H": 4, "N": n, "M": n, "D": 64, "q_start": 0} | dict(given)
@@ -94,7 +97,8 @@ def make_inputs(
         contiguous: if not, q, k and v are laid out as [B, N, H, D] and other real tensors with a gap after each row.
 
     Returns:
-        Name to tensor, optional ones at their defaults. Integer tensors hold ascending document numbers along their last dimension, booleans are mostly true.
+        Name to tensor, optional ones at their defaults. Integer tensors hold ascending document numbers along their
+        last dimension, booleans are mostly true.
     """
     import torch
 

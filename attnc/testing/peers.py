@@ -1,8 +1,9 @@
-"""The same variant through PyTorch's own attention, where that can say it: the yardsticks of `run`, `bench` and `benchmarks/`.
+"""The same variant through PyTorch's own attention, where that can say it: the yardsticks of `run`, `bench` and
+`benchmarks/`.
 
-Whether it can is read off the program: the output must be softmax attention over j of some score (checked by building that program
-from the score and comparing, which hash-consing makes an identity test), and the score must be a function of ``dot(q, k)``
-and of values that do not involve q, k or v.
+Whether it can is read off the program: the output must be softmax attention over j of some score (checked by building
+that program from the score and comparing, which hash-consing makes an identity test), and the score must be a
+function of ``dot(q, k)`` and of values that do not involve q, k or v.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def softmax_form(program: Program, sizes: Mapping[str, int]) -> SoftmaxForm | No
     if output is None or len(output.parts) != 1:
         return NotExpressible("its output is not the weighted sum of v")
     root = output.parts[0][1]
-    maxima = [n for n in postorder([root]) if isinstance(n, Max) and n.bound == {"j"}]
+    maxima = [n for n in postorder([root]) if isinstance(n, Max) and n.bound == frozenset("j")]
     if len(maxima) != 1:
         return NotExpressible("its weights are not a softmax over the keys")
     score, domain = maxima[0].body, maxima[0].domain
@@ -152,7 +153,8 @@ GRID = {"b": "b", "h": "h", "i": "i", "j": "j"}
 
 
 def sdpa(program: Program, tensors: Tensors, sizes: Mapping[str, int]) -> Peer | NotExpressible:
-    """``scaled_dot_product_attention`` with the bias and the mask materialised beforehand (and without a gradient for the bias)."""
+    """``scaled_dot_product_attention`` with the bias and the mask materialised beforehand (and without a gradient for
+    the bias)."""
     from torch.nn.functional import scaled_dot_product_attention
 
     form = softmax_form(program, sizes)
@@ -177,7 +179,9 @@ def sdpa(program: Program, tensors: Tensors, sizes: Mapping[str, int]) -> Peer |
     if extra is None:
         return Peer("SDPA", masked, "the same computation")
     mib = extra.numel() * extra.element_size() / 2**20
-    return Peer("SDPA, attn_mask", masked, f"bias and mask made beforehand as a dense {mib:.0f} MiB tensor, no gradient for it")
+    return Peer(
+        "SDPA, attn_mask", masked, f"bias and mask made beforehand as a dense {mib:.0f} MiB tensor, no gradient for it"
+    )
 
 
 def is_causal(form: SoftmaxForm) -> bool:
@@ -237,7 +241,9 @@ def flex(
     block_mask = None
     if form.mask:
         condition = call("and", *form.mask)
-        allowed = python_function(condition, "mask_mod", ("b", "h", "i", "j"), GRID, {n: t.detach() for n, t in tensors.items()})
+        allowed = python_function(
+            condition, "mask_mod", ("b", "h", "i", "j"), GRID, {n: t.detach() for n, t in tensors.items()}
+        )
         block_mask = create_block_mask(
             allowed,
             sizes["B"] if _mentions(condition, "b") else None,
@@ -257,4 +263,3 @@ def flex(
 
 def _mentions(node: Node, name: str) -> bool:
     return name in node.axes
-

@@ -48,7 +48,9 @@ PREFIX = {
 
 def with_sizes(node: Node, sizes: Mapping[str, int]) -> Node:
     """The expression with numbers for sizes, folded."""
-    known = {n: const(sizes[n.name]) for n in postorder([node]) if isinstance(n, Size) and n.name in sizes}
+    known: dict[Node, Node] = {
+        n: const(sizes[n.name]) for n in postorder([node]) if isinstance(n, Size) and n.name in sizes
+    }
     return replace([node], known)[0]
 
 

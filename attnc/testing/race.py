@@ -51,7 +51,8 @@ def of_op(op: Op, tensors: Tensors, name: str = "attnc") -> Runner:
 
 
 def of_peer(peer: Peer, tensors: Tensors) -> Runner:
-    """A peer on the same q, k and v; its backward computes their gradients, and those of captured tensors if it has any."""
+    """A peer on the same q, k and v; its backward computes their gradients, and those of captured tensors if it has
+    any."""
     import torch
 
     fixed = [tensors[n].detach() for n in "qkv"]

@@ -66,9 +66,7 @@ def cases(program: Program, lengths: Sequence[int] = LENGTHS) -> Iterator[Case]:
 def attempt(op: Op, case: Case, dtype: torch.dtype, *, device: str = "cpu", backward: bool = True) -> Outcome:
     """Run one case; what goes wrong is recorded, not raised."""
     try:
-        tensors: dict[str, Any] = make_inputs(
-            op.program, case.sizes, dtype, device=device, contiguous=case.contiguous
-        )
+        tensors: dict[str, Any] = make_inputs(op.program, case.sizes, dtype, device=device, contiguous=case.contiguous)
         return Outcome(case, agreements(op, tensors, q_start=case.sizes["q_start"], backward=backward))
     except Exception as problem:  # every failure of one case is a result of the sweep
         first = (str(problem).strip().splitlines() or [""])[0]

@@ -1,4 +1,5 @@
-"""Timing of several callables side by side: interleaved rounds, so that whatever else the machine does hits all of them."""
+"""Timing of several callables side by side: interleaved rounds, so that whatever else the machine does hits all of
+them."""
 
 from __future__ import annotations
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from attnc.codegen.cpu.emitter import Emitter
-from attnc.codegen.cpu.expression import SUM, UNARY, Expressions, Value
+from attnc.codegen.cpu.expression import SUM, Expressions, Value
 from attnc.codegen.cpu.layout import Layout, Mentions, reads, written
 from attnc.codegen.cpu.matrix import MatrixProduct, matrix_product
 from attnc.codegen.cpu.nest import Nest
 from attnc.codegen.cpu.segments import NestStmt, shape
 from attnc.codegen.cpu.transfer import Transfer, affine
-from attnc.codegen.tile import Accumulate, AccumulateAt, Assign, Each, Loop, Scatter, Stmt, Store
+from attnc.codegen.tile import Accumulate, Assign, Each, Loop, Scatter, Stmt, Store
 from attnc.ir.node import NO_AXES, Load, Var, var
 
 
@@ -43,20 +43,46 @@ class Body:
         """Statements in order; one that does not depend on the nest being collected is printed ahead of it."""
         before, self.current = self.current, body
         group: list[NestStmt] = []
-        for s in self._simple(body):
+        waiting = list(self._simple(body))
+        while waiting:
+            s = waiting.pop(0)
             if self._joins(group, s):
                 assert not isinstance(s, Loop | Each)
                 group.append(s)
-                continue
-            if isinstance(s, Loop | Each) or any(_depends(s, g) for g in group) or self._nests(s):
+            elif isinstance(s, Loop | Each) or any(_depends(s, g) for g in group):
+                self._pull_up(group, s, waiting)
                 self._flush(group)
-            if self._nests(s):
-                assert not isinstance(s, Loop | Each)
-                group.append(s)
+                self._start(group, s)
+            elif group and self._nests(s):
+                self._start(ahead := [], s)
+                self._flush(ahead)
             else:
-                self._alone(s)
+                self._start(group, s)
         self._flush(group)
         self.current = before
+
+    def _start(self, group: list[NestStmt], s: Stmt) -> None:
+        """Begin a group with `s`, or print it if it is no nest."""
+        if self._nests(s):
+            assert not isinstance(s, Loop | Each)
+            group.append(s)
+        else:
+            self._alone(s)
+
+    def _pull_up(self, group: list[NestStmt], barrier: Stmt, waiting: list[Stmt]) -> None:
+        """Move later statements that fit into the group, and depend on nothing they would overtake, into it."""
+        if isinstance(barrier, Loop | Each):
+            return
+        overtaken = [barrier]
+        for s in list(waiting):
+            if isinstance(s, Loop | Each):
+                break
+            if self._joins(group, s) and not any(_depends(s, o) for o in overtaken):
+                assert not isinstance(s, Loop | Each)
+                group.append(s)
+                waiting.remove(s)
+            else:
+                overtaken.append(s)
 
     def _simple(self, body: Iterable[Stmt]) -> Iterable[Stmt]:
         """Stores of expressions become a tile and its store."""

@@ -305,7 +305,7 @@ class Expressions:
         parts = [self.show(a) for a in node.args]
         name = "absolute" if node.fn == "abs" else node.fn
         if node.kind == "f":
-            self.needs.add("floor" if node.fn in ("floordiv", "mod") else name)
+            self.needs.add("real_division" if node.fn in ("floordiv", "mod") else name)
             return self._apply(name, [self.real(p) for p in parts], "f")
         lanes, element = self._integers(node, parts)
         if not lanes and node.fn in ("floordiv", "mod"):

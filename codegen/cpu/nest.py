@@ -14,12 +14,14 @@ from attnc.codegen.cpu.emitter import Emitter
 from attnc.codegen.cpu.expression import COMPARE, SUM, Expressions, Value
 from attnc.codegen.cpu.gather import gather, scatter
 from attnc.codegen.cpu.layout import C_SCALAR, C_VECTOR, Layout, Tile, is_trivial, reads, roots, written
-from attnc.codegen.cpu.segments import NestStmt, Segment, plan, shape
+from attnc.codegen.cpu.segments import NestStmt, Segment, plan, shape, whole_maximum
 from attnc.codegen.tile import Accumulate, AccumulateAt, Assign, Scatter, Store
 from attnc.ir.node import Call, Iverson, Load, Max, Node, Sum, Var
 from attnc.ir.walk import postorder
 
 _CHEAP = frozenset({"detach", "and", "or", "not", "lt", "le", "eq"})
+
+RUN = 16
 
 
 class Nest:
@@ -47,6 +49,7 @@ class Nest:
         self.loops: set[str] = set()
         self.registers: dict[str, Value] = {}
         self.arrays: set[str] = set()
+        self.parts: dict[str, str] = {}
         self.shared: set[Node] = set()
         self.expressions = Expressions(layout, needs, dict(positions), self._read)
 
@@ -81,7 +84,8 @@ class Nest:
         for seg in segments:
             for name in {n for s in seg.statements for n in reads(s) | {written(s)} if n in self.layout.tiles}:
                 count[name] = count.get(name, 0) + 1
-        self.arrays = {n for n, c in count.items() if c > 1} | self.outside
+        whole = {tile.name for seg in segments for s in seg.statements if (tile := whole_maximum(self.layout, s))}
+        self.arrays = {n for n, c in count.items() if c > 1} | self.outside | whole
 
     def _name_uniform(self, statements: list[NestStmt]) -> None:
         """Name what is the same in every lane and costs something, before the loops."""
@@ -114,12 +118,40 @@ class Nest:
             self._alone(seg)
         else:
             for s in seg.statements:
-                if isinstance(s, Assign) and isinstance(s.value, Sum | Max):
+                if isinstance(s, Assign) and isinstance(s.value, Sum | Max) and whole_maximum(self.layout, s) is None:
                     self._open(s)
-            with self.loop_over(seg.axes):
-                self._body(seg)
+            self._loop(seg)
         self._restore(named)
         self.registers = {n: v for n, v in self.registers.items() if self._is_register(self.layout.tiles[n])}
+
+    def _loop(self, seg: Segment) -> None:
+        """The loops of a segment. Sums are taken `RUN` terms at a time: sums of sums are more accurate than one long sum."""
+        sums = [s for s in seg.statements if isinstance(s, Assign | Accumulate | AccumulateAt) and isinstance(s.value, Sum)]
+        if not sums:
+            with self.loop_over(seg.axes):
+                self._body(seg)
+            return
+        axis = seg.axes[-1]
+        lane, count = self.layout.axis(axis), self.layout.count(axis)
+        start = self.layout.names.fresh(f"{lane}_from")
+        with self.loop_over(seg.axes[:-1]), self.layout.names.scope(), self.out.block(
+            f"for (int64_t {start} = 0; {start} < {count}; {start} += {RUN})"
+        ):
+            totals = {s.target.name: self._total(s) for s in sums}
+            for s in sums:
+                tile = self._tile(s)
+                part = self.layout.names.fresh(f"{tile.name}_part")
+                kind = (C_VECTOR if self.vector else C_SCALAR)[tile.element]
+                self.out.line(f"{kind} {part} = {self._neutral(s, tile)};")
+                self.parts[tile.name] = part
+            with self.loop_over((axis,), start, f"least({start} + {RUN}, {count})"):
+                self._body(seg)
+            for name, total in totals.items():
+                self.out.line(f"{total} += {self.parts.pop(name)};")
+
+    def _total(self, s: Assign | Accumulate | AccumulateAt) -> str:
+        """The C++ variable a reduction adds to."""
+        return self.registers[s.target.name].code if self._tile(s).lanes else self._tile(s).array
 
     def _body(self, seg: Segment) -> None:
         named = dict(self.expressions.named)
@@ -133,16 +165,15 @@ class Nest:
         self.expressions.named = {n: v for n, v in named.items() if n in self.expressions.named}
 
     @contextmanager
-    def loop_over(self, axes: tuple[str, ...]) -> Iterator[None]:
-        """Scalar loops over the lanes inside the extents."""
+    def loop_over(self, axes: tuple[str, ...], start: str = "0", stop: str | None = None) -> Iterator[None]:
+        """Scalar loops over the lanes inside the extents, or over part of one axis."""
         with ExitStack() as stack:
             if axes:
                 stack.enter_context(self.layout.names.scope())
             for axis in axes:
                 lane, first = self.layout.axis(axis), self.layout.first(axis)
-                stack.enter_context(
-                    self.out.block(f"for (int64_t {lane} = 0; {lane} < {self.layout.count(axis)}; ++{lane})")
-                )
+                end = stop or self.layout.count(axis)
+                stack.enter_context(self.out.block(f"for (int64_t {lane} = {start}; {lane} < {end}; ++{lane})"))
                 self.loops.add(axis)
                 self.expressions.positions[axis] = lane if first is None else f"{first} + {lane}"
             yield
@@ -233,8 +264,14 @@ class Nest:
                 scatter(self, s)
             case Assign() if isinstance(s.value, Load):
                 self._write(s, gather(self, s.value))
+            case Assign() if (over := whole_maximum(self.layout, s)) is not None:
+                self.needs.add("largest")
+                (axis,) = over.lanes[:1]
+                at = f"{over.array} + {self.layout.axis(over.lanes[1])}"
+                call = f"largest({at}, {self.layout.pitch(over.lanes[1])}, {self.layout.count(axis)})"
+                self._write(s, Value(call, "f", True))
             case _ if isinstance(s.value, Sum | Max):
-                self._reduce_into(s, self.registers[s.target.name].code if self._lanes(s) else self._tile(s).array)
+                self._reduce_into(s, self.parts.get(s.target.name) or self._total(s))
             case Assign():
                 self._write(s, self._fit(s, self.expressions.show(s.value)))
             case _:
@@ -242,9 +279,6 @@ class Nest:
 
     def _tile(self, s: Assign | Accumulate | AccumulateAt) -> Tile:
         return self.layout.tiles[s.target.name]
-
-    def _lanes(self, s: Assign | Accumulate | AccumulateAt) -> tuple[str, ...]:
-        return self._tile(s).lanes
 
     def _fit(self, s: Assign | Accumulate | AccumulateAt, value: Value) -> Value:
         """Convert to the element type and width of the target."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from attnc.codegen.cpu.body import Body
+from attnc.codegen.cpu.distinct import with_distinct_names
 from attnc.codegen.cpu.emitter import Emitter
 from attnc.codegen.cpu.expression import Expressions, Value
 from attnc.codegen.cpu.layout import ALIGN, C_ELEMENT, C_TENSOR, SIZE_LIMIT, Layout
@@ -55,7 +56,7 @@ class KernelPrinter:
     """Prints one kernel: the function of one block, and the entry point that runs it for all blocks."""
 
     def __init__(self, kernel: Kernel, needs: set[str]) -> None:
-        self.kernel = kernel
+        kernel = self.kernel = with_distinct_names(kernel)
         self.needs = needs
         self.layout = Layout(kernel, block_lengths(kernel))
         self.block_name = f"{kernel.name}_block"
@@ -227,7 +228,7 @@ class KernelPrinter:
         first = layout.first(kernel.outer) if kernel.outer else None
         if outer_parallel and kernel.outer:
             block = layout.blocks[kernel.outer]
-            at = f"blocks - 1 - rest % blocks" if self._grows() else "rest % blocks"
+            at = "blocks - 1 - rest % blocks" if self._grows() else "rest % blocks"
             out.line(f"const int64_t {first} = ({at}) * {block};")
             out.line("rest /= blocks;")
         for a in reversed(decode):

@@ -15,9 +15,6 @@ def micro_kernel(rows: int, columns: int) -> str:
     sums = [[f"c{m}{n}" for n in range(columns)] for m in range(rows)]
     with out.block(head):
         out.line("vec " + ", ".join(f"{s} = {{}}" for row in sums for s in row) + ";")
-        with out.block("if (accumulate)"):
-            for m, row in enumerate(sums):
-                out.line(" ".join(f"{s} = load(c + {m} * c_row + {n} * W);" for n, s in enumerate(row)))
         with out.block("for (int64_t k = 0; k < depth; ++k)"):
             out.line("const vec " + ", ".join(f"b{n} = load(b + {n} * W)" for n in range(columns)) + ";")
             out.line("vec x;")
@@ -26,6 +23,10 @@ def micro_kernel(rows: int, columns: int) -> str:
                 out.line(f"x = splat(a[{m} * a_row]); {terms}")
             out.line("a += a_step;")
             out.line("b += b_row;")
+        out.note("Added at the end: a sum of sums is more accurate than one long sum.")
+        with out.block("if (accumulate)"):
+            for m, row in enumerate(sums):
+                out.line(" ".join(f"{s} += load(c + {m} * c_row + {n} * W);" for n, s in enumerate(row)))
         for m, row in enumerate(sums):
             out.line(" ".join(f"store(c + {m} * c_row + {n} * W, {s});" for n, s in enumerate(row)))
     return out.text()

@@ -21,6 +21,7 @@ constexpr integer sign_bit = integer(1u << 31);
 constexpr real whole_numbers_from = 8388608.0f;
 static inline real scalar_sqrt(real x) { return __builtin_sqrtf(x); }
 static inline real scalar_floor(real x) { return __builtin_floorf(x); }
+static inline real scalar_remainder(real a, real b) { return __builtin_fmodf(a, b); }
 """,
     "f64": """typedef double real;
 typedef int64_t integer;
@@ -29,6 +30,7 @@ constexpr integer sign_bit = integer(uint64_t(1) << 63);
 constexpr real whole_numbers_from = 4503599627370496.0;
 static inline real scalar_sqrt(real x) { return __builtin_sqrt(x); }
 static inline real scalar_floor(real x) { return __builtin_floor(x); }
+static inline real scalar_remainder(real a, real b) { return __builtin_fmod(a, b); }
 """,
 }
 

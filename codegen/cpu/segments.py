@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from attnc.codegen.cpu.layout import Layout, reads, roots, written
+from attnc.codegen.cpu.layout import Layout, Tile, reads, roots, written
 from attnc.codegen.tile import Accumulate, AccumulateAt, Assign, Scatter, Store
-from attnc.ir.node import NO_AXES, Max, Sum
+from attnc.ir.node import NO_AXES, Max, Sum, Var
 
 NestStmt = Assign | Accumulate | AccumulateAt | Scatter | Store
 
@@ -41,7 +41,21 @@ def shape(layout: Layout, s: NestStmt, scalars: frozenset[str]) -> Shape:
             axes -= {reduced}
     order = layout.storage_order(axes - scalars)
     vector = order[-1] if order else None
+    if whole_maximum(layout, s) is not None:
+        reduced = None
     return Shape(vector, order[:-1], reduced)
+
+
+def whole_maximum(layout: Layout, s: NestStmt) -> Tile | None:
+    """The array a maximum runs over, if it is one call of `largest`: an array with the result's one axis contiguous.
+
+    A maximum inside another loop would wait for itself at every step; `largest` keeps four of them going.
+    """
+    if not isinstance(s, Assign) or not isinstance(s.value, Max) or not isinstance(s.value.body, Var):
+        return None
+    tile, target = layout.tiles[s.value.body.name], layout.tiles[s.target.name]
+    fits = tile.element == "f" and len(target.lanes) == 1 and tile.lanes == (*s.value.bound, target.lanes[0])
+    return tile if fits else None
 
 
 def plan(layout: Layout, statements: list[NestStmt], scalars: frozenset[str]) -> list[Segment]:

@@ -82,12 +82,18 @@ class Addresses:
             return pointer
         key = (tensor, fixed)
         defined = [self.expressions.leaves.defined(n) for _, n in moving]
-        scope = next(x for x in self.scopes if all(self._settled(n, x.axes) for n in defined))
-        if key not in scope.bases:
+        known = next((x for x in self.scopes if key in x.bases), None)
+        scope = known or self._scope(defined)
+        if known is None:
             parts = [Text(pointer), *(self._offset(tensor, k, n) for k, n in moving)]
             name = self.names.get("base", f"{tensor} {fixed}", f"{tensor}_base")
             scope.bases[key] = (name, self.expressions.layout.infix("+", parts, SUM).code)
         return scope.bases[key][0]
+
+    def _scope(self, index: list[Node]) -> Scope:
+        """The outermost scope that knows the axes of `index`; of several such, the latest."""
+        knowing = [x for x in self.scopes if all(self._settled(n, x.axes) for n in index)]
+        return [x for x in knowing if x.axes == knowing[0].axes][-1]
 
     def inside(self, tensor: str, index: tuple[Node, ...]) -> list[Bound]:
         """Conditions under which ``tensor[index]`` exists, without those known to hold."""

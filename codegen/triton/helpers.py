@@ -58,6 +58,7 @@ def power(x, y):
 def power_int(x, n):
     """x ** n for an integer n of either sign."""
     magnitude = tl.where(n == 0, 1.0, tl.exp2(n * tl.log2(tl.abs(x))))
-    return tl.where((x < 0) & (n % 2 != 0), -magnitude, magnitude)
+    # not `(x < 0) & odd`: Triton's interpreter cannot broadcast a scalar truth value into `&`
+    return tl.where(n % 2 != 0, tl.where(x < 0, -magnitude, magnitude), magnitude)
 ''',
 }

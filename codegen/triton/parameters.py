@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -104,12 +104,14 @@ def parameters(kernel: Kernel) -> tuple[Parameter, ...]:
     return tuple(out)
 
 
-def values(kernel: Kernel, sizes: Mapping[str, int], blocks: Mapping[str, int]) -> dict[str, int]:
-    """The value of every parameter that is not a pointer or stride."""
+def values(
+    kernel: Kernel, given: Iterable[Parameter], sizes: Mapping[str, int], blocks: Mapping[str, int]
+) -> dict[str, int]:
+    """The values of those of the kernel's `parameters` that are not pointers or strides."""
     pads = paddings(kernel)
     known = {**kernel.constants, **sizes}
     out: dict[str, int] = {}
-    for p in parameters(kernel):
+    for p in given:
         match p.role:
             case "size" | "extent":
                 out[p.name] = known[p.of]

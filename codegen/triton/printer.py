@@ -71,6 +71,7 @@ class KernelPrinter:
         self.settled: list[str] = []
         self.singles: dict[str, str] = {}
         self.full: set[str] = set()
+        self.anchors: list[str] = []
         self.channels_used: set[str] = set()
         self.edges_used: set[str] = set()
         self.expressions = Expressions(self.layout, self)
@@ -172,7 +173,10 @@ class KernelPrinter:
 
     def print(self) -> str:
         self.out.depth = 1
-        self._block(self.kernel.body)
+        looped = [k for k, s in enumerate(self.kernel.body) if isinstance(s, Loop | Each)]
+        end = looped[-1] + 1 if looped else 0
+        self._block(self.kernel.body[:end])
+        self._scoped(Scope(frozenset(self.kernel.grid)), self.kernel.body[end:])
         body = self.out.lines
         self.out = Emitter()
         self.out.line("@triton.jit")
@@ -242,13 +246,22 @@ class KernelPrinter:
             if lane.axis in self.channels_used:
                 self.out.line(f"{self.names.get('axis', lane.axis)} = tl.arange(0, {self._length(lane.axis)})")
 
+    def _scoped(self, scope: Scope, body: tuple[Stmt, ...]) -> None:
+        """Statements, after the addresses that only they use."""
+        at = len(self.out.lines)
+        self.addresses.scopes.append(scope)
+        self._block(body)
+        self.addresses.scopes.pop()
+        printed, self.out.lines = self.out.lines[at:], self.out.lines[:at]
+        for base, address in scope.bases.values():
+            self.out.line(f"{base} = {address}")
+        self.out.lines += printed
+
     def _block(self, body: tuple[Stmt, ...]) -> None:
         for s in body:
             if s.note and not self._settles(s):
                 self.out.note(s.note)
             self._statement(s)
-        if not body:
-            self.out.line("pass")
 
     def _statement(self, s: Stmt) -> None:
         match s:
@@ -397,8 +410,10 @@ class KernelPrinter:
     def _loop(self, s: Loop) -> None:
         block = self.names.get("block", s.axis)
         start = self.names.get("start", s.axis, f"{s.axis}_first")
-        low, high = (self.expressions.text(n).code for n in (s.start, s.stop))
-        self.out.line(f"for {start} in range({low}, {high}, {block}):")
+        low, high = (self.expressions.text(n) for n in (s.start, s.stop))
+        if self.anchors:
+            low = Text(self.anchors[-1]) if is_const(s.start, 0) else self.layout.infix("+", [low, Text(self.anchors[-1])], SUM)
+        self.out.line(f"for {start} in range({low.code}, {high.code}, {block}):")
         known = s.axis in self.full
         if not s.masked:
             self.full.add(s.axis)
@@ -414,17 +429,22 @@ class KernelPrinter:
         low, high = (self.expressions.text(n).code for n in (s.start, s.stop))
         self.out.line(f"for {name} in range({low}, {high}):")
         self.singles[s.axis] = name
-        scopes, at = self.addresses.scopes, len(self.out.lines)
-        if not lane:
-            scopes.append(Scope(scopes[-1].axes | {s.axis}))
         with self.out.indent():
-            self._block(s.body)
-            if not lane:
-                body, self.out.lines = self.out.lines[at:], self.out.lines[:at]
-                for base, address in scopes.pop().bases.values():
-                    self.out.line(f"{base} = {address}")
-                self.out.lines += body
+            if lane:
+                self._block(s.body)
+            else:
+                self._anchor(name)
+                self._scoped(Scope(self.addresses.scopes[-1].axes | {s.axis}), s.body)
+                self.anchors.pop()
         del self.singles[s.axis]
+
+    def _anchor(self, name: str) -> None:
+        """A zero that compilers cannot see through. Loops inside start from it, so that nothing they compute is moved out
+        of this loop, where it would hold on to registers all along."""
+        zero = self.names.get("anchor", name, "zero")
+        self.out.note(f"0, in a way that keeps the loops below from being hoisted out of the loop over {name}")
+        self.out.line(f"{zero} = tl.minimum({name}, 0)")
+        self.anchors.append(zero)
 
     def _store(self, s: Store) -> None:
         self._share(s.value, *s.index)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from click.testing import Result
+from typer.testing import Result
 
 from attnc.cli.app import COMMANDS
 from attnc.cli.new import template_names
@@ -40,7 +40,9 @@ def test_light_commands_import_neither_torch_nor_sympy(tmp_path: Path) -> None:
             f"try:\n    app({arguments!r})\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
             "assert 'torch' not in sys.modules and 'triton' not in sys.modules"
         )
-        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=tmp_path, env=os.environ.copy())
+        subprocess.run(
+            [sys.executable, "-c", code], check=True, capture_output=True, cwd=tmp_path, env=os.environ.copy()
+        )
 
 
 def test_check_says_ok(attnc: Attnc) -> None:
@@ -149,7 +151,9 @@ def test_run_fails_when_the_kernels_are_wrong(attnc: Attnc, monkeypatch: pytest.
 
 
 def test_verify_summarises(attnc: Attnc) -> None:
-    result = attnc("verify", EXAMPLES / "causal.attn", "--lengths", "1,9", "--dtypes", "f32,bf16", "--backends", "tiled")
+    result = attnc(
+        "verify", EXAMPLES / "causal.attn", "--lengths", "1,9", "--dtypes", "f32,bf16", "--backends", "tiled"
+    )
     assert result.exit_code == 0, result.output
     rows = [line for line in result.stdout.splitlines() if line.startswith("causal")]
     assert len(rows) == 2

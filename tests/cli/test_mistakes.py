@@ -1,4 +1,5 @@
-"""Every class of mistake in a spec or a path: located, at most twelve lines, with a remedy, exit code 1, no traceback."""
+"""Every class of mistake in a spec or a path: located, at most twelve lines, with a remedy, exit code 1, no
+traceback."""
 
 from __future__ import annotations
 
@@ -7,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from click.testing import Result
+from typer.testing import Result
+
+from attnc.diagnostics.diagnostic import SpecError
 
 Attnc = Callable[..., Result]
 
@@ -110,8 +113,7 @@ def test_several_mistakes_are_reported_at_once(attnc: Attnc, tmp_path: Path) -> 
 def test_debug_shows_the_traceback(attnc: Attnc, tmp_path: Path) -> None:
     (tmp_path / "a.attn").write_text("attention a\nmask = j <= ii\n")
     for arguments in (("--debug", "check", "a.attn"), ("check", "a.attn", "--debug")):
-        result = attnc("run", "a.attn") if arguments[0] == "run" else attnc(*arguments)
-        assert result.exception is not None
+        assert isinstance(attnc(*arguments).exception, SpecError)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +149,7 @@ def test_a_command_line_that_cannot_be_understood(attnc: Attnc, tmp_path: Path, 
 
 def test_a_bug_is_called_a_bug(attnc: Attnc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.attn").write_text("attention a\n")
-    monkeypatch.setattr("attnc.grammar.formatter.format_source", lambda source: {}["gone"])
+    monkeypatch.setattr("attnc.grammar.formatter.format_source", lambda source: source.gone)
     result = attnc("fmt", "a.attn")
     assert result.exit_code == 3
     assert "bug in attnc" in result.stderr

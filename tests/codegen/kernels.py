@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from attnc.codegen.tile import Accumulate, Argument, Assign, Kernel, Lane, Loop, Stmt, Store
-from attnc.ir.node import ONE, ZERO, Node, add, axis, call, const, iverson, load, mul, neg, raw_sum, size, sub, var
-from attnc.ir.node import Max
+from attnc.ir.node import ZERO, Max, Node, add, axis, call, const, iverson, load, mul, raw_sum, size, sub, var
 
 LOG2E = 1.4426950408889634
 b, h, i, j, d, e = (axis(x) for x in "bhijde")
@@ -86,4 +85,85 @@ def softmax_forward(*, causal: bool, dtype: str = "f32", real: str = "f32", chan
         body=statements,
         real=real,
         constants=constants,
+    )
+
+
+def softmax_columns(*, dtype: str = "f32", real: str = "f32") -> Kernel:
+    """dk and dv of causal softmax attention, for blocks of keys, from lse (base 2) and delta."""
+    names = {"q": "id", "k": "jd", "v": "je", "go": "ie", "lse": "i", "delta": "i", "qk": "ij", "dp": "ij", "p": "ij"}
+    names |= {"ds": "ij", "dk": "jd", "dv": "je"}
+    t = {n: var(n, a) for n, a in names.items()}
+    scale = var("scale")
+    allowed = call("and", call("le", j, add(i, size("q_start"))), call("lt", i, M))
+    plane = call("exp2", sub(mul(t["qk"], scale, const(LOG2E)), t["lse"]))
+    first = var("j_first", kind="i")
+    body: tuple[Stmt, ...] = (
+        Assign(scale, call("rsqrt", D)),
+        Assign(t["k"], load("k", (b, h, j, d))),
+        Assign(t["v"], load("v", (b, h, j, e))),
+        Assign(t["dk"], ZERO),
+        Assign(t["dv"], ZERO),
+        Loop("i", call("maximum", const(0), sub(first, size("q_start"))), M, True, (
+            Assign(t["q"], load("q", (b, h, i, d))),
+            Assign(t["go"], load("go", (b, h, i, e))),
+            Assign(t["lse"], load("lse", (b, h, i))),
+            Assign(t["delta"], load("delta", (b, h, i))),
+            Assign(t["qk"], contract("d", t["q"], t["k"])),
+            Assign(t["dp"], contract("e", t["go"], t["v"])),
+            Assign(t["p"], mul(iverson(allowed), plane)),
+            Assign(t["ds"], mul(t["p"], sub(t["dp"], t["delta"]), scale)),
+            Accumulate(t["dv"], contract("i", t["p"], t["go"])),
+            Accumulate(t["dk"], contract("i", t["ds"], t["q"])),
+        )),
+        Store("dk", (b, h, j, d), t["dk"]),
+        Store("dv", (b, h, j, e), t["dv"]),
+    )  # fmt: skip
+    inputs = {"q": (B, H, M, D), "k": (B, H, N, D), "v": (B, H, N, E), "go": (B, H, M, E)}
+    return Kernel(
+        name="softmax_columns",
+        doc="dk and dv",
+        arguments=(
+            *(Argument(n, dtype, dims) for n, dims in inputs.items()),
+            *(Argument(n, real, (B, H, M)) for n in ("lse", "delta")),
+            Argument("dk", dtype, (B, H, N, D), "out"),
+            Argument("dv", dtype, (B, H, N, E), "out"),
+        ),
+        sizes=("B", "H", "M", "N", "D", "E", "q_start"),
+        grid=("b", "h"),
+        grid_extents=(B, H),
+        outer="j",
+        lanes=(Lane("j", "outer", N), Lane("i", "inner", M), Lane("d", "channel", D), Lane("e", "channel", E)),
+        blocks={"j": 32, "i": 64},
+        body=body,
+        real=real,
+    )
+
+
+def vectors(
+    arguments: tuple[Argument, ...],
+    body: tuple[Stmt, ...],
+    *,
+    inner: bool = False,
+    outer: bool = True,
+    grid: tuple[str, ...] = (),
+    serial: tuple[str, ...] = (),
+    real: str = "f32",
+) -> Kernel:
+    """A small kernel over rows i [and j] and channels d, e."""
+    lanes = [Lane("i", "outer", M)] if outer else []
+    lanes += [Lane("j", "inner", N)] if inner else []
+    lanes += [Lane("d", "channel", D), Lane("e", "channel", E)]
+    return Kernel(
+        name="vectors",
+        doc="a test",
+        arguments=arguments,
+        sizes=("B", "M", "N", "D", "E"),
+        grid=grid,
+        grid_extents=tuple({"b": B}[g] for g in grid),
+        outer="i" if outer else None,
+        lanes=tuple(lanes),
+        blocks={"i": 32, "j": 48},
+        body=body,
+        real=real,
+        serial=serial,
     )

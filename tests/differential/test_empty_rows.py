@@ -6,6 +6,8 @@ keys that hold NaN.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -62,7 +64,7 @@ def test_empty_rows_give_zero(body: str, mask: str, backend: str) -> None:
     text, allowed = MASKS[mask]
     op = attnc.compile(f"attention empty_{body}_{mask}\n" + BODIES[body] + text, backend=backend)
     q, k, v = (x.requires_grad_() for x in arguments())
-    tensors = {name: x.requires_grad_() for name, x in tensors_for(BODIES[body]).items()}
+    tensors: dict[str, Any] = {name: x.requires_grad_() for name, x in tensors_for(BODIES[body]).items()}
     with poisoned_memory():
         if body == "entropy":
             o, seen = op(q, k, v, **tensors, observe=True)

@@ -122,7 +122,9 @@ def test_constant_scores_average_the_allowed_keys() -> None:
 
 
 def test_observations_have_their_own_indices() -> None:
-    body = "mask = j <= i\nobserve top = max[j](p)\nobserve mean_key = mean[j](k[j, d])\nobserve plane = p\nobserve l = 1"
+    body = (
+        "mask = j <= i\nobserve top = max[j](p)\nobserve mean_key = mean[j](k[j, d])\nobserve plane = p\nobserve l = 1"
+    )
     p = masked(CALL.s, CALL.j <= CALL.i)
     seen = CALL.run(body)
     torch.testing.assert_close(seen["top"], p.amax(-1))
@@ -287,7 +289,7 @@ def test_a_second_index_over_the_queries_is_a_position_too() -> None:
 
 def test_names_that_shadow() -> None:
     g = CALL.normal(2, 4, 5, 3)
-    body = "tensor g: [B, H, M, E]\nlet s = dot(q, k) / sqrt(D)\nscore = 2 * s\ngate = g"
+    body = "tensor g: [B, H, M, E]\nlet s = dot(q, k) / sqrt(D)\nlet w = 2\nlet p = w\nscore = p * s\ngate = g"
     CALL.close(body, attend((2 * CALL.s).softmax(-1)) * g, g=g)
 
 

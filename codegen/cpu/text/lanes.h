@@ -106,6 +106,21 @@ static inline real maximum(real a, real b) { return a > b || a != a ? a : b; }
 static inline ivec maximum(ivec a, ivec b) { return a > b ? a : b; }
 static inline int64_t maximum(int64_t a, int64_t b) { return a > b ? a : b; }
 
+//@ largest: maximum
+// The maximum over `count` rows of W lanes, -inf over none; four at a time, because each waits for the one before.
+static inline vec largest(const real *p, int64_t row, int64_t count) {
+    vec a = splat(-infinity), b = a, c = a, d = a;
+    int64_t k = 0;
+    for (; k + 4 <= count; k += 4, p += 4 * row) {
+        a = maximum(a, load(p));
+        b = maximum(b, load(p + row));
+        c = maximum(c, load(p + 2 * row));
+        d = maximum(d, load(p + 3 * row));
+    }
+    for (; k < count; ++k, p += row) a = maximum(a, load(p));
+    return maximum(maximum(a, b), maximum(c, d));
+}
+
 //@ minimum: vectors
 static inline vec minimum(vec a, vec b) { return (a < b) | (a != a) ? a : b; }
 static inline real minimum(real a, real b) { return a < b || a != a ? a : b; }
@@ -125,10 +140,27 @@ static inline ivec floor(vec x) {
     return n + (to_real(n) > x);
 }
 static inline vec floor_real(vec x) { return absolute(x) < whole_numbers_from ? to_real(floor(x)) : x; }
-static inline real floordiv(real a, real b) { return floor_real(a / b); }
-static inline vec floordiv(vec a, vec b) { return floor_real(a / b); }
-static inline real mod(real a, real b) { return a - b * floor_real(a / b); }
-static inline vec mod(vec a, vec b) { return a - b * floor_real(a / b); }
+
+//@ real_division: floor
+// Exact remainders, as in Python: the quotient's floor is taken from them, not from a rounded quotient.
+static inline real mod(real a, real b) {
+    const real r = scalar_remainder(a, b);
+    return r != 0 && (r < 0) != (b < 0) ? r + b : r;
+}
+static inline real floordiv(real a, real b) {
+    if (b == 0) return a / b;
+    const real q = (a - mod(a, b)) / b;
+    const real whole = scalar_floor(q);
+    return q - whole > real(0.5) ? whole + 1 : whole;
+}
+static inline vec mod(vec a, vec b) {
+    for (int l = 0; l < W; ++l) a[l] = mod(a[l], b[l]);
+    return a;
+}
+static inline vec floordiv(vec a, vec b) {
+    for (int l = 0; l < W; ++l) a[l] = floordiv(a[l], b[l]);
+    return a;
+}
 
 //@ reciprocal_or_zero: vectors
 static inline vec reciprocal_or_zero(vec x) { return x == 0 ? vec{} : 1 / x; }

@@ -1,0 +1,347 @@
+"""Tile kernels printed as C++, compiled and run, against PyTorch in float64."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import Tensor
+
+from attnc.codegen.cpu.printer import print_kernel
+from attnc.codegen.tile import Accumulate, AccumulateAt, Argument, Assign, Each, Kernel, Loop, Scatter, Store
+from attnc.ir.node import ZERO, add, axis, call, const, iverson, load, mul, size, sub, var
+from attnc.runtime.cpu import build
+from tests.codegen.kernels import contract, largest, softmax_columns, softmax_forward, vectors
+
+b, i, j, d, e = (axis(x) for x in "bijde")
+B, M, N, D, E = (size(x) for x in "BMNDE")
+DTYPES = {"f32": torch.float32, "f64": torch.float64, "bf16": torch.bfloat16, "f16": torch.float16}
+ROUNDING = {"f32": 2e-6, "f64": 1e-13, "bf16": 1e-2, "f16": 1e-3}
+
+
+def run(kernel: Kernel, tensors: Mapping[str, Tensor], threads: int = 0, **sizes: int) -> None:
+    (compiled,) = build([kernel])
+    compiled.threads = threads
+    compiled([tensors[a.name] for a in kernel.arguments], sizes)
+
+
+def poison(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.full(shape, math.nan, dtype=dtype)
+
+
+def gapped(x: Tensor) -> Tensor:
+    """The same values with every stride doubled, and the last two dimensions swapped in memory."""
+    room = torch.full([2 * n for n in (*x.shape[:-2], x.shape[-1], x.shape[-2])], math.nan, dtype=x.dtype)
+    view = room[tuple(slice(0, None, 2) for _ in x.shape)].transpose(-1, -2)
+    return view.copy_(x)
+
+
+def softmax(q: Tensor, k: Tensor, v: Tensor, causal: bool, q_start: int) -> tuple[Tensor, Tensor]:
+    """o and the log-sum-exp to base 2 in float64; rows without keys give 0."""
+    s = q.double() @ k.double().transpose(-1, -2) / q.shape[-1] ** 0.5
+    if causal:
+        i, j = torch.arange(q.shape[2])[:, None] + q_start, torch.arange(k.shape[2])[None]
+        s = s.masked_fill(j > i, -math.inf)
+    lse = s.logsumexp(-1)
+    return s.softmax(-1).nan_to_num(0.0) @ v.double(), lse * math.log2(math.e)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "keys"), [(1, 1), (7, 63), (63, 257), (257, 130), (1, 1000)])
+def test_softmax_forward(dtype: str, rows: int, keys: int) -> None:
+    torch.manual_seed(rows)
+    real = "f64" if dtype == "f64" else "f32"
+    q, k, v = (torch.randn(2, 3, n, c, dtype=DTYPES[dtype]) for n, c in ((rows, 24), (keys, 24), (keys, 40)))
+    for causal in (False, True):
+        q_start = max(0, keys - rows) if causal else 0
+        kernel = softmax_forward(causal=causal, dtype=dtype, real=real, channels=None)
+        o, lse = poison(2, 3, rows, 40, dtype=DTYPES[dtype]), poison(2, 3, rows, dtype=DTYPES[real])
+        tensors = {"q": gapped(q), "k": k, "v": gapped(v), "o": o, "lse": lse}
+        run(kernel, tensors, B=2, H=3, M=rows, N=keys, D=24, E=40, q_start=q_start)
+        exact, exact_lse = softmax(q, k, v, causal, q_start)
+        assert (o.double() - exact).abs().max() <= ROUNDING[dtype] * exact.abs().max()
+        assert torch.allclose(lse.double(), exact_lse, rtol=1e-6, atol=2e-6)
+
+
+def test_rows_without_keys() -> None:
+    q, k, v = (torch.randn(1, 1, n, 64) for n in (5, 0, 0))
+    o, lse = poison(1, 1, 5, 64), poison(1, 1, 5)
+    run(softmax_forward(causal=False), {"q": q, "k": k, "v": v, "o": o, "lse": lse}, B=1, H=1, M=5, N=0, D=64, E=64, q_start=0)
+    assert torch.equal(o, torch.zeros_like(o))
+    assert (lse == -math.inf).all()
+
+
+def test_no_rows() -> None:
+    q, k, v = (torch.randn(1, 1, n, 64) for n in (0, 5, 5))
+    tensors = {"q": q, "k": k, "v": v, "o": poison(1, 1, 0, 64), "lse": poison(1, 1, 0)}
+    run(softmax_forward(causal=True), tensors, B=1, H=1, M=0, N=5, D=64, E=64, q_start=0)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f64", "bf16"])
+@pytest.mark.parametrize(("rows", "keys"), [(1, 1), (63, 130), (130, 63)])
+def test_softmax_columns(dtype: str, rows: int, keys: int) -> None:
+    torch.manual_seed(keys)
+    real = "f64" if dtype == "f64" else "f32"
+    q, k, v, go = (torch.randn(2, 2, n, c) for n, c in ((rows, 24), (keys, 24), (keys, 17), (rows, 17)))
+    q, k, v, go = (x.to(DTYPES[dtype]) for x in (q, k, v, go))
+    kd, vd = k.double().requires_grad_(), v.double().requires_grad_()
+    q_start = max(0, keys - rows)
+    exact_o, lse = softmax(q, kd, vd, True, q_start)
+    exact = torch.autograd.grad(exact_o, (kd, vd), go.double())
+    tensors = {"q": gapped(q), "k": gapped(k), "v": v, "go": gapped(go), "lse": lse.detach().to(DTYPES[real])}
+    tensors["delta"] = (exact_o.detach() * go.double()).sum(-1).to(DTYPES[real])
+    tensors |= {"dk": poison(*k.shape, dtype=k.dtype), "dv": poison(*v.shape, dtype=v.dtype)}
+    run(softmax_columns(dtype=dtype, real=real), tensors, B=2, H=2, M=rows, N=keys, D=24, E=17, q_start=q_start)
+    for name, reference in zip(("dk", "dv"), exact, strict=True):
+        assert (tensors[name].double() - reference).abs().max() <= 2 * ROUNDING[dtype] * max(1.0, reference.abs().max())
+
+
+def test_threads_do_not_change_results() -> None:
+    q, k, v = (torch.randn(1, 3, 130, 64) for _ in range(3))
+    found = []
+    for threads in (1, 2, 5):
+        o, lse = poison(1, 3, 130, 64), poison(1, 3, 130)
+        tensors = {"q": q, "k": k, "v": v, "o": o, "lse": lse}
+        run(softmax_forward(causal=True), tensors, threads, B=1, H=3, M=130, N=130, D=64, E=64, q_start=0)
+        found.append(o)
+    assert all(torch.equal(o, found[0]) for o in found)
+
+
+def test_broadcast_dimensions() -> None:
+    """A dimension of length 1 stands for every position."""
+    q, k, v = torch.randn(2, 3, 9, 64), torch.randn(1, 1, 40, 64), torch.randn(1, 3, 40, 64)
+    o, lse = poison(2, 3, 9, 64), poison(2, 3, 9)
+    tensors = {"q": q, "k": k, "v": v, "o": o, "lse": lse}
+    run(softmax_forward(causal=False), tensors, B=2, H=3, M=9, N=40, D=64, E=64, q_start=0)
+    exact, _ = softmax(q, k.expand(2, 3, 40, 64), v.expand(2, 3, 40, 64), False, 0)
+    assert torch.allclose(o.double(), exact, atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+def test_state_product_over_the_outer_axis(dtype: str) -> None:
+    """Contracting the axis vectors run along: both operands are transposed with respect to the result."""
+    x, y, state = var("x", "id"), var("y", "ie"), var("state", "de")
+    kernel = vectors(
+        (
+            Argument("x", dtype, (M, D)),
+            Argument("y", dtype, (M, E)),
+            Argument("state", dtype, (D, E), "add"),
+            Argument("tall", dtype, (D,), "add"),
+        ),
+        (
+            Assign(x, load("x", (i, d))),
+            Assign(y, load("y", (i, e))),
+            Assign(state, contract("i", x, y)),
+            Assign(var("tall", "d"), contract("i", x)),
+            Scatter("state", (d, e), state),
+            Scatter("tall", (d,), var("tall", "d")),
+        ),
+        real=dtype,
+    )
+    xs, ys = torch.randn(101, 11, dtype=DTYPES[dtype]), torch.randn(101, 37, dtype=DTYPES[dtype])
+    tensors = {"x": xs, "y": ys, "state": torch.zeros(11, 37, dtype=xs.dtype), "tall": torch.zeros(11, dtype=xs.dtype)}
+    run(kernel, tensors, B=1, M=101, N=1, D=11, E=37)
+    exact = xs.double().T @ ys.double()
+    assert (tensors["state"].double() - exact).abs().max() <= 10 * ROUNDING[dtype] * exact.abs().max()
+    assert torch.allclose(tensors["tall"].double(), xs.double().sum(0), atol=1e-4)
+
+
+def test_products_between_channels_and_inner_sums() -> None:
+    """{j,e} x {d,e} -> {j,d}: a product without the outer axis, its vectors along d, one operand transposed."""
+    v, w, kv = var("v", "je"), var("w", "de"), var("kv", "jd")
+    best, acc, norm = var("best", "d"), var("acc", "d"), var("norm", "j")
+    kernel = vectors(
+        (Argument("v", "f32", (N, E)), Argument("w", "f32", (D, E)), Argument("y", "f32", (B, D), "out"),
+         Argument("z", "f32", (B, D), "out")),
+        (
+            Assign(w, load("w", (d, e))),
+            Assign(acc, ZERO),
+            Assign(best, const(-math.inf)),
+            Loop("j", const(0), N, False, (
+                Assign(v, load("v", (j, e))),
+                Assign(norm, contract("e", v, v), "squared length of each row"),
+                Assign(kv, contract("e", v, w)),
+                Assign(var("weighted", "jd"), mul(var("kv", "jd"), call("rsqrt", norm))),
+                Accumulate(acc, contract("j", var("weighted", "jd"))),
+                Assign(var("here", "d"), largest("j", var("weighted", "jd"))),
+                Assign(best, call("maximum", best, var("here", "d"))),
+            )),
+            Store("y", (b, d), acc),
+            Store("z", (b, d), best),
+        ),
+        inner=True, outer=False, grid=("b",),
+    )  # fmt: skip
+    vs, ws = torch.randn(131, 21), torch.randn(19, 21)
+    y, z = poison(2, 19), poison(2, 19)
+    run(kernel, {"v": vs, "w": ws, "y": y, "z": z}, B=2, M=1, N=131, D=19, E=21)
+    rows = (vs.double() @ ws.double().T) / vs.double().norm(dim=-1, keepdim=True)
+    assert torch.allclose(y.double(), rows.sum(0).expand(2, 19), atol=1e-4)
+    assert torch.allclose(z.double(), rows.amax(0).expand(2, 19), atol=1e-6)
+
+
+def test_each_channel() -> None:
+    """sum over d of tanh(q[i,d] + k[j,d]), one channel at a time, and a gradient-like AccumulateAt."""
+    q, k, s, part = var("q", "id"), var("k", "jd"), var("s", "ij"), var("part", "i")
+    acc, total = var("acc", "id"), var("total", "i")
+    inside = iverson(call("lt", j, N))
+    kernel = vectors(
+        (Argument("q", "f32", (M, D)), Argument("k", "f32", (N, D)), Argument("y", "f32", (M,), "out"),
+         Argument("z", "f32", (M, D), "out")),
+        (
+            Assign(q, load("q", (i, d))),
+            Assign(total, ZERO),
+            Assign(acc, ZERO),
+            Loop("j", const(0), N, True, (
+                Assign(k, load("k", (j, d))),
+                Assign(s, ZERO),
+                Each("d", const(0), D, (Accumulate(s, call("tanh", add(q, k))),)),
+                Assign(var("kept", "ij"), mul(inside, s)),
+                Accumulate(total, contract("j", var("kept", "ij"))),
+                Each("d", const(0), D, (
+                    Assign(var("t", "ij"), mul(inside, s, call("cos", add(q, k)))),
+                    Assign(part, contract("j", var("t", "ij"))),
+                    AccumulateAt(acc, "d", part),
+                )),
+            )),
+            Store("y", (i,), total),
+            Store("z", (i, d), acc),
+        ),
+        inner=True,
+    )  # fmt: skip
+    qs, ks = torch.randn(45, 6), torch.randn(70, 6)
+    y, z = poison(45), poison(45, 6)
+    run(kernel, {"q": qs, "k": ks, "y": y, "z": z}, B=1, M=45, N=70, D=6, E=1)
+    pairs = qs.double()[:, None] + ks.double()[None]
+    plane = pairs.tanh().sum(-1)
+    assert torch.allclose(y.double(), plane.sum(-1), atol=1e-4)
+    assert torch.allclose(z.double(), (plane[..., None] * pairs.cos()).sum(1), atol=1e-3)
+
+
+@pytest.mark.parametrize("ids", ["i64", "i32", "i16", "u8"])
+def test_integers_gather_and_scatter(ids: str) -> None:
+    """A bias table read at i - j + 3, a mask on document numbers and a grid distance; the table's gradient scattered."""
+    types = {"i64": torch.int64, "i32": torch.int32, "i16": torch.int16, "u8": torch.uint8}
+    doc_i, doc_j, bias = var("doc_i", "i", "i"), var("doc_j", "j", "i"), var("bias", "ij")
+    relative = sub(add(i, const(3)), j)
+    width = const(5)
+    same = call("and", call("eq", doc_i, doc_j), call("lt", j, N))
+    row = call("abs", sub(call("floordiv", i, width), call("floordiv", j, width)))
+    column = call("abs", sub(call("mod", i, width), call("mod", j, width)))
+    total, kept = var("total", "i"), var("kept", "ij")
+    kernel = vectors(
+        (Argument("doc", ids, (M,)), Argument("table", "f32", (N,)), Argument("y", "f32", (M,), "out"),
+         Argument("dtable", "f32", (N,), "add")),
+        (
+            Assign(doc_i, load("doc", (i,), "i")),
+            Assign(total, ZERO),
+            Loop("j", const(0), N, True, (
+                Assign(doc_j, load("doc", (j,), "i")),
+                Assign(bias, load("table", (relative,))),
+                Assign(kept, mul(iverson(same), add(bias, mul(const(0.25), add(row, column))))),
+                Accumulate(total, contract("j", kept)),
+                Scatter("dtable", (relative,), add(bias, const(1.0)), same),
+            )),
+            Store("y", (i,), total),
+        ),
+        inner=True, serial=("i",),
+    )  # fmt: skip
+    n = 77
+    # Numbers that agree in their low 32 bits are still different.
+    documents = torch.tensor([[5, 9, 200], [5, 5 + 2**40, 9]][ids == "i64"])[torch.randint(3, (n,))].to(types[ids])
+    table = torch.randn(n)
+    y, dtable = poison(n), torch.zeros(n)
+    run(kernel, {"doc": documents, "table": table, "y": y, "dtable": dtable}, B=1, M=n, N=n, D=1, E=1)
+    at = torch.arange(n)
+    r = at[:, None] + 3 - at[None]
+    valid = (r >= 0) & (r < n)
+    found = torch.where(valid, table.double()[r.clamp(0, n - 1)], 0.0)
+    allowed = documents[:, None] == documents[None]
+    distance = (at[:, None] // 5 - at[None] // 5).abs() + (at[:, None] % 5 - at[None] % 5).abs()
+    assert torch.allclose(y.double(), torch.where(allowed, found + 0.25 * distance, 0.0).sum(-1), rtol=1e-5, atol=1e-4)
+    exact = torch.zeros(n, dtype=torch.float64)
+    exact.index_put_((r[valid & allowed],), found[valid & allowed] + 1.0, accumulate=True)
+    assert torch.allclose(dtable.double(), exact, rtol=1e-5, atol=1e-4)
+
+
+def test_wide_products_of_positions() -> None:
+    """i * i * i needs more than 32 bits."""
+    kernel = vectors(
+        (Argument("y", "f32", (M,), "out"),),
+        (Store("y", (i,), iverson(call("lt", call("mod", mul(i, i, i), const(1000003)), const(500000)))),),
+    )
+    y = poison(3000)
+    run(kernel, {"y": y}, B=1, M=3000, N=1, D=1, E=1)
+    at = torch.arange(3000)
+    assert torch.equal(y, (at**3 % 1000003 < 500000).float())
+
+
+def test_booleans() -> None:
+    """Flags per key and uniform flags; Iverson selects, so an infinite value under a false flag is not seen."""
+    flag, x, use = var("flag", "i", "b"), var("x", "i"), var("use", (), "b")
+    kernel = vectors(
+        (Argument("flag", "bool", (M,)), Argument("use", "bool", (B,)), Argument("x", "f32", (M,)),
+         Argument("y", "f32", (B, M), "out")),
+        (
+            Assign(use, load("use", (b,), "b")),
+            Assign(flag, load("flag", (i,), "b")),
+            Assign(x, load("x", (i,))),
+            Store("y", (b, i), mul(iverson(call("and", flag, use)), x)),
+        ),
+        grid=("b",),
+    )  # fmt: skip
+    flags = torch.rand(37) < 0.5
+    x_data = torch.where(flags, torch.randn(37), torch.tensor(math.inf))
+    y = poison(2, 37)
+    run(kernel, {"flag": flags, "use": torch.tensor([True, False]), "x": x_data, "y": y}, B=2, M=37, N=1, D=1, E=1)
+    assert torch.equal(y, torch.stack([torch.where(flags, x_data, 0.0), torch.zeros(37)]))
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "f16"])
+def test_every_sixteen_bit_value_survives(dtype: str) -> None:
+    """Widening is exact and rounding back gives the same bits, subnormals, infinities and NaN included."""
+    bits = torch.arange(2**16, dtype=torch.int32).to(torch.uint16)
+    x = bits.view(DTYPES[dtype])
+    kernel = vectors(
+        (Argument("x", dtype, (M,)), Argument("y", dtype, (M,), "out"), Argument("z", "f32", (M,), "out")),
+        (Assign(var("x", "i"), load("x", (i,))), Store("y", (i,), var("x", "i")), Store("z", (i,), var("x", "i"))),
+    )
+    y, z = poison(2**16, dtype=x.dtype), poison(2**16)
+    run(kernel, {"x": x, "y": y, "z": z}, B=1, M=2**16, N=1, D=1, E=1)
+    kept = ~x.isnan()
+    assert torch.equal(y[kept].view(torch.int16), x[kept].view(torch.int16))
+    assert torch.equal(z[kept], x[kept].float())
+    assert y[~kept].isnan().all() and z[~kept].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "f16"])
+def test_rounding_to_nearest_even(dtype: str) -> None:
+    torch.manual_seed(0)
+    x = torch.cat([torch.randn(4000) * 10.0**p for p in range(-8, 6)] + [torch.tensor([65519.9, 65520.0, 1e38, -1e38])])
+    halves = torch.arange(1, 2000).float() + 0.5
+    x = torch.cat([x, halves, 2048 + halves * 2, halves * 2**-26])
+    kernel = vectors(
+        (Argument("x", "f32", (M,)), Argument("y", dtype, (M,), "out")),
+        (Assign(var("x", "i"), load("x", (i,))), Store("y", (i,), var("x", "i"))),
+    )
+    y = poison(len(x), dtype=DTYPES[dtype])
+    run(kernel, {"x": x, "y": y}, B=1, M=len(x), N=1, D=1, E=1)
+    assert torch.equal(y, x.to(DTYPES[dtype]))
+
+
+def test_the_text_reads_like_the_spec() -> None:
+    """Names, notes and the doc of the tile program are in the source; nothing plane-sized is allocated."""
+    text = print_kernel(softmax_forward(causal=True))
+    for expected in ("// o = softmax(q k / sqrt(D)) v", "// m follows the largest score", "exp2(", "product(acc_tile"):
+        assert expected in text
+    room = [line for line in text.splitlines() if "workspace.take<" in line]
+    assert room and not any("N" in line or "M" in line for line in room)
+
+
+def test_intermediate_values_stay_in_registers() -> None:
+    """Values used in one loop only get no array traffic: the masked score and the shift are never stored."""
+    text = print_kernel(softmax_forward(causal=True))
+    assert "store(shift_tile" not in text
+    assert "store(follow_tile" not in text
+    assert "store(p_tile" in text
