@@ -18,8 +18,7 @@ def compile(spec: str | os.PathLike[str], *, name: str | None = None, backend: s
     """Compile an attention variant.
 
     Args:
-        spec: the path of an `.attn` file, or its text. A string with a newline, or one that begins with ``attention``, is
-            text.
+        spec: the path of an `.attn` file, or its text: a string with a newline, or one that begins with ``attention``.
         name: which definition of a file that holds several.
         backend: ``"auto"`` (Triton for CUDA tensors; for CPU tensors C++, or tiled PyTorch where there is no compiler),
             ``"cpp"``, ``"triton"``, ``"tiled"`` or ``"dense"``.

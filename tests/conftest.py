@@ -10,7 +10,7 @@ import pytest
 
 # Before torch starts its pool; generated kernels read it too.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Before Triton is imported: whether it interprets or compiles is settled then. What compiles does so in its own process.
+# Before Triton is imported, which settles whether it interprets or compiles. What compiles has a process of its own.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 

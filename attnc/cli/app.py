@@ -57,5 +57,11 @@ COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("list", listing.listing, listing.EXAMPLE),
 )
 
-for _name, _command, _example in COMMANDS:
-    app.command(_name, epilog=f"Example: {_example}")(report.reported(_command))
+
+
+def _register(name: str, command: Callable[..., None], example: str) -> None:
+    app.command(name, epilog=f"Example: {example}")(report.reported(command))
+
+
+for _entry in COMMANDS:
+    _register(*_entry)

@@ -67,6 +67,14 @@ class Job:
     outcomes: list[Outcome] = field(default_factory=list)
     problem: str | None = None
 
+    @property
+    def agrees(self) -> bool:
+        return not self.problem and all(o.agrees for o in self.outcomes)
+
+    @property
+    def verdict(self) -> str:
+        return "agrees" if self.agrees else "disagrees"
+
 
 def _words(text: str) -> list[str]:
     return [w.strip() for w in text.split(",") if w.strip()]
@@ -98,6 +106,8 @@ def _sweep(jobs: list[Job], lengths: list[int], backward: bool, device: str) -> 
                 done += 1
                 progress.advance(task)
             progress.advance(task, len(lengths) + 2 - done)
+            if not progress.console.is_terminal:
+                progress.console.print(f"{job.path.stem} {job.backend} {job.dtype}: {job.verdict}", markup=False)
 
 
 def _outcomes(job: Job, lengths: list[int], backward: bool, device: str) -> Iterator[Outcome]:
@@ -125,10 +135,9 @@ def _summary(jobs: list[Job]) -> object:
         table.add_column(title, justify="right")
     table.add_column("")
     for job in jobs:
-        good = not job.problem and all(o.agrees for o in job.outcomes)
         worst = max((o.worst for o in job.outcomes), default=0.0)
         compared = sum(len(o.rows) for o in job.outcomes)
-        verdict = "[green]agrees[/]" if good else "[bold red]disagrees[/]"
+        verdict = f"[{'green' if job.agrees else 'bold red'}]{job.verdict}[/]"
         table.add_row(
             job.path.stem, job.backend, job.dtype, str(len(job.outcomes)), str(compared), f"{worst:.2f}", verdict
         )

@@ -18,10 +18,17 @@ if TYPE_CHECKING:
 NAMES = ("auto", "cpp", "triton", "tiled", "dense")
 
 
-def check_backend(name: str) -> None:
-    """Raise `CallError` (E220) unless `name` is a backend."""
+def requested(name: str) -> str:
+    """The backend of that name; for ``auto``, the one in the environment (`Settings.backend`) if there is one.
+
+    Raises:
+        CallError: E220, if there is no such backend.
+    """
+    from attnc.settings import Settings
+
+    name = Settings.read().backend if name == "auto" else name
     if name in NAMES:
-        return
+        return name
     close = difflib.get_close_matches(str(name), NAMES, 1)
     remedy = f"did you mean `{close[0]}`?" if close else f"choose one of {', '.join(NAMES)}"
     raise CallError(Diagnostic("E220", f"there is no backend `{name}`", remedy=remedy))

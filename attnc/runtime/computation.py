@@ -1,7 +1,7 @@
 """Programs as `torch.library` custom ops: one op per computation, its derivative another, registered on demand.
 
 The forward op returns its outputs and the values it saves. The op of a derivative takes the same inputs, the incoming
-gradients and the saved values; as a function it depends on the first two alone, and saved values are a cache. So an op's
+gradients and the saved values; as a function it depends on the first two alone, since saved values are a cache. So its
 autograd returns gradients for inputs and seeds and nothing for what was saved.
 """
 

@@ -15,7 +15,7 @@ from attnc.diagnostics.source import Source
 from attnc.grammar.tree import Definition
 from attnc.ir.program import Program
 from attnc.runtime.arguments import FIXED, Signature, check_names, position
-from attnc.runtime.backends import check_backend, is_planned
+from attnc.runtime.backends import is_planned, requested
 from attnc.runtime.computation import computation
 from attnc.runtime.transforms import active, functional
 
@@ -52,7 +52,7 @@ class Op:
     """
 
     def __init__(self, source: Source, definition: Definition, consts: Mapping[str, float | int], backend: str) -> None:
-        check_backend(backend)
+        backend = requested(backend)
         self._source = source
         self._definition = definition
         self._consts = dict(consts)

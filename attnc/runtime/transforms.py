@@ -1,7 +1,7 @@
 """Forward mode and `torch.func`: what a chain of custom ops cannot give, because there tangents would silently be zero.
 
-Under a functorch transform or a forward-mode level the op is applied through one `torch.autograd.Function`. It has rules for
-gradients, tangents and batching, applies itself recursively, and at the bottom calls the custom op.
+Under a functorch transform or a forward-mode level the op is applied through one `torch.autograd.Function` with rules
+for gradients, tangents and batching; it applies itself recursively, and at the bottom calls the custom op.
 """
 
 from __future__ import annotations

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from attnc.codegen.tile import Kernel
-from attnc.codegen.triton.configuration import Configuration, default_configuration
+from attnc.codegen.triton.configuration import Configuration, candidates
 from attnc.codegen.triton.parameters import parameters, values
 from attnc.runtime.triton_backend import function, interpreting, load
-from attnc.runtime.worker import Worker, serve
+from attnc.runtime.worker import Worker
 
 TRITON_TYPES = {
     "f64": "fp64",
@@ -50,6 +50,7 @@ class Artefact:
 
     Attributes:
         target: as given to `aot`.
+        configuration: blocks, warps and stages it was compiled with.
         registers: per thread (vector registers on AMD).
         spilled: bytes of stack per thread, or the number of spilled registers on AMD; 0 when nothing spills.
         shared: bytes of shared memory per program.
@@ -57,6 +58,7 @@ class Artefact:
     """
 
     target: str
+    configuration: Configuration
     registers: int
     spilled: int
     shared: int
@@ -88,42 +90,46 @@ def aot(
         kernel: the kernel `source` was printed from.
         target: ``sm_80``, ``sm_90``, ``sm_100``, ``gfx942``, ...
         sizes: the channel extents (D, E, ...); other sizes stay runtime arguments.
-        configuration: blocks, warps and stages; a static rule picks them by default.
+        configuration: blocks, warps and stages; by default the first candidate that fits the device without spilling, or the
+            one that spills least.
         directory: where the module is written.
 
     Raises:
         RuntimeError: if Triton cannot compile it, in a process that interprets; elsewhere Triton's own errors.
     """
-    request = (kernel, source, target, dict(sizes), configuration, directory)
-    if interpreting():
-        answer: Artefact = _compiler().ask(request)
-        return answer
-    return _compile(request)
+    choices = (configuration,) if configuration else candidates(kernel, sizes, target)
+    found: list[Artefact] = []
+    for choice in choices:
+        request = (kernel, source, target, dict(sizes), choice, directory)
+        found.append(_compiler().ask(request) if interpreting() else compile_request(request))
+        if found[-1].fits:
+            return found[-1]
+    return min(found, key=lambda a: (a.shared > SHARED_LIMITS[target], a.spilled))
 
 
 @cache
 def _compiler() -> Worker:
     """A process that compiles, for one that interprets."""
-    made = Worker("attnc.runtime.triton_aot", {"TRITON_INTERPRET": None})
+    made = Worker(__name__, "compile_request", {"TRITON_INTERPRET": None})
     atexit.register(made.close)
     return made
 
 
-def _compile(request: Any) -> Artefact:
+def compile_request(request: Any) -> Artefact:
+    """`aot` in this process, which must not interpret; the arguments as one tuple."""
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    kernel, source, target, sizes, configuration, directory = request
+    kernel, source, target, sizes, chosen, directory = request
     called = function(kernel, load(source, directory))
-    chosen = configuration or default_configuration(kernel, sizes, target)
     described = _describe(kernel, {**dict.fromkeys(kernel.sizes, 0), **sizes}, chosen)
     ast = ASTSource(called, described.signature, constexprs=described.constants, attrs=described.hints)
     gpu = GPUTarget("hip", target, 64) if target.startswith("gfx") else GPUTarget("cuda", int(target[3:]), 32)
     options = {"num_warps": chosen.num_warps, "num_stages": chosen.num_stages}
     compiled = triton.compile(ast, target=gpu, options=options)
-    return _artefact(target, compiled)
+    return _artefact(target, chosen, compiled)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,19 +161,19 @@ def _describe(kernel: Kernel, sizes: Mapping[str, int], configuration: Configura
     return _Description(signature, constants, hints)
 
 
-def _artefact(target: str, compiled: Any) -> Artefact:
+def _artefact(target: str, chosen: Configuration, compiled: Any) -> Artefact:
     shared = int(compiled.metadata.shared)
     wanted = ("ttir", "ttgir", "llir", *(("amdgcn",) if target.startswith("gfx") else ("ptx",)))
     listings = {name: str(compiled.asm[name]) for name in wanted}
     if target.startswith("gfx"):
         registers, spilled = (_amd_field(listings["amdgcn"], f) for f in ("vgpr_count", "vgpr_spill_count"))
-        return Artefact(target, registers, spilled, shared, listings)
+        return Artefact(target, chosen, registers, spilled, shared, listings)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
         registers, spilled = _resources(file.name)
         listings["sass"] = _nvidia_tool("nvdisasm", "-c", file.name)
-    return Artefact(target, registers, spilled, shared, listings)
+    return Artefact(target, chosen, registers, spilled, shared, listings)
 
 
 def _amd_field(text: str, name: str) -> int:
@@ -189,7 +195,3 @@ def _nvidia_tool(name: str, *arguments: str) -> str:
 
     tool = Path(nvidia.__path__[0]) / "bin" / name
     return subprocess.run([str(tool), *arguments], check=True, capture_output=True, text=True).stdout
-
-
-if __name__ == "__main__":
-    serve(_compile)

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from attnc.codegen.tile import Kernel
-from attnc.codegen.triton.configuration import Configuration, candidates, default_configuration
+from attnc.codegen.triton.configuration import LONGEST_BLOCK, Configuration, candidates, default_configuration
 from attnc.codegen.triton.names import identifier
-from attnc.codegen.triton.parameters import Parameter, parameters, programs, values
+from attnc.codegen.triton.parameters import Parameter, evaluate, padded, parameters, programs, values
 from attnc.codegen.triton.printer import print_module
 from attnc.settings import Settings
 
@@ -231,7 +231,7 @@ class TritonKernel:
         self, device: torch.device, named: Mapping[str, Tensor], sizes: Mapping[str, int]
     ) -> Configuration:
         """The first candidate that compiles without spilling registers, else the one that spills least."""
-        key = (device, *(sizes[p.of] for p in self._call.parameters if p.role == "extent"))
+        key = (device, *(sizes[p.of] for p in self._call.parameters if p.role == "extent"), *self._lengths(sizes))
         if key not in self._chosen:
             choices = candidates(self.kernel, sizes, _target(device))
             tried: list[tuple[int, int]] = []
@@ -242,6 +242,11 @@ class TritonKernel:
                     break
             self._chosen[key] = choices[min(tried)[1]]
         return self._chosen[key]
+
+    def _lengths(self, sizes: Mapping[str, int]) -> list[int]:
+        """Extents of the blocked axes, as far as they matter to the choice of blocks."""
+        blocked = [x.extent for x in self.kernel.lanes if x.role != "channel"]
+        return [min(padded(evaluate(x, sizes), 16), LONGEST_BLOCK) for x in blocked]
 
     def _spilled(self, choice: Configuration, named: Mapping[str, Tensor], sizes: Mapping[str, int]) -> int:
         """Registers that spill with a configuration; very many if it does not fit the device at all."""

@@ -15,7 +15,7 @@ from attnc.codegen.tile import Kernel
 from attnc.codegen.triton.configuration import Configuration
 from attnc.codegen.triton.printer import print_kernel
 from attnc.runtime.triton_backend import launch, load
-from attnc.runtime.worker import Worker, serve
+from attnc.runtime.worker import Worker
 
 
 class Interpreter:
@@ -24,7 +24,7 @@ class Interpreter:
     def __init__(self, directory: Path | None = None) -> None:
         """Start the process; generated modules go to `directory`."""
         self._directory = directory
-        self._worker = Worker("attnc.runtime.triton_interpreter", {"TRITON_INTERPRET": "1"})
+        self._worker = Worker(__name__, "interpret", {"TRITON_INTERPRET": "1"})
 
     def run(
         self,
@@ -66,12 +66,9 @@ def shared_interpreter() -> Interpreter:
     return made
 
 
-def _answer(request: Any) -> dict[str, Tensor]:
+def interpret(request: Any) -> dict[str, Tensor]:
+    """What the worker does: launch, and return what the kernel wrote."""
+    torch.set_num_threads(1)
     kernel, source, tensors, sizes, configuration, directory = request
     launch(kernel, load(source, directory), tensors, sizes, configuration)
     return {a.name: tensors[a.name] for a in kernel.arguments if a.mode != "in"}
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    serve(_answer)

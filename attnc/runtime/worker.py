@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import pickle
 import subprocess
@@ -9,17 +10,20 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import IO, Any
 
 
 class Worker:
-    """Runs a module that calls `serve`, with other environment variables. Threads take turns."""
+    """Calls one function in another process, with other environment variables. Threads take turns."""
 
-    def __init__(self, module: str, environment: Mapping[str, str | None]) -> None:
-        """Start ``python -m module``; a variable that is None is unset."""
-        changed = {**os.environ, **environment}
+    def __init__(self, module: str, function: str, environment: Mapping[str, str | None]) -> None:
+        """Start a process that answers with ``module.function(request)``; a variable that is None is unset."""
+        root = str(Path(__file__).parents[2])
+        paths = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH", "")) if p)
+        changed = {**os.environ, "PYTHONPATH": paths, **environment}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module],
+            [sys.executable, "-m", "attnc.runtime.worker", module, function],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={name: value for name, value in changed.items() if value is not None},
@@ -49,7 +53,7 @@ class Worker:
         self._process.wait()
 
 
-def serve(answer: Callable[[Any], Any]) -> None:
+def _serve(answer: Callable[[Any], Any]) -> None:
     """Answer requests on standard input until it closes; what is printed meanwhile goes to standard error."""
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
@@ -76,3 +80,7 @@ def _receive(stream: IO[bytes]) -> Any:
     if len(head) < 8:
         raise EOFError("the worker process has ended")
     return pickle.loads(stream.read(int.from_bytes(head, "little")))
+
+
+if __name__ == "__main__":
+    _serve(getattr(importlib.import_module(sys.argv[1]), sys.argv[2]))

@@ -13,7 +13,7 @@ distribution. Its yardstick is the largest dense error of several draws of the i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -111,10 +111,14 @@ def run_op(op: Op, tensors: Tensors, seeds: Tensors | None, *, q_start: int = 0)
         return Results(outputs, {})
     wanted = {n: t for n, t in leaves.items() if t.requires_grad}
     chosen = [n for n in outputs if n in seeds and outputs[n].requires_grad]
-    found: Sequence[torch.Tensor | None] = torch.autograd.grad(
-        [outputs[n] for n in chosen], list(wanted.values()), [seeds[n] for n in chosen], allow_unused=True
+    found = torch.autograd.grad(
+        [outputs[n] for n in chosen],
+        list(wanted.values()),
+        [seeds[n] for n in chosen],
+        allow_unused=True,
+        materialize_grads=True,
     )
-    gradients = {n: torch.zeros_like(t) if g is None else g for (n, t), g in zip(wanted.items(), found, strict=True)}
+    gradients = dict(zip(wanted, found, strict=True))
     return Results({n: o.detach() for n, o in outputs.items()}, gradients)
 
 

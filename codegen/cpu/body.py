@@ -12,7 +12,7 @@ from attnc.codegen.cpu.nest import Nest
 from attnc.codegen.cpu.segments import NestStmt, shape
 from attnc.codegen.cpu.transfer import Transfer, affine
 from attnc.codegen.tile import Accumulate, Assign, Each, Loop, Scatter, Stmt, Store
-from attnc.ir.node import NO_AXES, Load, Var, var
+from attnc.ir.node import NO_AXES, Const, Load, Var, var
 
 
 class Body:
@@ -182,6 +182,8 @@ class Body:
         code = end.code if s.stop is self.layout.roles[axis].extent else f"least({end.code}, {limit.code})"
         self.out.line(f"const int64_t {stop} = {code};")
         start = self.expressions.show(s.start)
+        if not isinstance(s.start, Const):
+            start = Value(f"most(0, {start.code})", "i", False)
         head = f"for (int64_t {first} = {start.code}; {first} < {stop}; {first} += {block})"
         with self.layout.names.scope(), self.out.block(head):
             self.out.line(f"const int64_t {count} = least({block}, {stop} - {first});")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from attnc.codegen.cpu.bounds import within
 from attnc.codegen.cpu.expression import UNARY, Value
 from attnc.codegen.cpu.layout import C_SCALAR, C_VECTOR, Element
 from attnc.codegen.tile import Scatter, Store
@@ -103,4 +104,6 @@ def _address(nest: Nest, tensor: str, index: tuple[Node, ...]) -> tuple[str, lis
 
 def _surely_inside(nest: Nest, entry: Node, extent: Node) -> bool:
     """Grid positions and scalar lanes are inside their own extents; vectors may hang over the end."""
+    if not nest.layout.kernel.layout(entry.axes - nest.scalars) and within(nest.layout.kernel, entry, extent):
+        return True
     return isinstance(entry, Axis) and entry.name != nest.vector and nest.layout.extent(entry.name) is extent

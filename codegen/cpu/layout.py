@@ -55,6 +55,7 @@ class Layout:
         self.names = Names()
         self.roles: dict[str, Lane] = {lane.axis: lane for lane in kernel.lanes}
         self.tiles: dict[str, Tile] = {}
+        self.aliases: dict[str, dict[str, str]] = {}
         self._ranges: dict[str, int] = {}
         self.writes: dict[str, int] = {}
         self._reserve()

@@ -102,6 +102,8 @@ class MatrixProduct:
         return array, row
 
     def _pitch(self, tile: Tile, axis: str) -> str:
+        if tile.name in self.layout.aliases:
+            return self.layout.aliases[tile.name][axis]
         at = tile.lanes.index(axis)
         return " * ".join(self.layout.pitch(a) for a in tile.lanes[at + 1 :]) or "1"
 

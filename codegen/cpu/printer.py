@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from attnc.codegen.cpu.alias import find_aliases
 from attnc.codegen.cpu.body import Body
 from attnc.codegen.cpu.distinct import with_distinct_names
 from attnc.codegen.cpu.emitter import Emitter
@@ -59,6 +60,7 @@ class KernelPrinter:
         kernel = self.kernel = with_distinct_names(kernel)
         self.needs = needs
         self.layout = Layout(kernel, block_lengths(kernel))
+        find_aliases(self.layout)
         self.block_name = f"{kernel.name}_block"
         self.room_name = f"{kernel.name}_room"
 
@@ -110,7 +112,7 @@ class KernelPrinter:
     def _room(self, out: Emitter) -> None:
         """The arrays of one thread; the same list measures them and hands them out."""
         name = f"{self.kernel.name}_tiles"
-        arrays = [t for t in self.layout.tiles.values() if t.lanes]
+        arrays = [t for t in self.layout.tiles.values() if t.lanes and t.name not in self.layout.aliases]
         with out.block(f"struct {name}"):
             for t in arrays:
                 out.line(f"{C_ELEMENT[t.element]} *{t.array};")
@@ -144,6 +146,8 @@ class KernelPrinter:
                     out.line(f"[[maybe_unused]] const int64_t {parts};")
                 at += len(a.dims)
             for t in layout.tiles.values():
+                if t.name in layout.aliases:
+                    continue
                 if t.lanes:
                     out.line(f"{C_ELEMENT[t.element]} *const {t.array} = tiles.{t.array};")
                 elif layout.writes.get(t.name, 0) > 1:

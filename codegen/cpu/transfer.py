@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from attnc.codegen.cpu.bounds import within
 from attnc.codegen.cpu.emitter import Emitter
 from attnc.codegen.cpu.expression import UNARY, Expressions, Value
-from attnc.codegen.cpu.layout import Layout, Tile
+from attnc.codegen.cpu.layout import C_TENSOR, Layout, Tile
 from attnc.ir.node import Add, Axis, Node, add
 
 
@@ -66,6 +67,10 @@ class Transfer:
             kind = {"f": "real", "b": "bool"}.get(tile.element, "int64_t")
             self.out.line(f"{f'const {kind} ' if single else ''}{tile.array} = {code};")
             return
+        if tile.name in self.layout.aliases:
+            kind = C_TENSOR[self.layout.kernel.argument(tensor).dtype]
+            self.out.line(f"const {kind} *const {tile.array} = {address};")
+            return
         self.needs.add("read_tile")
         rows, lane = self._rows(tile), tile.lanes[-1]
         row_count = "1" if rows is None else self.layout.count(rows)
@@ -99,7 +104,7 @@ class Transfer:
                 parts.append(f"{position.at(UNARY)} * {self.layout.stride(tensor, k)}")
             if sub.axis is None:
                 assert position is not None
-                if not (isinstance(sub.offset, Axis) and self.layout.extent(sub.offset.name) is extent):
+                if sub.offset is None or not within(self.layout.kernel, sub.offset, extent):
                     guards.append(f"{position.at(UNARY)} >= 0 && {position.at(UNARY)} < {limit.at(UNARY)}")
             elif sub.offset is None and self.layout.extent(sub.axis) is extent:
                 spans[sub.axis] = f"Span{{0, {self.layout.count(sub.axis)}}}"

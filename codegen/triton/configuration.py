@@ -1,12 +1,19 @@
-"""Block lengths, warps and pipeline stages of a kernel, by a static rule."""
+"""Block lengths, warps and pipeline stages of a kernel.
+
+A static rule, fitted to registers and spills that ptxas and the AMD compiler report for forward, row and column kernels at
+channel widths 64, 128 and 256 on each target. It bounds the accumulator and tile elements a thread holds, and takes the first
+rung of a ladder, largest tiles first, within the bound. Kernels vary, so `candidates` names further rungs; compile them in
+order and keep the first that does not spill.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from attnc.codegen.tile import Kernel
+from attnc.codegen.tile import Accumulate, AccumulateAt, Kernel, Loop, statements
 from attnc.codegen.triton.parameters import evaluate, padded, paddings
+from attnc.ir.node import Sum, Var
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,10 +25,128 @@ class Configuration:
     num_stages: int = 2
 
 
-def default_configuration(kernel: Kernel, sizes: Mapping[str, int], target: str = "sm_90") -> Configuration:
+@dataclass(frozen=True, slots=True)
+class _Budget:
+    """What one thread of a target may hold: elements altogether, and of one tile; bytes of shared memory per program."""
+
+    elements: int
+    tile: int
+    shared: int
+
+
+LADDER = ((128, 128, 8), (128, 64, 8), (64, 64, 4), (128, 32, 8), (64, 32, 8), (64, 32, 4), (128, 16, 8), (64, 16, 4),
+          (32, 64, 4), (32, 32, 4), (32, 16, 4), (16, 64, 4), (16, 32, 4), (16, 16, 4))  # fmt: skip
+"""Lanes of the outer and the inner axis, and warps."""
+LONGEST_BLOCK = max(max(outer, inner) for outer, inner, _ in LADDER)
+BUDGETS = {
+    "sm_80": _Budget(96, 32, 163 * 1024),
+    "sm_86": _Budget(96, 32, 99 * 1024),
+    "sm_89": _Budget(96, 32, 99 * 1024),
+    "sm_90": _Budget(130, 64, 227 * 1024),
+    "sm_100": _Budget(100, 64, 227 * 1024),
+    "sm_120": _Budget(96, 32, 99 * 1024),
+    "gfx942": _Budget(64, 32, 64 * 1024),
+    "gfx950": _Budget(64, 32, 160 * 1024),
+}
+FALLBACK = BUDGETS["sm_80"]
+CHOICES = 4
+BYTES = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2}
+
+
+def default_configuration(kernel: Kernel, sizes: Mapping[str, int], target: str) -> Configuration:
     """The first of `candidates`."""
     return candidates(kernel, sizes, target)[0]
 
 
 def candidates(kernel: Kernel, sizes: Mapping[str, int], target: str) -> tuple[Configuration, ...]:
-    return (Configuration(kernel.blocks, 4, 2),)
+    """Configurations to try in order, most promising first.
+
+    Args:
+        sizes: channel extents, and other sizes as far as they are known: no block is much longer than its axis.
+        target: ``sm_90``, ``gfx942``, ...; the interpreter takes any.
+    """
+    if target == "interpreter":
+        return (Configuration(_capped(kernel, sizes, {x.axis: 64 for x in kernel.lanes if x.role != "channel"})),)
+    budget = BUDGETS.get(target, FALLBACK)
+    lanes = 64 if target.startswith("gfx") else 32
+    load = _load(kernel, sizes)
+    found: list[Configuration] = []
+    for outer, inner, warps in LADDER:
+        blocks = _capped(kernel, sizes, {x.axis: outer if x.role == "outer" else inner for x in kernel.lanes})
+        choice = Configuration(blocks, warps, 2)
+        if load.fits(outer, inner, lanes * warps, budget) and choice not in found:
+            found.append(choice)
+    smallest = Configuration(_capped(kernel, sizes, {x.axis: 16 for x in kernel.lanes}), 4, 1)
+    return (*found[: CHOICES - 1], smallest) if len(found) < CHOICES else tuple(found[:CHOICES])
+
+
+def _capped(kernel: Kernel, sizes: Mapping[str, int], wanted: Mapping[str, int]) -> dict[str, int]:
+    """Block lengths, no longer than it takes to cover an axis whose extent is known."""
+    known = {**kernel.constants, **sizes}
+    blocks = {}
+    for lane in kernel.lanes:
+        if lane.role == "channel":
+            continue
+        blocks[lane.axis] = wanted[lane.axis]
+        try:
+            extent = evaluate(lane.extent, known)
+        except KeyError:
+            continue
+        blocks[lane.axis] = min(blocks[lane.axis], padded(extent, 16))
+    return blocks
+
+
+@dataclass(frozen=True, slots=True)
+class _Load:
+    """What a program holds: channels of accumulators, products over the plane in one loop, channels and bytes it loads per
+    inner and outer position."""
+
+    accumulated: int
+    products: int
+    outer_bytes: int
+    inner_bytes: int
+
+    def fits(self, outer: int, inner: int, threads: int, budget: _Budget) -> bool:
+        tile = outer * inner / threads
+        elements = (outer * self.accumulated + self.products * outer * inner) / threads
+        shared = outer * self.outer_bytes + 2 * inner * self.inner_bytes
+        return tile <= budget.tile and elements <= budget.elements and shared <= budget.shared
+
+
+def _load(kernel: Kernel, sizes: Mapping[str, int]) -> _Load:
+    known = {**kernel.constants, **sizes}
+    width = {a: padded(evaluate(kernel.lane(a).extent, known), p.least) for a, p in paddings(kernel).items()}
+    roles = {x.axis: x.role for x in kernel.lanes}
+    accumulated: dict[Var, int] = {}
+    products = 1
+    for s in statements(kernel.body):
+        if isinstance(s, Accumulate | AccumulateAt):
+            accumulated[s.target] = sum(width.get(a, 0) for a in s.target.axes)
+        if isinstance(s, Loop):
+            products = max(products, sum(_is_plane_product(t, roles) for t in statements(s.body)))
+    loaded = _loaded(kernel, width)
+    return _Load(sum(accumulated.values()), products, loaded.get("outer", 0), loaded.get("inner", 0))
+
+
+def _is_plane_product(s: object, roles: Mapping[str, str]) -> bool:
+    value = getattr(s, "value", None)
+    if not (isinstance(value, Sum) and len(value.factors) == 2):
+        return False
+    return {roles.get(a) for a in value.axes} >= {"outer", "inner"}
+
+
+def _loaded(kernel: Kernel, width: Mapping[str, int]) -> dict[str, int]:
+    """Bytes loaded per position of the outer and of the inner axis, for operands spread over a channel."""
+    total: dict[str, int] = {}
+    seen: set[Var] = set()
+    for s in statements(kernel.body):
+        tensor = getattr(getattr(s, "value", None), "tensor", None)
+        target = getattr(s, "target", None)
+        if tensor is None or not isinstance(target, Var) or target in seen:
+            continue
+        seen.add(target)
+        for lane in kernel.lanes:
+            if lane.axis in target.axes and lane.role != "channel":
+                channels = sum(width.get(a, 0) for a in target.axes)
+                total[lane.role] = total.get(lane.role, 0) + channels * BYTES.get(kernel.argument(tensor).dtype, 4)
+    return total

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import platform
 from collections.abc import Mapping
 
 import pytest
@@ -13,6 +14,7 @@ from attnc.codegen.cpu.printer import print_kernel
 from attnc.codegen.tile import Accumulate, AccumulateAt, Argument, Assign, Each, Kernel, Loop, Scatter, Store
 from attnc.ir.node import ZERO, add, axis, call, const, iverson, load, mul, size, sub, var
 from attnc.runtime.cpu import build
+from attnc.runtime.toolchain import FLAGS, Toolchain, find
 from tests.codegen.kernels import contract, largest, softmax_columns, softmax_forward, vectors
 
 b, i, j, d, e = (axis(x) for x in "bijde")
@@ -345,3 +347,25 @@ def test_intermediate_values_stay_in_registers() -> None:
     assert "store(shift_tile" not in text
     assert "store(follow_tile" not in text
     assert "store(p_tile" in text
+
+
+class Narrower(Toolchain):
+    """The compiler told to use an older instruction set."""
+
+    def options(self) -> list[tuple[str, ...]]:
+        return [(*FLAGS, "-fopenmp", f"-march={self.processor}")]
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="instruction sets of x86")
+@pytest.mark.parametrize("machine", ["x86-64", "x86-64-v2", "haswell"])
+@pytest.mark.parametrize("real", ["f32", "f64"])
+def test_other_vector_widths(machine: str, real: str) -> None:
+    """16 and 32-byte vectors, without and with fused multiply-add."""
+    known = find()
+    kernel = softmax_forward(causal=True, dtype=real, real=real, channels=24)
+    (compiled,) = build([kernel], toolchain=Narrower(known.path, known.version, machine))
+    q, k, v = (torch.randn(1, 2, n, 24, dtype=DTYPES[real]) for n in (45, 77, 77))
+    o, lse = poison(1, 2, 45, 24, dtype=q.dtype), poison(1, 2, 45, dtype=q.dtype)
+    compiled([q, k, v, o, lse], {"B": 1, "H": 2, "M": 45, "N": 77, "D": 24, "E": 24, "q_start": 32})
+    exact, _ = softmax(q, k, v, True, 32)
+    assert (o.double() - exact).abs().max() <= ROUNDING[real]

@@ -47,6 +47,12 @@ def test_unknown_backend() -> None:
         attnc.compile(CAUSAL, backend="cp")
 
 
+def test_the_environment_chooses_where_the_call_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATTNC_BACKEND", "dense")
+    assert attnc.compile(CAUSAL).backend == "dense"
+    assert attnc.compile(CAUSAL, backend="tiled").backend == "tiled"
+
+
 def test_constants_are_overridden() -> None:
     q, k, v = qkv(m=7)
     sink = torch.full((4,), -torch.inf, dtype=torch.float64)

@@ -1,0 +1,80 @@
+"""Small specs that each need one thing of the compiler, on every backend against the float64 oracle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import attnc
+from attnc.runtime.sizes import evaluator
+
+SPECS = {
+    "iterated normaliser": "normaliser = sinkhorn(3)",
+    "two stages of l1": (
+        "mask = j <= i\n"
+        "normaliser(s) = softplus(s) / sum[j](softplus(s))\n"
+        "let u = relu((i + 1) * p - 1) ** 3\n"
+        "weight = u / (0.001 + sum[j](u))"
+    ),
+    "dense bias per head": "tensor t: [H, M, N]\nbias = t[h, i, j]",
+    "dense bias per batch and head": "tensor t: [B, H, M, N]\nbias = t\nmask = j <= i",
+    "one tensor read at two places": "tensor x: [B, H, N, D]\nscore = dot(x[b, h, i], x[b, h, j])\nmask = j <= i",
+    "row temperature": "tensor w: [B, H, M]\nscore = dot(q, k) * w[b, h, i]",
+    "query and key norm": (
+        "query = q * rsqrt(mean[d](q * q) + 0.001)\nkey = k * rsqrt(mean[d](k * k) + 0.001)\nscore = dot(q, k)"
+    ),
+    "mean over keys before the plane": "key = k - mean[j](k)",
+    "largest weight observed": "observe peak = max[j](p)",
+    "smallest score observed": "mask = j <= i\nobserve low = min[j](s)",
+    "weight that reads the largest score": "let top = max[j](s)\nweight = p * sigmoid(top)",
+    "weight that reads a column sum": "mask = j <= i\nweight = p / (1 + sum[i](p))",
+    "no normaliser": "normaliser = none",
+    "linear attention, quadratic form": (
+        "score = dot(relu(q) + 1, relu(k) + 1)\nmask = j <= i\nnormaliser(s) = s / sum[j](s)"
+    ),
+    "conditional score and negated mask": (
+        "score = dot(q, k) if i % 2 == 0 else 0.5 * dot(q, k)\nmask = not (j > i and j % 3 == 0)"
+    ),
+    "two softmaxes": "tensor lam: f32[H]\nlet flat = softmax[j](0.5 * s)\nweight = p - lam[h] * flat",
+    "gate per head": "tensor g: [B, H, M]\nmask = j <= i\ngate = sigmoid(g[b, h, i])",
+    "value scaled by position": "tensor t: f32[B, N]\nvalue = v * t[b, j]\nmask = j <= i",
+}
+SIZES = {"B": 2, "H": 4, "G": 2, "M": 9, "N": 9, "D": 4, "E": 3}
+
+
+def run(call: Any, tensors: dict[str, Tensor], observe: bool) -> list[Tensor]:
+    """Outputs, then gradients of a fixed projection of them."""
+    if observe:
+        o, seen = call(**tensors, observe=True)
+        results = [o, *seen.values()]
+    else:
+        results = [call(**tensors)]
+    generator = torch.Generator().manual_seed(3)
+    weights = [torch.randn(r.shape, generator=generator, dtype=torch.float64).to(r.dtype) for r in results]
+    grads = torch.autograd.grad(results, list(tensors.values()), weights, allow_unused=True)
+    zeros = [torch.zeros_like(t) if g is None else g for t, g in zip(tensors.values(), grads, strict=True)]
+    return [*results, *zeros]
+
+
+@pytest.mark.parametrize("name", sorted(SPECS))
+@pytest.mark.parametrize(
+    ("backend", "dtype", "close"),
+    [("cpp", torch.float64, 1e-12), ("tiled", torch.float64, 1e-12), ("triton", torch.float32, 2e-5)],
+    ids=["cpp", "tiled", "triton"],
+)
+def test_construct(name: str, backend: str, dtype: torch.dtype, close: float) -> None:
+    op = attnc.compile(f"attention construct\n{SPECS[name]}\n", backend=backend)
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        t.name: torch.randn([evaluator(d)(SIZES) for d in t.dims], generator=generator, dtype=torch.float64).to(dtype)
+        for t in op.program.tensors
+    }
+    observe = bool(op.program.observed)
+    leaves = {n: t.clone().requires_grad_() for n, t in tensors.items()}
+    precise = {n: t.double().requires_grad_() for n, t in tensors.items()}
+    for actual, expected in zip(run(op, leaves, observe), run(op.reference, precise, observe), strict=True):
+        scale = max(1.0, float(expected.abs().max()))
+        torch.testing.assert_close(actual.double() / scale, expected / scale, rtol=0, atol=close)
