@@ -58,7 +58,6 @@ COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
 )
 
 
-
 def _register(name: str, command: Callable[..., None], example: str) -> None:
     app.command(name, epilog=f"Example: {example}")(report.reported(command))
 

@@ -33,7 +33,7 @@ def verify(
     from attnc.cli.compiling import dtype_named, interpret_triton
     from attnc.cli.files import expand
     from attnc.cli.listing import EXAMPLES
-    from attnc.runtime.backends import check_backend
+    from attnc.runtime.backends import requested
 
     paths = expand([*(files or ()), *([EXAMPLES] if every else [])])
     if not paths:
@@ -44,7 +44,7 @@ def verify(
     counts = numbers(lengths)
     interpret_triton(_words(backends))
     for word in _words(backends):
-        check_backend(word)
+        requested(word)
     for path in paths:
         specs.lower_all(specs.read(path), {})
     _sweep(jobs, counts, backward, device)

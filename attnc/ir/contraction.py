@@ -63,7 +63,7 @@ def _merge_equal(operands: Iterable[Operand]) -> list[Operand]:
 
 
 def _select(operands: Sequence[Operand], conditions: Iterable[Operand]) -> list[Operand]:
-    """Apply each condition in the smallest operand that has its axes; without one it becomes an operand, 0 or 1."""
+    """Apply each condition in every operand that has its axes; without one it becomes an operand, 0 or 1."""
     masks: dict[int, Tensor] = {}
     extra: list[Operand] = []
     for condition, names in conditions:
@@ -71,9 +71,9 @@ def _select(operands: Sequence[Operand], conditions: Iterable[Operand]) -> list[
         if not hosts:
             extra.append((condition.to(operands[0][0].dtype), names))
             continue
-        host = min(hosts, key=lambda k: operands[k][0].numel())
-        mask = aligned(condition, names, operands[host][1])
-        masks[host] = masks[host] & mask if host in masks else mask
+        for host in hosts:
+            mask = aligned(condition, names, operands[host][1])
+            masks[host] = masks[host] & mask if host in masks else mask
     selected = [
         (torch.where(masks[k], value, value.new_zeros(())) if k in masks else value, dims)
         for k, (value, dims) in enumerate(operands)

@@ -95,11 +95,20 @@ def _log2(x: Node) -> Node:
     k, rest = coefficient(x)
     exponents = [f.args[0] for f in rest if isinstance(f, Call) and f.fn == "exp2"]
     if not exponents or k <= 0:
-        return call("log2", x) if not (isinstance(x, Call) and x.fn == "reciprocal_or_zero") else neg(_log2(x.args[0]))
+        return call("log2", x)
     others = [f for f in rest if not (isinstance(f, Call) and f.fn == "exp2")]
-    logs = [neg(call("log2", f.args[0])) if _is_reciprocal(f) else call("log2", f) for f in others]
+    logs = [_log2_factor(f) for f in others]
     offset = [] if k == 1 else [const(math.log2(k))]
     return add(*exponents, *logs, *offset)
+
+
+def _log2_factor(f: Node) -> Node:
+    """A reciprocal's logarithm, negated; where a sum over no keys was divided by, the weight is 0 and so is this."""
+    if isinstance(f, Call) and f.fn == "reciprocal_or_zero":
+        return neg(call("finite_or_zero", call("log2", f.args[0])))
+    if isinstance(f, Call) and f.fn == "reciprocal":
+        return neg(call("log2", f.args[0]))
+    return call("log2", f)
 
 
 def _is_reciprocal(node: Node) -> bool:

@@ -59,7 +59,7 @@ class Emitter:
     """Emission state of one kernel.
 
     `lanes` are the axes tile values may spread over; `sums` are the sums of the pass; `names` are default names of values; `running` maps each reduction of the pass to the variable that holds
-    it at the current point; `uses` counts how often each node is read.
+    it at the current point and `held` are the variables that hold them between blocks; `uses` counts how often each node is read.
     """
 
     program: Program
@@ -70,6 +70,7 @@ class Emitter:
     names: dict[Node, str] = field(default_factory=dict)
     blocks: list[Block] = field(default_factory=lambda: [Block(None)])
     running: dict[Node, Node] = field(default_factory=dict)
+    held: frozenset[Node] = frozenset()
     taken: set[str] = field(default_factory=set)
     loop_names: set[str] = field(default_factory=set)
     all_loop_names: set[str] = field(default_factory=set)
@@ -131,7 +132,8 @@ class Emitter:
             return self.depends[node]
         for n in postorder([node]):
             if n not in self.depends:
-                self.depends[n] = n in self.running or any(self.depends[c] for c in n.children)
+                moving = n in self.running or n in self.held
+                self.depends[n] = moving or any(self.depends[c] for c in n.children)
         return self.depends[node]
 
     def home(self, node: Node) -> Block:
@@ -222,6 +224,9 @@ class Emitter:
         outer: dict[int, list[Node]] = {}
         here: list[Node] = []
         for c in self._with_partial_sum(node) if isinstance(node, Add) else node.children:
+            if isinstance(c, Iverson):
+                here.append(c)
+                continue
             place = self.home(c)
             (outer.setdefault(id(place), []) if place is not home and not isinstance(c, Const) else here).append(c)
         constants = [c for c in here if isinstance(c, Const)]
@@ -233,8 +238,12 @@ class Emitter:
             combined = build([*constants, *group])
             constants = []
             values.append(self.variable(combined, "scale" if isinstance(node, Prod) else "offset"))
-        values += [self.value(c) for c in here if not isinstance(c, Const)]
+        values += [self.factor(c) for c in here if not isinstance(c, Const)]
         return build([*constants, *values])
+
+    def factor(self, node: Node) -> Node:
+        """A factor of a product. A bracket stays one, whatever else reads it: as a number it would not select."""
+        return iverson(self.value(node.condition)) if isinstance(node, Iverson) else self.value(node)
 
     def _with_partial_sum(self, node: Add) -> tuple[Node, ...]:
         """The terms of a sum, those that make up another sum of this pass (a score inside ``s - m``) taken together."""
@@ -301,7 +310,7 @@ class Emitter:
         home.body.append(Each(axis, const(0), self.program.extent(axis), body))
 
     def product(self, factors: Sequence[Node]) -> Node:
-        values = [self.value(f) for f in factors]
+        values = [self.factor(f) for f in factors]
         return values[0] if len(values) == 1 else raw_prod(values) if values else const(1.0)
 
     def operands(self, factors: Sequence[Node], axis: str) -> list[Var] | None:
@@ -362,10 +371,38 @@ class Emitter:
         c = channel[0]
         if len(channel) == 1 and all(not (self.spread(f) - {axis, c}) for f in with_channel):
             weight = self._plane_variable(plane, axis, result - {c})
-            other = self._operand(with_channel, axis)
+            other = self._seen(self._operand(with_channel, axis), conditions, axis)
             home.body.append(Accumulate(target, raw_sum({axis}, [weight, other]), self.note(node)))
             return
         self.each(c, home, lambda: self._accumulate_channel(target, c, without, with_channel, conditions, axis))
+
+    def _seen(self, operand: Var, conditions: Sequence[Node], axis: str) -> Var:
+        """The rows of a product's operand that no lane of this block may read are taken as 0: 0 times NaN is NaN."""
+        domain = [c for c in conditions if c is not call("lt", axis_node(axis), self.program.extent(axis))]
+        if not domain:
+            return operand
+        block = self.blocks[-1]
+        allowed = self.condition(conditions)
+        across = self.spread(allowed) - {axis}
+        seen: Node = allowed
+        if across:
+            key = raw_call("seen", (allowed,), "b")
+            if key not in block.values:
+                (outer,) = across
+                weights = var(self.name(key, "any", inside=True), allowed.axes)
+                block.body.append(Assign(weights, raw_call("where", (allowed, const(1.0), ZERO), "f")))
+                some = var(self.name(key, "seen", inside=True), frozenset({axis}))
+                block.body.append(Assign(some, max_over({outer}, weights)))
+                block.values[key] = some
+            seen = raw_call("lt", (ZERO, block.values[key]), "b")
+        key = raw_prod([operand, iverson(seen)])
+        if key not in block.values:
+            target = var(self.name(key, f"{operand.name}_seen", inside=True), operand.axes)
+            block.body.append(Assign(target, key))
+            block.values[key] = target
+        found = block.values[key]
+        assert isinstance(found, Var)
+        return found
 
     def _accumulate_channel(
         self, target: Var, c: str, without: list[Node], with_channel: list[Node], conditions: Sequence[Node], axis: str

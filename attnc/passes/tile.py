@@ -269,6 +269,7 @@ class _Lowering:
         emitter.enter_loop()
         emitter.blocks = [*around, block]
         emitter.depends = {}
+        emitter.held = frozenset(accumulators.values())
         for r in self._leaders():
             if position_of(r) is None:
                 self._lead(r, block, accumulators[r], inner, common, masked)

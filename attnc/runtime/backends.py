@@ -45,7 +45,26 @@ def executor(computation: Computation, device: str) -> Executor:
         from attnc.runtime.dense import DenseExecutor
 
         return DenseExecutor(computation)
-    return PlanExecutor(computation, computation.plan, kernel_backend(chosen(computation.backend, device)))
+    name = chosen(computation.backend, device)
+    _check_device(name, device)
+    return PlanExecutor(computation, computation.plan, kernel_backend(name))
+
+
+def _check_device(name: str, device: str) -> None:
+    """Raise `CallError` (E203) if a backend cannot run on this device type."""
+    if name == "cpp" and device != "cpu":
+        message = f"the backend cpp runs on the CPU, and the tensors are on {device}"
+        raise CallError(Diagnostic("E203", message, remedy="compile with backend='auto', or move the tensors"))
+    if name == "triton" and device == "cpu" and not _interprets():
+        message = "the backend triton runs on CUDA devices, and the tensors are on the CPU"
+        remedy = "compile with backend='auto', or set TRITON_INTERPRET=1 before Python starts to interpret the kernels"
+        raise CallError(Diagnostic("E203", message, remedy=remedy))
+
+
+def _interprets() -> bool:
+    from triton import knobs
+
+    return bool(knobs.runtime.interpret)
 
 
 def chosen(backend: str, device: str) -> str:
@@ -102,7 +121,7 @@ class CppBackend:
 class TritonBackend:
     """Triton, compiled on a GPU and interpreted on a CPU."""
 
-    blocks = (64, 64)
+    blocks: tuple[int, int] = (64, 64)
 
     def build(self, kernels: Sequence[Kernel]) -> Sequence[Launch]:
         """One module with all the kernels."""

@@ -1,7 +1,7 @@
 """Compiled libraries on disk, shared by processes.
 
-An entry is three files named by a key: source, library and the library's checksum. Each appears by an atomic rename, the
-checksum last. An entry that does not match its checksum, or does not load, is built again.
+An entry is three files named by a key: source, library and the library's checksum. Each appears by an atomic rename,
+the checksum last. An entry that does not match its checksum, or does not load, is built again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import hashlib
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import filelock
@@ -96,7 +96,7 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path) -> Generator[None]:
     with filelock.FileLock(path):
         yield
 
@@ -120,8 +120,8 @@ def _temporary(instead_of: Path, reason: str) -> Path:
     fallback = Path(tempfile.mkdtemp(prefix="attnc-"))
     atexit.register(shutil.rmtree, fallback, ignore_errors=True)
     warnings.warn(
-        f"compiled kernels cannot be kept in {instead_of} ({reason}); they go to a temporary directory and will be compiled "
-        "again next time. Set ATTNC_CACHE_DIR to a directory that can be written.",
+        f"compiled kernels cannot be kept in {instead_of} ({reason}); they go to a temporary directory and will be "
+        "compiled again next time. Set ATTNC_CACHE_DIR to a directory that can be written.",
         UserWarning,
         stacklevel=2,
     )

@@ -36,8 +36,8 @@ class CompiledKernel:
         """Run on one tensor per argument.
 
         Args:
-            tensors: in the order of `Kernel.arguments`, any strides; a dimension of length 1 broadcasts. ``out`` tensors
-                are written, ``add`` tensors must hold zeros.
+            tensors: in the order of `Kernel.arguments`, any strides; a dimension of length 1 broadcasts. ``out``
+                tensors are written, ``add`` tensors must hold zeros.
             sizes: every symbol in `Kernel.sizes`.
 
         Raises:

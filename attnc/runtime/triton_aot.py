@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from attnc.codegen.tile import Kernel
-from attnc.codegen.triton.configuration import Configuration, candidates
+from attnc.codegen.triton.configuration import Configuration, candidates, preferred
 from attnc.codegen.triton.parameters import parameters, values
 from attnc.runtime.triton_backend import function, interpreting, load
 from attnc.runtime.worker import Worker
@@ -104,7 +104,7 @@ def aot(
         found.append(_compiler().ask(request) if interpreting() else compile_request(request))
         if found[-1].fits:
             return found[-1]
-    return min(found, key=lambda a: (a.shared > SHARED_LIMITS[target], a.spilled))
+    return found[preferred([a.spilled + (1 << 30) * (a.shared > SHARED_LIMITS[target]) for a in found])]
 
 
 @cache

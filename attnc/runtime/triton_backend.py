@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from attnc.codegen.tile import Kernel
-from attnc.codegen.triton.configuration import LONGEST_BLOCK, Configuration, candidates, default_configuration
+from attnc.codegen.triton.configuration import LONGEST_BLOCK, Configuration, candidates, default_configuration, preferred
 from attnc.codegen.triton.names import identifier
 from attnc.codegen.triton.parameters import Parameter, evaluate, padded, parameters, programs, values
 from attnc.codegen.triton.printer import print_module
@@ -234,13 +234,12 @@ class TritonKernel:
         key = (device, *(sizes[p.of] for p in self._call.parameters if p.role == "extent"), *self._lengths(sizes))
         if key not in self._chosen:
             choices = candidates(self.kernel, sizes, _target(device))
-            tried: list[tuple[int, int]] = []
-            for rank, choice in enumerate(choices):
-                spilled = self._spilled(choice, named, sizes)
-                tried.append((spilled, rank))
-                if spilled == 0:
+            spills: list[int] = []
+            for choice in choices:
+                spills.append(self._spilled(choice, named, sizes))
+                if spills[-1] == 0:
                     break
-            self._chosen[key] = choices[min(tried)[1]]
+            self._chosen[key] = choices[len(spills) - 1 if spills[-1] == 0 else preferred(spills)]
         return self._chosen[key]
 
     def _lengths(self, sizes: Mapping[str, int]) -> list[int]:
@@ -249,7 +248,7 @@ class TritonKernel:
         return [min(padded(evaluate(x, sizes), 16), LONGEST_BLOCK) for x in blocked]
 
     def _spilled(self, choice: Configuration, named: Mapping[str, Tensor], sizes: Mapping[str, int]) -> int:
-        """Registers that spill with a configuration; very many if it does not fit the device at all."""
+        """Bytes that spill with a configuration; very many if it does not fit the device at all."""
         from triton.runtime.errors import OutOfResources
 
         passed = self._call.arguments(named, sizes, choice)
@@ -259,4 +258,4 @@ class TritonKernel:
             compiled._init_handles()
         except OutOfResources:
             return 1 << 30
-        return int(compiled.n_spills)
+        return 4 * int(compiled.n_spills)

@@ -49,7 +49,7 @@ class Agreement:
         kind: which of the two.
         error: largest absolute error of the op.
         dense_error: largest absolute error of the dense formula in the same dtype.
-        scale: largest exact absolute value (for gradients of q, k and v: over all three).
+        scale: what a rounding is relative to: the largest exact absolute value, or that of its terms (see `judge`).
         limit: largest error that still agrees.
     """
 
@@ -160,11 +160,11 @@ def agreements(
     few = [n for n, g in got.gradients.items() if g.numel() < FEW]
     for draw in range(1, draws if few else 1):
         tell(f"evaluating the dense formula, draw {draw + 1} of {draws}")
-        seeds = output_seeds(program, tensors, q_start, seed=1 + draw)
-        again = dense(program, tensors, seeds, torch.float64, q_start=q_start)
-        more = dense_errors(dense(program, tensors, seeds, dtype, q_start=q_start), again, got)
+        other = output_seeds(program, tensors, q_start, seed=1 + draw)
+        again = dense(program, tensors, other, torch.float64, q_start=q_start)
+        more = dense_errors(dense(program, tensors, other, dtype, q_start=q_start), again, got)
         errors |= {("gradient", n): max(errors["gradient", n], more["gradient", n]) for n in few}
-    return judge(got, exact, errors)
+    return judge(got, exact, errors, seeds)
 
 
 Errors = dict[tuple[str, str], float]
@@ -185,12 +185,20 @@ def dense_errors(plain: Results, exact: Results, got: Results) -> Errors:
     return found
 
 
-def judge(got: Results, exact: Results, errors: Errors) -> list[Agreement]:
-    """Compare results name by name, given the errors of the dense formula."""
-    rows = [_row(n, "output", o, exact.outputs[n], errors["output", n], 0.0) for n, o in got.outputs.items()]
-    shared = max((_largest(exact.gradients[n]) for n in "qkv" if n in exact.gradients), default=0.0)
+def judge(got: Results, exact: Results, errors: Errors, seeds: Tensors | None = None) -> list[Agreement]:
+    """Compare results name by name, given the errors of the dense formula and the incoming gradients.
+
+    What is 0 because its terms cancel is held to the scale of its terms: an observation to that of the output, gradients of
+    q, k and v to the largest of the three and of the output times its incoming gradient.
+    """
+    main = next(iter(got.outputs))
+    floor = _largest(exact.outputs[main])
+    rows = [_row(n, "output", o, exact.outputs[n], errors["output", n], floor) for n, o in got.outputs.items()]
+    terms = [exact.gradients[n] for n in "qkv" if n in exact.gradients]
+    terms += [exact.outputs[n] * g for n, g in (seeds or {}).items() if n in exact.outputs]
+    shared = max((_largest(t) for t in terms), default=0.0)
     for n, g in got.gradients.items():
-        scale = shared if n in ("q", "k", "v") else 0.0
+        scale = shared if n in ("q", "k", "v") or not _largest(exact.gradients[n]) else 0.0
         rows.append(_row(n, "gradient", g, exact.gradients[n], errors["gradient", n], scale))
     return rows
 

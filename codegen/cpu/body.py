@@ -54,7 +54,8 @@ class Body:
                 self._flush(group)
                 self._start(group, s)
             elif group and self._nests(s):
-                self._start(ahead := [], s)
+                ahead: list[NestStmt] = []
+                self._start(ahead, s)
                 self._flush(ahead)
             else:
                 self._start(group, s)
@@ -137,7 +138,8 @@ class Body:
     def _flush(self, group: list[NestStmt]) -> None:
         if not group:
             return
-        outside = self.mentions.outside(self.current, group) | (self.temporaries & {w for s in group if (w := written(s))})
+        outside = self.mentions.outside(self.current, group)
+        outside |= self.temporaries & {w for s in group if (w := written(s))}
         Nest(self.layout, self.needs, self.positions, self.scalars, outside, self.out).print(group)
         group.clear()
 

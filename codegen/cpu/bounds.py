@@ -7,7 +7,7 @@ from attnc.ir.node import Axis, Call, Node, Size, Var
 
 
 def within(kernel: Kernel, index: Node, extent: Node) -> bool:
-    """Whether a uniform index is surely in [0, extent): a grid axis of that extent, or h // (H // G) where G divides H."""
+    """Whether a uniform index is in [0, extent): a grid axis of that extent, or h // (H // G), where G divides H."""
     grid = dict(zip(kernel.grid, kernel.grid_extents, strict=True))
     match index:
         case Axis():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 WIDTH = 120
@@ -23,10 +23,11 @@ class Emitter:
     def note(self, text: str | None) -> None:
         """A comment of one or several lines."""
         for part in (text or "").splitlines():
-            self.lines.append(f"{'    ' * self.depth}// {part}".rstrip())
+            # A backslash at the end would make the next line part of the comment.
+            self.lines.append(f"{'    ' * self.depth}// {part}".rstrip("\\ "))
 
     @contextmanager
-    def block(self, head: str) -> Iterator[None]:
+    def block(self, head: str) -> Generator[None]:
         self.line(f"{head} {{".lstrip())
         self.depth += 1
         yield
@@ -34,7 +35,7 @@ class Emitter:
         self.line("}")
 
     @contextmanager
-    def indent(self) -> Iterator[None]:
+    def indent(self) -> Generator[None]:
         self.depth += 1
         yield
         self.depth -= 1
@@ -48,7 +49,7 @@ class Emitter:
 
 
 def fold(text: str, width: int) -> list[str]:
-    """Break a long line at the least nested space that fits, as late as possible; a comment goes to a line of its own."""
+    """Break a long line at the least nested space that fits, as late as possible."""
     if len(text) <= width:
         return [text]
     best: tuple[int, int] | None = None

@@ -36,8 +36,8 @@ class Value:
 class Expressions:
     """Prints nodes in one place of the program.
 
-    `vector` is the axis vectors run along here, `read` gives the value of a variable, `positions` the scalar position of
-    each axis that has one, and `named` the values already held by a C++ name. `needs` collects the sections used.
+    `vector` is the axis vectors run along here, `read` gives the value of a variable, `positions` the scalar position
+    of each axis that has one, and `named` the values already held by a C++ name. `needs` collects the sections used.
     """
 
     def __init__(
@@ -97,10 +97,10 @@ class Expressions:
         if not self.single:
             return repr(float(v))
         try:
-            short = struct.unpack("f", struct.pack("f", v))[0]
+            short = _single(v)
         except OverflowError:
             return "infinity" if v > 0 else "-infinity"
-        text = next(t for p in range(6, 18) if struct.unpack("f", struct.pack("f", float(t := f"{v:.{p}g}")))[0] == short)
+        text = next(t for p in range(6, 18) if _single(float(t := f"{v:.{p}g}")) == short)
         return (text if "." in text or "e" in text else text + ".0") + "f"
 
     def _axis(self, name: str) -> Value:
@@ -121,7 +121,7 @@ class Expressions:
         if node.name not in self.layout.tiles:
             for axis in self.layout.blocks:
                 if node.name in (f"{axis}_first", f"{axis}_last"):
-                    return Value(self.layout.names.get("of axis", f"{axis} {node.name[len(axis) + 1:]}"), "i", False)
+                    return Value(self.layout.names.get("of axis", f"{axis} {node.name[len(axis) + 1 :]}"), "i", False)
         return self.read(node)
 
     # ----------------------------------------------------------------------------------------------- conversions
@@ -133,7 +133,9 @@ class Expressions:
             return self.select(v, Value(self.literal(1.0), "f", False), Value(self.literal(0.0), "f", False))
         if v.element == "i" and not v.lanes:
             exact = v.code.lstrip("-").isdigit() and abs(int(v.code)) < 2**24
-            return Value(self.literal(float(v.code)) if exact else f"real({v.code})", "f", False, v.level if exact else ATOM)
+            if exact:
+                return Value(self.literal(float(v.code)), "f", False, v.level)
+            return Value(f"real({v.code})", "f", False)
         if v.element == "w":
             self.needs.add("wide")
         return Value(f"to_real({v.code})", "f", True)
@@ -168,8 +170,10 @@ class Expressions:
 
     def _integers(self, node: Node, parts: list[Value]) -> tuple[bool, Element]:
         lanes = any(p.lanes for p in parts)
-        wide = self.single and lanes and (
-            any(p.element == "w" for p in parts) or (node.kind == "i" and self.layout.reach(node) > INT32)
+        wide = (
+            self.single
+            and lanes
+            and (any(p.element == "w" for p in parts) or (node.kind == "i" and self.layout.reach(node) > INT32))
         )
         if wide:
             self.needs.add("wide")
@@ -333,6 +337,12 @@ class Expressions:
         elif element == "f" and name in ("maximum", "minimum"):
             parts = [Value(f"real({p.code})", "f", False) for p in parts]
         return Value(f"{name}({', '.join(p.code for p in parts)})", element, lanes)
+
+
+def _single(v: float) -> float:
+    """`v` rounded to 32 bits."""
+    rounded: float = struct.unpack("f", struct.pack("f", v))[0]
+    return rounded
 
 
 def _without_minus(term: Node) -> tuple[bool, Node]:

@@ -1,8 +1,8 @@
 """Where the values of a kernel live: the tile array of every variable, its element type, and the order of its lanes.
 
 The outer axis, where a value has it, is the one vectors run along: scores are held as ``[key][query]``, queries as
-``[channel][query]``, keys as ``[key][channel]``. Row maxima, sums and rescaling are then plain vector operations, and every
-matrix product multiplies a broadcast scalar with a vector.
+``[channel][query]``, keys as ``[key][channel]``. Row maxima, sums and rescaling are then plain vector operations, and
+every matrix product multiplies a broadcast scalar with a vector.
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ from attnc.ir.node import Sum, Var
 class MatrixPlan:
     """``target[.., m, n] (+)= sum over depth of broadcast[.., m, depth] vectors[.., depth, n]``.
 
-    `n` is the contiguous axis of the target; `others` are looped over; `packed` tells that `vectors` is transposed first.
+    `n` is the contiguous axis of the target; `others` are looped over; `packed` tells that `vectors` is transposed
+    first.
     """
 
     broadcast: Tile
@@ -73,8 +74,8 @@ class MatrixProduct:
         target = layout.tiles[s.target.name]
         with ExitStack() as loops:
             for axis in plan.others:
-                lane = layout.axis(axis)
-                loops.enter_context(self.out.block(f"for (int64_t {lane} = 0; {lane} < {layout.count(axis)}; ++{lane})"))
+                lane, count = layout.axis(axis), layout.count(axis)
+                loops.enter_context(self.out.block(f"for (int64_t {lane} = 0; {lane} < {count}; ++{lane})"))
             shift = {} if plan.packed else plan.others
             c = self._at(target, plan.others)
             a = self._at(plan.broadcast, plan.others)

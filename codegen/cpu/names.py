@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
-_KEYWORDS = """alignas alignof and and_eq asm auto bitand bitor bool break case catch char class compl const constexpr
-const_cast continue decltype default delete do double dynamic_cast else enum explicit export extern false float for friend
-goto if inline int long mutable namespace new noexcept not not_eq nullptr operator or or_eq private protected public register
-reinterpret_cast return short signed sizeof static static_assert static_cast struct switch template this thread_local throw
-true try typedef typeid typename union unsigned using virtual void volatile wchar_t while xor xor_eq"""
+_KEYWORDS = """
+alignas alignof and and_eq asm auto bitand bitor bool break case catch char class compl const constexpr
+const_cast continue decltype default delete do double dynamic_cast else enum explicit export extern false float
+for friend goto if inline int long mutable namespace new noexcept not not_eq nullptr operator or or_eq private
+protected public register reinterpret_cast return short signed sizeof static static_assert static_cast struct
+switch template this thread_local throw true try typedef typeid typename union unsigned using virtual void
+volatile wchar_t while xor xor_eq
+"""
 
-_OWN = """W vec ivec uvec wide real integer load store splat mask select strided least most larger round_up positions infinity
-lane_numbers take give take_lanes give_lanes inside both Span read_tile write_tile transpose_tile product Workspace bf16 f16
-exp exp2 log log2 sigmoid tanh softplus erf sin cos pow sqrt rsqrt floor floor_real floordiv mod sign absolute maximum minimum
-finite_or_zero reciprocal_or_zero to_real narrow widen mantissa turns tensors strides sizes threads workspace task main
-int8_t int16_t int32_t int64_t uint8_t uint16_t uint32_t uint64_t f32 f64 sum_lanes l unix linux"""
+_OWN = """
+W vec ivec uvec wide real integer load store splat mask select strided least most larger round_up positions
+infinity lane_numbers take give take_lanes give_lanes inside both Span read_tile write_tile transpose_tile
+product Workspace bf16 f16 exp exp2 log log2 sigmoid tanh softplus erf sin cos pow sqrt rsqrt floor floor_real
+floordiv mod sign absolute maximum minimum finite_or_zero reciprocal_or_zero to_real narrow widen mantissa turns
+tensors strides sizes threads workspace task main int8_t int16_t int32_t int64_t uint8_t uint16_t uint32_t
+uint64_t f32 f64 sum_lanes l unix linux largest real_division memory failed tasks blocks rest measure tiles
+"""
 
 RESERVED = frozenset(_KEYWORDS.split()) | frozenset(_OWN.split())
 
@@ -53,7 +59,7 @@ class Names:
         return text
 
     @contextmanager
-    def scope(self) -> Iterator[None]:
+    def scope(self) -> Generator[None]:
         """A block of C++: names first given inside it are free again after it."""
         before = set(self._taken)
         yield

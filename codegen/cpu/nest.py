@@ -1,22 +1,23 @@
 """Loop nests over the lanes of tiles.
 
-Consecutive statements whose vectors run along the same axis become one loop over vectors. In it, values that are one vector
-wide (a row maximum, a rescaling factor) stay in registers, and runs of statements over the same other lanes share an inner
-loop; a value used in one inner loop only never gets an array.
+Consecutive statements whose vectors run along the same axis become one loop over vectors. In it, values that are one
+vector wide (a row maximum, a rescaling factor) stay in registers, and runs of statements over the same other lanes
+share an inner loop; a value used in one inner loop only never gets an array.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 
 from attnc.codegen.cpu.emitter import Emitter
 from attnc.codegen.cpu.expression import COMPARE, SUM, Expressions, Value
 from attnc.codegen.cpu.gather import gather, scatter
-from attnc.codegen.cpu.layout import C_SCALAR, C_VECTOR, Layout, Tile, is_trivial, reads, roots, written
+from attnc.codegen.cpu.layout import C_SCALAR, C_VECTOR, Layout, Tile, is_trivial, reads, written
 from attnc.codegen.cpu.segments import NestStmt, Segment, plan, shape, whole_maximum
+from attnc.codegen.cpu.subexpressions import maximal, pointwise_roots, repeated, variables
 from attnc.codegen.tile import Accumulate, AccumulateAt, Assign, Scatter, Store
-from attnc.ir.node import Call, Iverson, Load, Max, Node, Sum, Var
+from attnc.ir.node import Call, Load, Max, Node, Sum, Var
 from attnc.ir.walk import postorder
 
 _CHEAP = frozenset({"detach", "and", "or", "not", "lt", "le", "eq"})
@@ -27,8 +28,8 @@ RUN = 16
 class Nest:
     """Prints one group of statements that share a vector axis.
 
-    `positions` are the scalar positions of grid and `Each` axes, `scalars` those axes that are also lanes, `outside` the
-    variables mentioned outside the group.
+    `positions` are the scalar positions of grid and `Each` axes, `scalars` those axes that are also lanes, `outside`
+    the variables mentioned outside the group.
     """
 
     def __init__(
@@ -125,8 +126,8 @@ class Nest:
         self.registers = {n: v for n, v in self.registers.items() if self._is_register(self.layout.tiles[n])}
 
     def _loop(self, seg: Segment) -> None:
-        """The loops of a segment. Sums are taken `RUN` terms at a time: sums of sums are more accurate than one long sum."""
-        sums = [s for s in seg.statements if isinstance(s, Assign | Accumulate | AccumulateAt) and isinstance(s.value, Sum)]
+        """The loops of a segment. Sums are taken `RUN` terms at a time: sums of sums are more accurate than one sum."""
+        sums = [s for s in seg.statements if not isinstance(s, Scatter | Store) and isinstance(s.value, Sum)]
         if not sums:
             with self.loop_over(seg.axes):
                 self._body(seg)
@@ -134,8 +135,10 @@ class Nest:
         axis = seg.axes[-1]
         lane, count = self.layout.axis(axis), self.layout.count(axis)
         start = self.layout.names.fresh(f"{lane}_from")
-        with self.loop_over(seg.axes[:-1]), self.layout.names.scope(), self.out.block(
-            f"for (int64_t {start} = 0; {start} < {count}; {start} += {RUN})"
+        with (
+            self.loop_over(seg.axes[:-1]),
+            self.layout.names.scope(),
+            self.out.block(f"for (int64_t {start} = 0; {start} < {count}; {start} += {RUN})"),
         ):
             totals = {s.target.name: self._total(s) for s in sums}
             for s in sums:
@@ -155,7 +158,7 @@ class Nest:
 
     def _body(self, seg: Segment) -> None:
         named = dict(self.expressions.named)
-        self.shared = _repeated(seg.statements)
+        self.shared = repeated(seg.statements)
         for s in seg.statements:
             self._statement(s)
         self._restore(named)
@@ -165,7 +168,7 @@ class Nest:
         self.expressions.named = {n: v for n, v in named.items() if n in self.expressions.named}
 
     @contextmanager
-    def loop_over(self, axes: tuple[str, ...], start: str = "0", stop: str | None = None) -> Iterator[None]:
+    def loop_over(self, axes: tuple[str, ...], start: str = "0", stop: str | None = None) -> Generator[None]:
         """Scalar loops over the lanes inside the extents, or over part of one axis."""
         with ExitStack() as stack:
             if axes:
@@ -342,8 +345,8 @@ class Nest:
 
     def _neutral(self, s: Assign | Accumulate | AccumulateAt, tile: Tile) -> str:
         lowest = {"f": "-infinity", "w": "INT64_MIN"}.get(tile.element, "INT32_MIN")
-        value = Value(lowest if isinstance(s.value, Max) else self.expressions.literal(0.0) if tile.element == "f" else "0",
-                      tile.element, False)
+        zero = self.expressions.literal(0.0) if tile.element == "f" else "0"
+        value = Value(lowest if isinstance(s.value, Max) else zero, tile.element, False)
         return value.code if self.vector is None or not tile.lanes else self.expressions.spread(value).code
 
     def _reduce_into(self, s: Assign | Accumulate | AccumulateAt, total: str) -> None:
@@ -369,44 +372,3 @@ class Nest:
                 self.registers = {n: v for n, v in self.registers.items() if self._is_register(self.layout.tiles[n])}
                 self._reduce_into(s, name)
             self._to_array(tile, name)
-
-
-def pointwise_roots(s: NestStmt) -> list[Node]:
-    """The pointwise expressions in a statement."""
-    if isinstance(s, Scatter | Store) or not isinstance(s.value, Load | Sum | Max):
-        return roots(s)
-    return list(s.value.index) if isinstance(s.value, Load) else []
-
-
-def variables(node: Node) -> set[str]:
-    return {n.name for n in postorder([node]) if isinstance(n, Var)}
-
-
-def maximal(root: Node, good: object) -> list[Node]:
-    """The largest sub-expressions that are `good`, left to right."""
-    assert callable(good)
-    out: list[Node] = []
-    stack = [root]
-    while stack:
-        node = stack.pop()
-        if good(node):
-            if node not in out:
-                out.append(node)
-        else:
-            stack.extend(reversed(node.children))
-    return out
-
-
-def _repeated(statements: list[NestStmt]) -> set[Node]:
-    """Sub-expressions used more than once."""
-    counts: dict[Node, int] = {}
-    seen: set[Node] = set()
-    for s in statements:
-        for root in pointwise_roots(s):
-            counts[root] = counts.get(root, 0) + 1
-            for n in postorder([root]):
-                if n not in seen:
-                    seen.add(n)
-                    for c in n.children:
-                        counts[c] = counts.get(c, 0) + 1
-    return {n for n, c in counts.items() if c > 1 and not is_trivial(n) and not isinstance(n, Iverson)}

@@ -1,8 +1,8 @@
 """Tile programs to C++: one translation unit with a plain C interface.
 
-``int NAME(void *const *tensors, const int64_t *strides, const int64_t *sizes, int threads)`` runs a kernel. `strides` are
-those of all tensors one after another, one per dimension, in elements; 0 threads means OpenMP's default. The result is 0,
-1 when memory ran out, or 2 when a size is too large.
+``int NAME(void *const *tensors, const int64_t *strides, const int64_t *sizes, int threads)`` runs a kernel. `strides`
+are those of all tensors one after another, one per dimension, in elements; 0 threads means OpenMP's default. The result
+is 0, 1 when memory ran out, or 2 when a size is too large.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from attnc.codegen.cpu.emitter import Emitter
 from attnc.codegen.cpu.expression import Expressions, Value
 from attnc.codegen.cpu.layout import ALIGN, C_ELEMENT, C_TENSOR, SIZE_LIMIT, Layout
 from attnc.codegen.cpu.sections import sections
-from attnc.codegen.tile import Kernel, Loop, statements, verify
+from attnc.codegen.tile import Assign, Kernel, Loop, statements, verify
 from attnc.ir.node import Node, Size, Var
 from attnc.ir.walk import postorder
 
@@ -130,7 +130,13 @@ class KernelPrinter:
         if kernel.outer:
             axes.append(f"int64_t {layout.first(kernel.outer)}")
         head = ", ".join(
-            ["void *const *tensors", "const int64_t *strides", "const int64_t *sizes", f"const {kernel.name}_tiles &tiles", *axes]
+            [
+                "void *const *tensors",
+                "const int64_t *strides",
+                "const int64_t *sizes",
+                f"const {kernel.name}_tiles &tiles",
+                *axes,
+            ]
         )
         with out.block(f"static void {self.block_name}({head})"):
             self._declare_sizes(out)
@@ -151,7 +157,9 @@ class KernelPrinter:
                 if t.lanes:
                     out.line(f"{C_ELEMENT[t.element]} *const {t.array} = tiles.{t.array};")
                 elif layout.writes.get(t.name, 0) > 1:
-                    out.line(f"{'real' if t.element == 'f' else 'bool' if t.element == 'b' else 'int64_t'} {t.array} = 0;")
+                    out.line(
+                        f"{'real' if t.element == 'f' else 'bool' if t.element == 'b' else 'int64_t'} {t.array} = 0;"
+                    )
             if kernel.outer:
                 self._declare_outer(out, kernel.outer)
             out.lines += body.lines
@@ -163,7 +171,9 @@ class KernelPrinter:
         extent = self._show(layout.roles[axis].extent)
         out.line(f"const int64_t {count} = least({layout.blocks[axis]}, {extent} - {first});")
         out.line(f"[[maybe_unused]] const int64_t {layout.padded(axis)} = round_up({count}, W);")
-        out.line(f"[[maybe_unused]] const int64_t {layout.names.get('of axis', f'{axis} last')} = {first} + {count} - 1;")
+        out.line(
+            f"[[maybe_unused]] const int64_t {layout.names.get('of axis', f'{axis} last')} = {first} + {count} - 1;"
+        )
 
     # ---------------------------------------------------------------------------------------------------- entry
 
@@ -197,7 +207,7 @@ class KernelPrinter:
     def _parallel(
         self, out: Emitter, parallel: list[str], shared: list[str], extents: dict[str, Node], outer_parallel: bool
     ) -> None:
-        kernel, layout = self.kernel, self.layout
+        kernel = self.kernel
         out.line("if (tasks <= 0) return 0;")
         out.line("Workspace measure = {nullptr, 0};")
         out.line(f"{kernel.name}_tiles(measure, sizes);")
@@ -252,9 +262,13 @@ class KernelPrinter:
 
     def _grows(self) -> bool:
         """Whether later blocks have more to do, as under a causal mask; the longest should start first."""
-        return any(
-            isinstance(s, Loop)
-            and any(isinstance(n, Var) and n.name in (f"{self.kernel.outer}_first", f"{self.kernel.outer}_last")
-                    for n in postorder([s.stop]))
-            for s in statements(self.kernel.body)
-        )
+        body = list(statements(self.kernel.body))
+        known = {s.target.name: s.value for s in body if isinstance(s, Assign)}
+        ends = {f"{self.kernel.outer}_first", f"{self.kernel.outer}_last"}
+
+        def names(node: Node, seen: frozenset[str]) -> set[str]:
+            found = {n.name for n in postorder([node]) if isinstance(n, Var)} - seen
+            inner = [names(known[n], seen | found) for n in found if n in known]
+            return found.union(*inner)
+
+        return any(isinstance(s, Loop) and ends & names(s.stop, frozenset()) for s in body)

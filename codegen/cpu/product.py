@@ -32,7 +32,8 @@ def micro_kernel(rows: int, columns: int) -> str:
     return out.text()
 
 
-_DRIVER = """// c[m, n] (+)= sum over k of a[m a_row + k a_step] b[k b_row + n], for m < rows, n < lanes (a multiple of W), k < depth.
+_DRIVER = """\
+// c[m, n] (+)= sum over k < depth of a[m a_row + k a_step] b[k b_row + n], m < rows, n < lanes (a multiple of W).
 static void product(real *c, int64_t c_row, const real *a, int64_t a_row, int64_t a_step, const real *b, int64_t b_row,
                     int64_t rows, int64_t lanes, int64_t depth, bool accumulate) {
     for (int64_t n = 0; n < lanes; n += 2 * W) {

@@ -1,7 +1,7 @@
 """The C++ written by hand: small functions in `text/*.h`, of which a translation unit gets those it uses.
 
-A section starts with ``//@ name: needed sections``. Sections of unary functions in `functions_*.h` gain the overload that
-is missing: lanes from a scalar for f64 (the C library), a scalar from lanes for f32 (own polynomials).
+A section starts with ``//@ name: needed sections``. Sections of unary functions in `functions_*.h` gain the overload
+that is missing: lanes from a scalar for f64 (the C library), a scalar from lanes for f32 (own polynomials).
 """
 
 from __future__ import annotations

@@ -86,8 +86,9 @@ class Transfer:
         address, guards, spans = self._address(tensor, subscripts)
         rows, lane = self._rows(tile), tile.lanes[-1]
         self.out.line(
-            f"write_tile({tile.array}, {self.layout.pitch(lane)}, {address}, {self._step(rows, tensor, subscripts)}, "
-            f"{self._step(lane, tensor, subscripts)}, {self._span(rows, spans, guards)}, {self._span(lane, spans, [])});"
+            f"write_tile({tile.array}, {self.layout.pitch(lane)}, {address}, "
+            f"{self._step(rows, tensor, subscripts)}, {self._step(lane, tensor, subscripts)}, "
+            f"{self._span(rows, spans, guards)}, {self._span(lane, spans, [])});"
         )
 
     # -------------------------------------------------------------------------------------------------- pieces

@@ -8,7 +8,7 @@ order and keep the first that does not spill.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from attnc.codegen.tile import Accumulate, AccumulateAt, Kernel, Loop, statements
@@ -50,6 +50,7 @@ BUDGETS = {
 }
 FALLBACK = BUDGETS["sm_80"]
 CHOICES = 4
+HARMLESS = 32
 BYTES = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2}
 
 
@@ -76,8 +77,15 @@ def candidates(kernel: Kernel, sizes: Mapping[str, int], target: str) -> tuple[C
         choice = Configuration(blocks, warps, 2)
         if load.fits(outer, inner, lanes * warps, budget) and choice not in found:
             found.append(choice)
-    smallest = Configuration(_capped(kernel, sizes, {x.axis: 16 for x in kernel.lanes}), 4, 1)
-    return (*found[: CHOICES - 1], smallest) if len(found) < CHOICES else tuple(found[:CHOICES])
+    if not found:
+        found = [Configuration(_capped(kernel, sizes, {x.axis: 16 for x in kernel.lanes}), 4, 1)]
+    return tuple(found[:CHOICES])
+
+
+def preferred(spills: Sequence[int]) -> int:
+    """Which of several candidates to keep, given how many bytes each spills: the first that hardly spills more than the
+    best, because a few registers put aside around a loop cost less than small tiles."""
+    return next(k for k, n in enumerate(spills) if n <= min(spills) + HARMLESS)
 
 
 def _capped(kernel: Kernel, sizes: Mapping[str, int], wanted: Mapping[str, int]) -> dict[str, int]:

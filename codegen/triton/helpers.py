@@ -33,15 +33,17 @@ def tanh(x):
 @triton.jit
 def sigmoid(x):
     """1 / (1 + exp(-x))"""
-    return 1.0 / (1.0 + tl.exp2(-1.4426950408889634 * x))
+    return 1.0 / (1.0 + tl.exp(-x))
 ''',
     "softplus": '''
 @triton.jit
 def softplus(x):
-    """log(1 + exp(x)) without overflow, with full relative accuracy where x is very negative."""
-    t = tl.exp2(-1.4426950408889634 * tl.abs(x))
-    log1p = tl.where(t < 0.02, t * (1.0 - t * (0.5 - t * (0.33333334 - t * 0.25))), tl.log(1.0 + t))
-    return tl.maximum(x, 0.0) + log1p
+    """log(1 + exp(x)) without overflow, as accurate where x is very negative: log(1 + t) = 2 artanh(t / (2 + t))."""
+    t = tl.exp(-tl.abs(x))
+    s = t / (2.0 + t)
+    u = s * s
+    tail = 0.14285715 + u * (0.11111111 + u * (0.09090909 + u * 0.07692308))
+    return tl.maximum(x, 0.0) + 2.0 * s * (1.0 + u * (0.33333334 + u * (0.2 + u * tail)))
 ''',
     "power": '''
 @triton.jit

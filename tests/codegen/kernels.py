@@ -15,7 +15,8 @@ def contract(bound: str, *factors: Node) -> Node:
 
 
 def largest(bound: str, body: Node) -> Node:
-    return Max.intern((frozenset((bound,)), body, ()), body.axes - {bound}, body.kind)
+    node: Node = Max.intern((frozenset((bound,)), body, ()), body.axes - {bound}, body.kind)
+    return node
 
 
 def softmax_forward(*, causal: bool, dtype: str = "f32", real: str = "f32", channels: int | None = 64) -> Kernel:
@@ -42,7 +43,9 @@ def softmax_forward(*, causal: bool, dtype: str = "f32", real: str = "f32", chan
             Assign(top, call("maximum", old, fresh), "m follows the largest score"),
             Assign(shift, call("finite_or_zero", top)),
             Assign(follow, call("exp2", sub(call("finite_or_zero", old), shift))),
-            Assign(p, mul(iverson(inside), call("exp2", sub(s, shift))) if masked else call("exp2", sub(s, shift)), "p"),
+            Assign(
+                p, mul(iverson(inside), call("exp2", sub(s, shift))) if masked else call("exp2", sub(s, shift)), "p"
+            ),
             Assign(total, mul(total, follow)),
             Accumulate(total, contract("j", p)),
             Assign(acc, mul(acc, follow), "rescale"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 import torch
@@ -70,7 +71,17 @@ def test_softmax_forward(dtype: str, rows: int, keys: int) -> None:
 def test_rows_without_keys() -> None:
     q, k, v = (torch.randn(1, 1, n, 64) for n in (5, 0, 0))
     o, lse = poison(1, 1, 5, 64), poison(1, 1, 5)
-    run(softmax_forward(causal=False), {"q": q, "k": k, "v": v, "o": o, "lse": lse}, B=1, H=1, M=5, N=0, D=64, E=64, q_start=0)
+    run(
+        softmax_forward(causal=False),
+        {"q": q, "k": k, "v": v, "o": o, "lse": lse},
+        B=1,
+        H=1,
+        M=5,
+        N=0,
+        D=64,
+        E=64,
+        q_start=0,
+    )
     assert torch.equal(o, torch.zeros_like(o))
     assert (lse == -math.inf).all()
 
@@ -97,7 +108,8 @@ def test_softmax_columns(dtype: str, rows: int, keys: int) -> None:
     tensors |= {"dk": poison(*k.shape, dtype=k.dtype), "dv": poison(*v.shape, dtype=v.dtype)}
     run(softmax_columns(dtype=dtype, real=real), tensors, B=2, H=2, M=rows, N=keys, D=24, E=17, q_start=q_start)
     for name, reference in zip(("dk", "dv"), exact, strict=True):
-        assert (tensors[name].double() - reference).abs().max() <= 2 * ROUNDING[dtype] * max(1.0, reference.abs().max())
+        size_of_it = max(1.0, float(reference.abs().max()))
+        assert (tensors[name].double() - reference).abs().max() <= 2 * ROUNDING[dtype] * size_of_it
 
 
 def test_threads_do_not_change_results() -> None:
@@ -223,7 +235,7 @@ def test_each_channel() -> None:
 
 @pytest.mark.parametrize("ids", ["i64", "i32", "i16", "u8"])
 def test_integers_gather_and_scatter(ids: str) -> None:
-    """A bias table read at i - j + 3, a mask on document numbers and a grid distance; the table's gradient scattered."""
+    """A bias table read at i - j + 3, a mask on document numbers, a grid distance, and a gradient scattered."""
     types = {"i64": torch.int64, "i32": torch.int32, "i16": torch.int16, "u8": torch.uint8}
     doc_i, doc_j, bias = var("doc_i", "i", "i"), var("doc_j", "j", "i"), var("bias", "ij")
     relative = sub(add(i, const(3)), j)
@@ -369,3 +381,19 @@ def test_other_vector_widths(machine: str, real: str) -> None:
     compiled([q, k, v, o, lse], {"B": 1, "H": 2, "M": 45, "N": 77, "D": 24, "E": 24, "q_start": 32})
     exact, _ = softmax(q, k, v, True, 32)
     assert (o.double() - exact).abs().max() <= ROUNDING[real]
+
+
+def test_notes_cannot_swallow_code() -> None:
+    """A backslash at the end of a user's text would continue the comment on the next line."""
+    y = var("y", "i")
+    kernel = vectors((Argument("y", "f32", (M,), "out"),), (Assign(y, const(2.0), "a note \\"), Store("y", (i,), y)))
+    found = poison(5)
+    run(replace(kernel, doc="a path C:\\dir\\"), {"y": found}, B=1, M=5, N=1, D=1, E=1)
+    assert found.tolist() == [2.0] * 5
+
+
+def test_the_longest_blocks_start_first() -> None:
+    """Under a causal mask the last rows have the most keys; in a column pass the first columns have the most rows."""
+    assert "blocks - 1 - rest % blocks" in print_kernel(softmax_forward(causal=True))
+    assert "blocks - 1" not in print_kernel(softmax_forward(causal=False))
+    assert "blocks - 1" not in print_kernel(softmax_columns())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from attnc.ir.node import Node, axis, call, load, size, var
 from attnc.runtime.cpu import build
 
 # name: reference, range of inputs, units in the last place allowed
-FUNCTIONS = {
+FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[float, float], float]] = {
     "exp2": (torch.exp2, (-125.0, 127.99), 1.0),
     "exp": (torch.exp, (-86.6, 88.72), 1.5),
     "log": (torch.log, (1e-38, 3e38), 1.5),
@@ -111,7 +112,9 @@ def test_power() -> None:
 
 
 def test_power_special_values() -> None:
-    values = torch.tensor([0.0, -0.0, 1.0, -1.0, 2.0, -2.0, 3.0, -3.0, 0.5, -0.5, math.inf, -math.inf, math.nan, 40.0, 2.5])
+    values = torch.tensor(
+        [0.0, -0.0, 1.0, -1.0, 2.0, -2.0, 3.0, -3.0, 0.5, -0.5, math.inf, -math.inf, math.nan, 40.0, 2.5]
+    )
     x, y = (t.reshape(-1).contiguous() for t in torch.meshgrid(values, values, indexing="ij"))
     assert torch.allclose(apply("pow", x, y), torch.pow(x, y), rtol=1e-6, atol=0, equal_nan=True)
 

@@ -125,12 +125,13 @@ def test_queries_before_every_key(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_masked_keys_may_hold_nan(backend: str) -> None:
-    """Padding is never seen, forward or backward."""
+    """Padding is never seen, forward or backward: neither its keys nor its values."""
     text = "attention padded\ntensor length: i32[B]\nmask = j < length[b]\n"
     op = attnc.compile(text, backend=backend)
     q, k, v = arguments()
     clean = op(q, k[:, :, :30].contiguous(), v[:, :, :30].contiguous(), length=torch.tensor([30], dtype=torch.int32))
     k[:, :, 30:] = torch.nan
+    v[:, :, 30:] = torch.inf
     q, k, v = (x.requires_grad_() for x in (q, k, v))
     with poisoned_memory():
         o = op(q, k, v, length=torch.tensor([30], dtype=torch.int32))

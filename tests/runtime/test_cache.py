@@ -116,7 +116,7 @@ def test_a_read_only_directory_is_still_read(settings: Settings, toolchain: Tool
 
 
 def test_rejected_source(settings: Settings, toolchain: Toolchain) -> None:
-    with pytest.raises(CompilerFailed, match="could not compile a generated kernel: .*error") as caught:
+    with pytest.raises(CompilerFailed, match=r"could not compile a generated kernel: .*error") as caught:
         cache.library("this is not C++", toolchain, settings)
     assert len(str(caught.value).splitlines()) == 1
     log = entry(settings, toolchain, ".log", "this is not C++")
@@ -151,7 +151,7 @@ def test_entries_differ_by_compiler_and_machine(toolchain: Toolchain) -> None:
 def test_no_compiler() -> None:
     with pytest.raises(CompilerMissing, match="apt install g"):
         find(Settings(cache_dir=Path("unused"), cxx="none"))
-    with pytest.raises(CompilerMissing, match="`no-such-compiler` .named in ATTNC_CXX. was not found"):
+    with pytest.raises(CompilerMissing, match=r"`no-such-compiler` .named in ATTNC_CXX. was not found"):
         find(Settings(cache_dir=Path("unused"), cxx="no-such-compiler"))
 
 

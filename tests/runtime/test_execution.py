@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ def agree(op: object, tensors: dict[str, torch.Tensor], q_start: int = 0) -> Non
     torch.testing.assert_close(gradients, torch.autograd.grad(expected, wanted, weight))
 
 
-def inputs(**sizes: int) -> dict[str, torch.Tensor]:
+def inputs(**sizes: Any) -> dict[str, torch.Tensor]:
     q, k, v = qkv(grad=True, **sizes)
     return {"q": q, "k": k, "v": v, "slope": leaf(q.shape[1])}
 

@@ -47,6 +47,13 @@ def test_unknown_backend() -> None:
         attnc.compile(CAUSAL, backend="cp")
 
 
+@pytest.mark.skipif("sys.platform != 'linux'", reason="Triton is for Linux")
+def test_triton_refuses_cpu_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(attnc.CallError, match="the backend triton runs on CUDA devices"):
+        attnc.compile(CAUSAL, backend="triton")(*qkv(dtype=torch.float32))
+
+
 def test_the_environment_chooses_where_the_call_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ATTNC_BACKEND", "dense")
     assert attnc.compile(CAUSAL).backend == "dense"
