@@ -1,8 +1,8 @@
 """Tile programs: what one kernel does to one block, shared by both printers.
 
-A kernel runs once per grid point: every combination of its batch axes and, if it has an `outer` axis, every block of it.
-Values are `Var` nodes; a value's axes are the lanes it is spread over, always in the order of `Kernel.lanes`. Expressions
-are IR nodes restricted to four forms (`verify` checks it):
+A kernel runs once per grid point: every combination of its batch axes and, if it has an `outer` axis, every block of
+it. Values are `Var` nodes; a value's axes are the lanes it is spread over, always in the order of `Kernel.lanes`.
+Expressions are IR nodes restricted to four forms (`verify` checks it):
 
 1. pointwise trees over Var, Axis, Size, Const, Call, Iverson, Add, Prod;
 2. one `Load` whose index is pointwise;
@@ -12,8 +12,8 @@ are IR nodes restricted to four forms (`verify` checks it):
 Lanes outside an axis's extent hold unspecified values, except that loads outside a tensor give 0. Lowering guards every
 reduction over the outer or inner axis; printers guard channel padding, if they pad.
 
-Two loop-invariant integers are predefined for an outer axis `i`: ``Var("i_first")`` and ``Var("i_last")``, the first and
-last position of the block inside the extent. ``Size("BLOCK_I")`` is the block length of axis `i` (upper-cased).
+Two loop-invariant integers are predefined for an outer axis `i`: ``Var("i_first")`` and ``Var("i_last")``, the first
+and last position of the block inside the extent. ``Size("BLOCK_I")`` is the block length of axis `i` (upper-cased).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from attnc.ir.node import Axis, Call, Iverson, Add, Const, Load, Max, Node, Prod, Size, Sum, Var
+from attnc.ir.node import Add, Axis, Call, Const, Iverson, Load, Max, Node, Prod, Size, Sum, Var
 
 LaneRole = Literal["outer", "inner", "channel"]
 
@@ -83,7 +83,8 @@ class AccumulateAt:
 
 @dataclass(frozen=True, slots=True)
 class Loop:
-    """``for start in range(start, stop, BLOCK)`` over blocks of the inner axis; its lanes are then start .. start+BLOCK-1.
+    """``for start in range(start, stop, BLOCK)`` over blocks of the inner axis; its lanes are then start ..
+    start+BLOCK-1.
 
     `masked` tells whether the body guards its reductions (partial blocks) or not (blocks known to be full).
     """
@@ -205,8 +206,14 @@ def verify(kernel: Kernel) -> None:
                 good = (
                     is_pointwise(v)
                     or (isinstance(v, Load) and v.tensor in declared and all(is_pointwise(x) for x in v.index))
-                    or (isinstance(v, Sum) and len(v.bound) == 1 and not v.domain and not v.scatter
-                        and len(v.factors) <= 2 and all(isinstance(f, Var) for f in v.factors))
+                    or (
+                        isinstance(v, Sum)
+                        and len(v.bound) == 1
+                        and not v.domain
+                        and not v.scatter
+                        and len(v.factors) <= 2
+                        and all(isinstance(f, Var) for f in v.factors)
+                    )
                     or (isinstance(v, Max) and len(v.bound) == 1 and not v.domain and isinstance(v.body, Var))
                 )
             case Store() | Scatter():

@@ -31,6 +31,8 @@ def check(
             source = specs.read(path)
             lowered = specs.lower_all(source, consts)
         except SpecError as wrong:
+            if report.debugging.get():
+                raise
             report.show(wrong.diagnostics)
             failed = True
             continue

@@ -34,6 +34,8 @@ def fmt(
             source = specs.read(path)
             new = format_source(source)
         except SpecError as wrong:
+            if report.debugging.get():
+                raise
             report.show(wrong.diagnostics)
             failed = True
             continue

@@ -124,8 +124,8 @@ ENTRIES = listed(
     Entry(
         "E230",
         "a size beyond what kernels address",
-        "Kernels on the CPU count positions in 32 bits (addresses have 64), so a length or another size must not exceed "
-        "2**26. Split the call along the batch or the sequence.",
+        "Kernels on the CPU count positions in 32 bits (addresses have 64), so a length or another size must not "
+        "exceed 2**26. Split the call along the batch or the sequence.",
         "op(q, k, v)  # N = 2**27 keys",
         "op(q, k[:, :, :N // 2], v[:, :, :N // 2])  # a part of the keys a call",
     ),

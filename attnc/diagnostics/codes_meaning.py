@@ -220,6 +220,17 @@ ENTRIES: dict[str, Entry] = listed(
         "attention huge\nscore = dot(q, k) ** 4",
     ),
     Entry(
+        "E128",
+        "three sequence axes in one reduction",
+        "Kernels loop over planes: blocks of one sequence against blocks of another. A reduction whose terms depend on "
+        "three positions at once would be a loop over a volume. Often one of the axes can be reduced first, into a `let` "
+        "of its own.",
+        "attention volume\nsize A\nindex a: A\ntensor t: [B, H, A, D]\n"
+        "weight = sum[a](exp(dot(q, t[b, h, a]) * dot(k, t[b, h, a])))",
+        "attention pooled\nsize A\nindex a: A\ntensor t: [B, H, A, D]\n"
+        "let pooled[d] = sum[a](t[b, h, a, d])\nscore = dot(q, k) + sum[d](q[i, d] * pooled[d])",
+    ),
+    Entry(
         "E191",
         "a name that is never used",
         "Something is defined and nothing depends on it. A tensor must still be given in every call.",

@@ -36,6 +36,10 @@ class Source:
         line = bisect.bisect_right(self._starts, offset)
         return line, offset - self._starts[line - 1] + 1
 
+    def offset(self, line: int) -> int:
+        """The offset at which a 1-based line starts."""
+        return self._starts[line - 1]
+
     def line(self, number: int) -> str:
         """The text of a 1-based line, without its newline."""
         start = self._starts[number - 1]

@@ -201,7 +201,8 @@ class Call(Node):
 
 
 class Iverson(Node):
-    """``[condition]``: 1 where true, else 0. As a factor it *selects*: whatever the other factors hold there is never seen."""
+    """``[condition]``: 1 where true, else 0. As a factor it *selects*: whatever the other factors hold there is never
+    seen."""
 
     __slots__ = ()
     rank = 5
@@ -248,8 +249,8 @@ class Prod(Node):
 class Sum(Node):
     """``sum over bound, where every domain condition holds, of the product of factors``.
 
-    With `scatter` pairs ``(axis, index)`` the result has one more axis each: element r collects the positions whose index
-    equals r. That is the adjoint of a gather; the adjoint of a scatter is a gather again.
+    With `scatter` pairs ``(axis, index)`` the result has one more axis each: element r collects the positions whose
+    index equals r. That is the adjoint of a gather; the adjoint of a scatter is a gather again.
     """
 
     __slots__ = ()
@@ -540,8 +541,8 @@ def sum_over(
 ) -> Node:
     """The canonical sum of a product over `bound`, restricted to `domain`.
 
-    Constants and factors without a bound axis move out, brackets move into the domain, nested sums merge when no axis is
-    captured. A factor that moves out stays multiplied by the restricted sum, so emptiness is still seen.
+    Constants and factors without a bound axis move out, brackets move into the domain, nested sums merge when no axis
+    is captured. A factor that moves out stays multiplied by the restricted sum, so emptiness is still seen.
     """
     bound = frozenset(bound)
     flat: list[Node] = []

@@ -1,4 +1,5 @@
-"""A program: a spec in index notation, forward or derived, with everything needed to check, evaluate and schedule it."""
+"""A program: a spec in index notation, forward or derived, with everything needed to check, evaluate and schedule
+it."""
 
 from __future__ import annotations
 
@@ -16,9 +17,9 @@ TensorRole = Literal["operand", "seed", "saved"]
 class AxisInfo:
     """An axis: its extent (an integer expression over sizes) and how kernels treat it.
 
-    batch axes become the grid, sequence axes are blocked and looped over, channel axes live whole inside a tile. A value
-    with two sequence axes is a *plane* value and is never stored. A table axis is a dimension of a gathered tensor, seen only
-    in its gradient.
+    batch axes become the grid, sequence axes are blocked and looped over, channel axes live whole inside a tile. A
+    value with two sequence axes is a *plane* value and is never stored. A table axis is a dimension of a gathered
+    tensor, seen only in its gradient.
     """
 
     name: str
@@ -138,7 +139,13 @@ def size_names(program: Program) -> tuple[str, ...]:
     named = [s.name for s in program.sizes]
     used = {
         n.name
-        for n in postorder([*program.roots(), *(d for t in program.tensors for d in t.dims), *(a.extent for a in program.axes.values())])
+        for n in postorder(
+            [
+                *program.roots(),
+                *(d for t in program.tensors for d in t.dims),
+                *(a.extent for a in program.axes.values()),
+            ]
+        )
         if isinstance(n, Size)
     }
     return (*named, *sorted(used - set(named) - {"q_start"}), "q_start")

@@ -1,8 +1,8 @@
 """Contraction order: every canonical sum over several axes becomes nested sums over one axis each.
 
 Channels are contracted first (a dot product per pair of positions), then one sequence axis (the inner loop of a pass),
-then the other sequence axis and the batch axes (sums of vectors). A plane sum that scatters by an index depending on both
-positions keeps both axes: its kernel adds into a table.
+then the other sequence axis and the batch axes (sums of vectors). A plane sum that scatters by an index depending on
+both positions keeps both axes: its kernel adds into a table.
 """
 
 from __future__ import annotations
@@ -83,8 +83,10 @@ def _order(node: Sum, planes: Planes, grouped: bool) -> Node:
         here = per_position if bound & scattered or (k == last and per_position and bound & together) else []
         if k == last and group is not None and not domain:
             total = _grouped([*inside], limits, bound | batch, *group, planes)
-            return product([*factors, total]) if not any(f.axes & batch for f in factors) else _outer(
-                [raw_sum(bound, inside, limits), *factors], domain, batch, per_batch
+            return (
+                product([*factors, total])
+                if not any(f.axes & batch for f in factors)
+                else _outer([raw_sum(bound, inside, limits), *factors], domain, batch, per_batch)
             )
         if here and k == last and not batch:
             return product([*factors, raw_sum(bound, inside, limits, [*here, *per_batch]), *map(iverson, domain)])
@@ -119,8 +121,12 @@ def _elimination(node: Sum, planes: Planes, together: Axes) -> list[Axes]:
     usual = tuple(units)
     if len(units) <= 1 or _widest(node, planes, usual) <= 2:
         return list(usual)
-    orders = list(permutations(units)) if len(units) <= 5 else [usual]
-    return list(min(orders, key=lambda o: (_widest(node, planes, o) > 2, _cost(node, planes, o))))
+    orders: list[tuple[Axes, ...]] = list(permutations(units)) if len(units) <= 5 else [usual]
+
+    def price(order: tuple[Axes, ...]) -> tuple[bool, float]:
+        return _widest(node, planes, order) > 2, _cost(node, planes, order)
+
+    return list(min(orders, key=price))
 
 
 def _inner_axis_of(node: Sum, planes: Planes) -> str:
@@ -166,9 +172,7 @@ def _group(batch: Axes, scatter: Sequence[tuple[str, Node]]) -> tuple[str, Call]
     return None
 
 
-def _grouped(
-    factors: list[Node], domain: Sequence[Node], bound: Axes, name: str, index: Call, planes: Planes
-) -> Node:
+def _grouped(factors: list[Node], domain: Sequence[Node], bound: Axes, name: str, index: Call, planes: Planes) -> Node:
     """The same sum over the heads whose group is g, with g in place of ``h // n``: keys and values load once a group.
 
     Reductions inside stay as they are: they are other passes' results, read by head.
@@ -191,6 +195,12 @@ def group_range(node: Sum | Max, looped: str) -> tuple[Node, Node]:
 
 def is_group_condition(condition: Node, looped: Axes) -> bool:
     """Whether a condition only says which heads belong to a group."""
-    return bool(condition.axes & looped) and isinstance(condition, Call) and condition.fn == "eq" and any(
-        isinstance(x, Call) and x.fn == "floordiv" and x.args[0] in {axis(a) for a in looped} for x in condition.args
+    return (
+        bool(condition.axes & looped)
+        and isinstance(condition, Call)
+        and condition.fn == "eq"
+        and any(
+            isinstance(x, Call) and x.fn == "floordiv" and x.args[0] in {axis(a) for a in looped}
+            for x in condition.args
+        )
     )

@@ -1,7 +1,8 @@
 """Exponentials and logarithms to base 2, with the scales folded into their arguments.
 
-``exp(0.125 * dot - m)`` becomes ``exp2(0.18 * dot - m')`` where m' is the maximum of the scaled score, so the hardware's
-base-2 exponential needs one multiply-add. `detach` is dropped: derivatives have been taken when this pass runs.
+``exp(0.125 * dot - m)`` becomes ``exp2(0.18 * dot - m')`` where m' is the maximum of the scaled score, so the
+hardware's base-2 exponential needs one multiply-add. `detach` is dropped: derivatives have been taken when this pass
+runs.
 """
 
 from __future__ import annotations
@@ -132,5 +133,3 @@ def _zero_test(node: Call) -> Node | None:
     terms = exponents[0].args[0].terms if isinstance(exponents[0].args[0], Add) else (exponents[0].args[0],)
     kept = [t for t in terms if not any(_is_guard(f) for f in coefficient(t)[1])]
     return call("le", add(*kept), const(-math.inf))
-
-

@@ -1,7 +1,7 @@
 """Loop bounds from masks: for a block of the outer axis, which inner positions can be allowed and which all are.
 
-Each condition is solved for the inner position by interval arithmetic over the block. What cannot be solved bounds nothing
-and makes every block partial, which is always sound.
+Each condition is solved for the inner position by interval arithmetic over the block. What cannot be solved bounds
+nothing and makes every block partial, which is always sound.
 """
 
 from __future__ import annotations
@@ -9,7 +9,24 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from attnc.ir.node import Add, Axis, Call, Const, Node, Size, Var, add, call, coefficient, const, mul, neg, sub, terms_of, var
+from attnc.ir.node import (
+    Add,
+    Axis,
+    Call,
+    Const,
+    Node,
+    Size,
+    Var,
+    add,
+    call,
+    coefficient,
+    const,
+    mul,
+    neg,
+    sub,
+    terms_of,
+    var,
+)
 
 Interval = tuple[Node, Node]
 
@@ -176,7 +193,11 @@ def _call_interval(node: Call, outer: str) -> Interval | None:
     match node.fn:
         case "floordiv" if isinstance(node.args[1], Const | Size):
             inside = interval(node.args[0], outer)
-            return None if inside is None else (call("floordiv", inside[0], node.args[1]), call("floordiv", inside[1], node.args[1]))
+            return (
+                None
+                if inside is None
+                else (call("floordiv", inside[0], node.args[1]), call("floordiv", inside[1], node.args[1]))
+            )
         case "mod" if isinstance(node.args[1], Const | Size):
             return const(0), sub(node.args[1], const(1))
         case "maximum" | "minimum":
@@ -186,4 +207,3 @@ def _call_interval(node: Call, outer: str) -> Interval | None:
             return call(node.fn, a[0], b[0]), call(node.fn, a[1], b[1])
         case _:
             return None
-

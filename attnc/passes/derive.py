@@ -1,8 +1,9 @@
 """Reverse-mode differentiation of a program; the result is a program again, so it can be differentiated again.
 
-The gradient of a maximum goes to the first position that attains it. Adjoints are propagated through the DAG with the derivative rules of `attnc.ir.functions`. A sum of products has sums of
-products as adjoints; a gather has an indexed sum, and an indexed sum a gather. Restrictions travel as Iverson factors, so
-the gradient of a masked pair is never formed.
+The gradient of a maximum goes to the first position that attains it. Adjoints are propagated through the DAG with the
+derivative rules of `attnc.ir.functions`. A sum of products has sums of products as adjoints; a gather has an indexed
+sum, and an indexed sum a gather. Restrictions travel as Iverson factors, so the gradient of a masked pair is never
+formed.
 """
 
 from __future__ import annotations
@@ -97,16 +98,18 @@ def _load_adjoints(program: Program, names: set[str]) -> dict[str, dict[Load, No
 
 def _deferred(program: Program, child: Node, contribution: Node) -> Axes:
     """Batch axes a plane value lacks are summed at the leaves, so that no plane is summed over the batch."""
-    if isinstance(child, Sum | Max | Load) or len([a for a in child.axes if program.axis(a).role == "sequence"]) < 2:
+    sequences = [a for a in child.axes if program.axis(a).role == "sequence"]
+    if isinstance(child, Sum | Max) or (len(sequences) < 2 and not isinstance(child, Load)):
         return NO_AXES
     return frozenset(a for a in contribution.axes - child.axes if program.axis(a).role == "batch")
 
 
 def _combined(contributions: list[Node], node: Node) -> Node:
     """The adjoint of a node; contributions with different axes left to sum are summed first."""
-    if len({c.axes - node.axes for c in contributions}) > 1 or isinstance(node, Sum | Max | Load):
+    if len({c.axes - node.axes for c in contributions}) > 1:
         contributions = [_reduce(c, node) for c in contributions]
-    return add(*contributions)
+    total = add(*contributions)
+    return _reduce(total, node) if isinstance(node, Sum | Max | Load) else total
 
 
 def _reaching(order: list[Node], names: set[str]) -> set[Node]:
@@ -143,9 +146,7 @@ def _contributions(node: Node, g: Node, reaches: set[Node]) -> list[tuple[Node, 
         case Add():
             return [(t, g, NO_AXES) for t in node.terms if t in reaches]
         case Prod():
-            return [
-                (f, mul(g, *_others(node.factors, k)), NO_AXES) for k, f in enumerate(node.factors) if f in reaches
-            ]
+            return [(f, mul(g, *_others(node.factors, k)), NO_AXES) for k, f in enumerate(node.factors) if f in reaches]
         case Sum():
             arriving = substitute(g, dict(node.scatter)) if node.scatter else g
             brackets = [iverson(c) for c in node.domain]
@@ -204,6 +205,3 @@ def _dimension_axis(tensor: Tensor, k: int, axes: dict[str, AxisInfo], taken: fr
     name = f"{tensor.name}_{k}"
     axes.setdefault(name, AxisInfo(name, extent, "table"))
     return name
-
-
-

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from attnc.codegen.tile import Accumulate, AccumulateAt, Assign, Each, Scatter, Stmt
+from attnc.diagnostics.diagnostic import InternalError
 from attnc.ir.node import (
     NO_AXES,
     ZERO,
@@ -28,7 +29,6 @@ from attnc.ir.node import (
     Size,
     Sum,
     Var,
-    axis as axis_node,
     call,
     const,
     iverson,
@@ -41,11 +41,14 @@ from attnc.ir.node import (
     size,
     var,
 )
+from attnc.ir.node import (
+    axis as axis_node,
+)
 from attnc.ir.program import Note, Program
 from attnc.ir.walk import postorder
 
 
-@dataclass
+@dataclass(eq=False)
 class Block:
     """A list of statements under construction, the values named in it, and the axis it binds (None: prologue)."""
 
@@ -58,8 +61,9 @@ class Block:
 class Emitter:
     """Emission state of one kernel.
 
-    `lanes` are the axes tile values may spread over; `sums` are the sums of the pass; `names` are default names of values; `running` maps each reduction of the pass to the variable that holds
-    it at the current point and `held` are the variables that hold them between blocks; `uses` counts how often each node is read.
+    `lanes` are the axes tile values may spread over; `sums` are the sums of the pass; `names` are default names of
+    values; `running` maps each reduction of the pass to the variable that holds it at the current point and `held` are
+    the variables that hold them between blocks; `uses` counts how often each node is read.
     """
 
     program: Program
@@ -257,7 +261,12 @@ class Emitter:
     def _signed(self, node: Node) -> Node:
         """A term from further out; a leading minus stays here, where it costs nothing."""
         if isinstance(node, Prod) and node.factors[0] is const(-1.0) and node.kind == "f":
-            return raw_prod([node.factors[0], self.variable(raw_prod(node.factors[1:]) if len(node.factors) > 2 else node.factors[1])])
+            return raw_prod(
+                [
+                    node.factors[0],
+                    self.variable(raw_prod(node.factors[1:]) if len(node.factors) > 2 else node.factors[1]),
+                ]
+            )
         return self.value(node)
 
     def _load(self, node: Load, home: Block) -> Var:
@@ -284,6 +293,8 @@ class Emitter:
     def _contraction(self, node: Sum | Max, home: Block) -> Node:
         """A sum or maximum over one channel."""
         (axis,) = node.bound
+        if any(b.axis == axis for b in self.blocks):
+            raise InternalError(f"a sum over {axis} inside a loop over {axis}: {node}")
         if isinstance(node, Max):
             body = self.variable(node.body)
             return self.assign(node, max_over({axis}, body), "largest", home)
@@ -314,7 +325,8 @@ class Emitter:
         return values[0] if len(values) == 1 else raw_prod(values) if values else const(1.0)
 
     def operands(self, factors: Sequence[Node], axis: str) -> list[Var] | None:
-        """Factors multiplied into one or two variables with at most one lane besides `axis`; None if they do not part."""
+        """Factors multiplied into one or two variables with at most one lane besides `axis`; None if they do not
+        part."""
         groups: list[tuple[set[str], list[Node]]] = []
         for f in factors:
             lanes = set(self.spread(f)) - {axis}
@@ -395,12 +407,12 @@ class Emitter:
                 block.body.append(Assign(some, max_over({outer}, weights)))
                 block.values[key] = some
             seen = raw_call("lt", (ZERO, block.values[key]), "b")
-        key = raw_prod([operand, iverson(seen)])
-        if key not in block.values:
-            target = var(self.name(key, f"{operand.name}_seen", inside=True), operand.axes)
-            block.body.append(Assign(target, key))
-            block.values[key] = target
-        found = block.values[key]
+        rows = raw_prod([operand, iverson(seen)])
+        if rows not in block.values:
+            target = var(self.name(rows, f"{operand.name}_seen", inside=True), operand.axes)
+            block.body.append(Assign(target, rows))
+            block.values[rows] = target
+        found = block.values[rows]
         assert isinstance(found, Var)
         return found
 

@@ -1,8 +1,8 @@
 """Sums expanded where that lets them share an online pass.
 
-``sum(e * (s - m - log l))`` needs m and l before it can start; ``sum(e * s) - (m + log l) * sum(e)`` needs neither, so the
-entropy of a softmax is one more accumulator of its forward pass. Sums that keep a channel are left alone: every part would be
-one more matrix product, and a second pass costs less.
+``sum(e * (s - m - log l))`` needs m and l before it can start; ``sum(e * s) - (m + log l) * sum(e)`` needs neither, so
+the entropy of a softmax is one more accumulator of its forward pass. Sums that keep a channel are left alone: every
+part would be one more matrix product, and a second pass costs less.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from attnc.passes.planes import Planes
 
 
 def expand_online(roots: Iterable[Node], planes: Planes) -> list[Node]:
-    """Expand sums over a plane whose sum factors mention a reduction of the same direction, when every part then follows
-    it online."""
+    """Expand sums over a plane whose sum factors mention a reduction of the same direction, when every part then
+    follows it online."""
 
     def rule(node: Node) -> Node | None:
         if not isinstance(node, Sum) or not planes.is_plane(node) or node.scatter:

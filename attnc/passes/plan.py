@@ -30,9 +30,9 @@ class Pass:
     """One kernel: a loop over `inner` for every block of `outer`, or (inner None) a pass over vectors alone.
 
     `reductions` are the plane reductions it computes; `stores` lists buffer names with the axes of their dimensions and
-    the expression written. An expression that is one of `reductions`, or contains one, is stored after the loop; one with
-    both sequence axes inside it. `reads` names the buffers of earlier steps it loads. `groups` are batch axes the kernel loops
-    over itself, with their ranges: the query heads of a key head.
+    the expression written. An expression that is one of `reductions`, or contains one, is stored after the loop; one
+    with both sequence axes inside it. `reads` names the buffers of earlier steps it loads. `groups` are batch axes the
+    kernel loops over itself, with their ranges: the query heads of a key head.
     """
 
     name: str

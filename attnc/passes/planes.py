@@ -1,4 +1,5 @@
-"""Vocabulary shared by the scheduling passes: which axes are sequences, what a plane reduction is, what depends on what."""
+"""Vocabulary shared by the scheduling passes: which axes are sequences, what a plane reduction is, what depends on
+what."""
 
 from __future__ import annotations
 
@@ -75,9 +76,10 @@ class Planes:
     def rescale(self, node: Reduction, running: Reduction) -> Node | None:
         """How `node` follows a running reduction of the same pass.
 
-        If the factors of a sum that mention `running` multiply to ``exp2(A + c * t)`` with a row value t that mentions it,
-        the result is ``c * t``: when t moves to t', the partial sum is multiplied by ``exp2(c * t' - c * t)``. None if
-        there is no such form. Source: the online softmax of Milakov and Gimelshein (2018, arXiv:1805.02867), generalised.
+        If the factors of a sum that mention `running` multiply to ``exp2(A + c * t)`` with a row value t that mentions
+        it, the result is ``c * t``: when t moves to t', the partial sum is multiplied by ``exp2(c * t' - c * t)``. None
+        if there is no such form. Source: the online softmax of Milakov and Gimelshein (2018, arXiv:1805.02867),
+        generalised.
         """
         if not isinstance(node, Sum) or node.scatter or any(self.mentions(c, running) for c in node.domain):
             return None
@@ -96,7 +98,6 @@ class Planes:
                 moving.append(t)
         return add(*moving) if moving else None
 
-
     def _pointwise_to(self, node: Node, target: Reduction) -> bool:
         """Whether every path from `node` to `target` crosses pointwise functions only."""
         if node is target or not self.mentions(node, target):
@@ -104,4 +105,3 @@ class Planes:
         if isinstance(node, Sum | Max):
             return False
         return all(self._pointwise_to(c, target) for c in node.children)
-

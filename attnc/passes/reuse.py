@@ -1,7 +1,7 @@
 """What the forward keeps for the gradient, and the gradient rewritten in terms of it.
 
-Every plane reduction of the forward that occurs in the gradient, alone or as part of a larger sum of products, is replaced
-by an opaque saved tensor. Three rules decide in which form it is saved:
+Every plane reduction of the forward that occurs in the gradient, alone or as part of a larger sum of products, is
+replaced by an opaque saved tensor. Three rules decide in which form it is saved:
 
 * a denominator Z whose terms all carry exp2(-m) is saved with its shift m as one ``lse = m + log2 Z``, so that
   ``exp2(s - m) / Z`` becomes ``exp2(s - lse)``;
@@ -90,7 +90,7 @@ def reuse(
         state.saved[leaf] = Saved(f"@{k}", axes, node)
     memo: dict[Node, Node] = {}
     roots = _substitute(gradient, state, memo)
-    roots = _fold_quotients(roots, state, memo, dict((node, name) for name, node in forward))
+    roots = _fold_quotients(roots, state, memo, {node: name for name, node in forward})
     roots = _fold_shifts(roots, state, memo)
     return _finish(roots, state)
 
@@ -115,10 +115,8 @@ def _substitute(roots: Sequence[Node], state: _State, memo: dict[Node, Node]) ->
         memo[node] = new
 
     everything = postorder([*state.reductions, *roots])
-    for node in everything:
-        # A position is found by comparing a value with its maximum: both must come from one pass, neither be saved.
-        if position_of(node) is not None:
-            memo[node] = node
+    # A position is found by comparing a value with its maximum: both must come from one pass, neither be saved.
+    memo.update({node: node for node in everything if position_of(node) is not None})
     for node in everything:
         visit(node)
     return [memo[r] for r in roots]
@@ -150,7 +148,7 @@ def _quotients(roots: Iterable[Node]) -> dict[Node, list[Node]]:
     found: dict[Node, list[Node]] = {}
     for node in postorder(roots):
         if isinstance(node, Prod | Sum):
-            reciprocals = [f for f in node.factors if isinstance(f, Call) and f.fn == "reciprocal_or_zero"]
+            reciprocals: list[Node] = [f for f in node.factors if isinstance(f, Call) and f.fn == "reciprocal_or_zero"]
             for f in node.factors:
                 own = [r for r in reciprocals if r.axes < f.axes]
                 if isinstance(f, Sum) and own:
@@ -158,9 +156,7 @@ def _quotients(roots: Iterable[Node]) -> dict[Node, list[Node]]:
     return found
 
 
-def _fold_quotients(
-    roots: list[Node], state: _State, memo: dict[Node, Node], outputs: dict[Node, str]
-) -> list[Node]:
+def _fold_quotients(roots: list[Node], state: _State, memo: dict[Node, Node], outputs: dict[Node, str]) -> list[Node]:
     """Save S / Z instead of S: in products both go; elsewhere S is (S / Z) * Z."""
     for total, reciprocals in _quotients(state.forward).items():
         leaf = state.opaque.get(total)
@@ -224,7 +220,7 @@ def _shift_of(z: Node) -> Node | None:
 
 
 def _shifts(exponent: Node) -> set[Node]:
-    found = set()
+    found: set[Node] = set()
     for t in terms_of(exponent):
         k, rest = coefficient(t)
         if k == -1 and len(rest) == 1 and isinstance(rest[0], Call) and rest[0].fn == "finite_or_zero":

@@ -1,8 +1,8 @@
 """Passes scheduled from levels: which plane reductions share a loop, in which order, and what is stored between them.
 
-A plane reduction must wait for those it mentions, unless it can follow them online (`Planes.rescale`). Reductions of one
-level over the same plane in the same direction are one pass. Outputs are written by the pass that completes them; sums over
-batch or rows of what passes stored are left to tensor operations (`Finish`).
+A plane reduction must wait for those it mentions, unless it can follow them online (`Planes.rescale`). Reductions of
+one level over the same plane in the same direction are one pass. Outputs are written by the pass that completes them;
+sums over batch or rows of what passes stored are left to tensor operations (`Finish`).
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
+from attnc.diagnostics.diagnostic import Diagnostic, SpecError
+from attnc.diagnostics.source import Span
 from attnc.ir.node import NO_AXES, Axes, Load, Max, Node, Sum, axis, free_axes, load, position_of
 from attnc.ir.program import Program
 from attnc.ir.walk import postorder, rebuild
@@ -59,12 +61,18 @@ class Draft:
         return [*(c for r in self.reductions for c in r.children), *(n for _, _, n in self.stores)]
 
 
-class UnsupportedPlane(Exception):
-    """A reduction ranges over more than two sequence axes at once."""
-
-    def __init__(self, node: Node) -> None:
-        super().__init__(f"a reduction ranges over more than two sequence axes: {node}")
-        self.node = node
+def _too_wide(program: Program, node: Reduction, planes: Planes) -> SpecError:
+    """Three sequence axes meet: a volume, where kernels loop over planes."""
+    axes = " and ".join(f"`{a}`" for a in ordered(planes.span(node)))
+    message = f"positions along {axes} meet in one reduction, and kernels loop over two at a time"
+    remedy = "reduce over one of them first, in a `let` of its own, so that the rest is a product of what is left"
+    notes = [program.notes[n] for n in reversed(postorder([node])) if n in program.notes]
+    line = next((n.line for n in notes if n.line is not None), None)
+    if program.source is None or line is None:
+        return SpecError([Diagnostic("E128", message, remedy=remedy)])
+    start = program.source.offset(line)
+    span = Span(start, start + len(program.source.line(line)))
+    return SpecError([Diagnostic("E128", message, program.source, span, remedy)])
 
 
 def preferred_inner(pair: Axes) -> str:
@@ -78,7 +86,7 @@ def schedule(program: Program) -> Plan:
     """Schedule a program whose expressions are final (after base 2, reuse and expansion).
 
     Raises:
-        UnsupportedPlane: if three sequence axes meet in one reduction.
+        SpecError: E128, if three sequence axes meet in one reduction.
     """
     return _Scheduler(program).plan()
 
@@ -115,7 +123,7 @@ class _Scheduler:
         units = planes.plane_reductions(self.program.roots())
         for unit in units:
             if len(planes.span(unit)) > 2:
-                raise UnsupportedPlane(unit)
+                raise _too_wide(self.program, unit, planes)
             self.levels[unit] = self.level(unit)
         self._delay(units)
         grouped: dict[Key, list[Reduction]] = {}
@@ -165,7 +173,7 @@ class _Scheduler:
                     break
 
     def _all_move(self, members: list[Reduction], target: int, consumers: dict[Node, list[Reduction]]) -> bool:
-        before = {u: self.levels[u] for u in members}
+        before: dict[Node, int] = {u: self.levels[u] for u in members}
         for unit in reversed(members):
             latest = min(
                 (self.levels[c] - (0 if self._online(c, unit) else 1) for c in consumers.get(unit, ())), default=target
@@ -253,7 +261,8 @@ class _Scheduler:
                 if planes.is_plane(n):
                     continue
                 vector = len(planes.sequences(n.axes)) < 2
-                if vector and (planes.batches(n.bound) or planes.sequences(n.bound) or getattr(n, "scatter", ())):
+                scatters = isinstance(n, Sum) and bool(n.scatter)
+                if vector and (planes.batches(n.bound) or planes.sequences(n.bound) or scatters):
                     found.append(n)
                     continue
             stack.extend(n.children)
@@ -380,7 +389,9 @@ class _Scheduler:
             reductions.append(new)
         stores = []
         for name, axes, node in draft.stores:
-            (value,) = replace_nodes([node], {n: x for n, x in inside.items() if n is not node or n in own}, canonical=False)
+            (value,) = replace_nodes(
+                [node], {n: x for n, x in inside.items() if n is not node or n in own}, canonical=False
+            )
             stores.append((name, axes, value))
         grid = ordered(draft.batch)
         reads = sorted(
@@ -432,4 +443,3 @@ class _Scheduler:
         if isinstance(node, Max):
             return "row_max" if "i" in node.axes else "column_max"
         return default
-

@@ -1,7 +1,7 @@
 """From a pass to a tile program: prologue, loops over the inner axis, epilogue.
 
-One function serves every direction: a column pass is a row pass with the axes exchanged. The inner loop is split where the
-mask allows: blocks known to be full run without guards.
+One function serves every direction: a column pass is a row pass with the axes exchanged. The inner loop is split where
+the mask allows: blocks known to be full run without guards.
 """
 
 from __future__ import annotations
@@ -10,7 +10,20 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
-from attnc.codegen.tile import Accumulate, Argument, Assign, Each, Kernel, Lane, Loop, Scatter, Stmt, Store, statements, verify
+from attnc.codegen.tile import (
+    Accumulate,
+    Argument,
+    Assign,
+    Each,
+    Kernel,
+    Lane,
+    Loop,
+    Scatter,
+    Stmt,
+    Store,
+    statements,
+    verify,
+)
 from attnc.ir.node import (
     Add,
     Axes,

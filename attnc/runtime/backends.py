@@ -127,6 +127,9 @@ class TritonBackend:
         """One module with all the kernels."""
         from attnc.runtime.triton_backend import build
 
+        if any(k.real == "f64" for k in kernels):
+            message = "the backend triton computes in float32, and the tensors are float64"
+            raise CallError(Diagnostic("E203", message, remedy="use float32, or backend='auto' on the CPU"))
         return build(kernels)
 
 

@@ -90,8 +90,8 @@ def aot(
         kernel: the kernel `source` was printed from.
         target: ``sm_80``, ``sm_90``, ``sm_100``, ``gfx942``, ...
         sizes: the channel extents (D, E, ...); other sizes stay runtime arguments.
-        configuration: blocks, warps and stages; by default the first candidate that fits the device without spilling, or the
-            one that spills least.
+        configuration: blocks, warps and stages; by default the first candidate that fits the device without spilling,
+            or one that hardly spills.
         directory: where the module is written.
 
     Raises:

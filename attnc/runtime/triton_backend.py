@@ -1,7 +1,7 @@
 """Loading and launching printed Triton kernels. Triton is imported on first use.
 
-On a GPU kernels are compiled; CPU tensors go through Triton's interpreter. Which of the two a process does is fixed when it
-imports Triton, so a process that compiles interprets in a second one (`attnc.runtime.triton_interpreter`).
+On a GPU kernels are compiled; CPU tensors go through Triton's interpreter. Which of the two a process does is fixed
+when it imports Triton, so a process that compiles interprets in a second one (`attnc.runtime.triton_interpreter`).
 """
 
 from __future__ import annotations
@@ -15,13 +15,19 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from attnc.codegen.tile import Kernel
-from attnc.codegen.triton.configuration import LONGEST_BLOCK, Configuration, candidates, default_configuration, preferred
+from attnc.codegen.triton.configuration import (
+    LONGEST_BLOCK,
+    Configuration,
+    candidates,
+    default_configuration,
+    preferred,
+)
 from attnc.codegen.triton.names import identifier
 from attnc.codegen.triton.parameters import Parameter, evaluate, padded, parameters, programs, values
 from attnc.codegen.triton.printer import print_module
@@ -159,8 +165,8 @@ def launch(
     Args:
         kernel: the kernel `module` was printed from.
         module: from `load`.
-        tensors: one per `Kernel.arguments`, any strides; a dimension of length 1 broadcasts. ``out`` tensors are written,
-            ``add`` tensors must hold zeros.
+        tensors: one per `Kernel.arguments`, any strides; a dimension of length 1 broadcasts. ``out`` tensors are
+            written, ``add`` tensors must hold zeros.
         sizes: every symbol in `Kernel.sizes` and in channel extents.
         configuration: blocks, warps and stages; a static rule picks them by default.
 
@@ -189,6 +195,16 @@ def _target(device: torch.device) -> str:
     return f"sm_{properties.major}{properties.minor}"
 
 
+Variant = Literal["plain", "wide", "widened"]
+"""Ways a kernel is printed: as shown to people; with offsets of 64 bits, for tensors that span more than 32 reach; with
+products in f32, because the interpreter multiplies the bit patterns of bf16."""
+
+
+def _span(tensor: Tensor) -> int:
+    """Elements between the first and the last one of a tensor."""
+    return sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True) if n)
+
+
 class TritonKernel:
     """One kernel, ready to launch."""
 
@@ -199,7 +215,7 @@ class TritonKernel:
         self.directory = directory
         self._call = Call(kernel)
         self._chosen: dict[tuple[Any, ...], Configuration] = {}
-        self._function: Any = None
+        self._functions: dict[Variant, Any] = {}
 
     def __call__(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> None:
         """Run on one tensor per argument, in order; else as `launch`."""
@@ -207,18 +223,22 @@ class TritonKernel:
         device = tensors[0].device
         if device.type == "cuda":
             with _current(device):
-                self._call(self._loaded(self.source), named, sizes, self._configuration(device, named, sizes))
+                variant: Variant = "wide" if any(_span(t) > 2**31 for t in tensors) else "plain"
+                called = self._function(variant)
+                self._call(called, named, sizes, self._configuration(device, called, named, sizes))
         elif interpreting():
-            # Printed again in f32: the interpreter multiplies the bit patterns of bf16.
-            called = self._loaded(print_module([self.kernel], widen=True))
-            self._call(called, named, sizes, default_configuration(self.kernel, sizes, "interpreter"))
+            configuration = default_configuration(self.kernel, sizes, "interpreter")
+            self._call(self._function("widened"), named, sizes, configuration)
         else:
             self._elsewhere(named, sizes)
 
-    def _loaded(self, source: str) -> Any:
-        if self._function is None:
-            self._function = function(self.kernel, load(source, self.directory))
-        return self._function
+    def _function(self, variant: Variant) -> Any:
+        if variant not in self._functions:
+            wide, widen = variant == "wide", variant == "widened"
+            printed = variant != "plain"
+            source = print_module([self.kernel], wide=wide, widen=widen) if printed else self.source
+            self._functions[variant] = function(self.kernel, load(source, self.directory))
+        return self._functions[variant]
 
     def _elsewhere(self, named: Mapping[str, Tensor], sizes: Mapping[str, int]) -> None:
         """Run in the interpreter of a second process."""
@@ -228,15 +248,15 @@ class TritonKernel:
             named[name].copy_(value)
 
     def _configuration(
-        self, device: torch.device, named: Mapping[str, Tensor], sizes: Mapping[str, int]
+        self, device: torch.device, called: Any, named: Mapping[str, Tensor], sizes: Mapping[str, int]
     ) -> Configuration:
-        """The first candidate that compiles without spilling registers, else the one that spills least."""
+        """The first candidate that compiles without spilling registers, else one that hardly spills; see `preferred`."""
         key = (device, *(sizes[p.of] for p in self._call.parameters if p.role == "extent"), *self._lengths(sizes))
         if key not in self._chosen:
             choices = candidates(self.kernel, sizes, _target(device))
             spills: list[int] = []
             for choice in choices:
-                spills.append(self._spilled(choice, named, sizes))
+                spills.append(self._spilled(choice, called, named, sizes))
                 if spills[-1] == 0:
                     break
             self._chosen[key] = choices[len(spills) - 1 if spills[-1] == 0 else preferred(spills)]
@@ -247,14 +267,16 @@ class TritonKernel:
         blocked = [x.extent for x in self.kernel.lanes if x.role != "channel"]
         return [min(padded(evaluate(x, sizes), 16), LONGEST_BLOCK) for x in blocked]
 
-    def _spilled(self, choice: Configuration, named: Mapping[str, Tensor], sizes: Mapping[str, int]) -> int:
+    def _spilled(
+        self, choice: Configuration, called: Any, named: Mapping[str, Tensor], sizes: Mapping[str, int]
+    ) -> int:
         """Bytes that spill with a configuration; very many if it does not fit the device at all."""
         from triton.runtime.errors import OutOfResources
 
         passed = self._call.arguments(named, sizes, choice)
         options = {"num_warps": choice.num_warps, "num_stages": choice.num_stages}
         try:
-            compiled = self._loaded(self.source).warmup(**passed, **options, grid=(1,))
+            compiled = called.warmup(**passed, **options, grid=(1,))
             compiled._init_handles()
         except OutOfResources:
             return 1 << 30

@@ -44,7 +44,9 @@ class Interpreter:
         """
         source = source or print_kernel(kernel, widen=True)
         given = {name: tensor.detach() for name, tensor in tensors.items()}
-        found: dict[str, Tensor] = self._worker.ask((kernel, source, given, dict(sizes), configuration, self._directory))
+        found: dict[str, Tensor] = self._worker.ask(
+            (kernel, source, given, dict(sizes), configuration, self._directory)
+        )
         return found
 
     def close(self) -> None:

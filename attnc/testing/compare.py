@@ -188,8 +188,8 @@ def dense_errors(plain: Results, exact: Results, got: Results) -> Errors:
 def judge(got: Results, exact: Results, errors: Errors, seeds: Tensors | None = None) -> list[Agreement]:
     """Compare results name by name, given the errors of the dense formula and the incoming gradients.
 
-    What is 0 because its terms cancel is held to the scale of its terms: an observation to that of the output, gradients of
-    q, k and v to the largest of the three and of the output times its incoming gradient.
+    What is 0 because its terms cancel is held to the scale of its terms: an observation to that of the output,
+    gradients of q, k and v to the largest of the three and of the output times its incoming gradient.
     """
     main = next(iter(got.outputs))
     floor = _largest(exact.outputs[main])

@@ -2,49 +2,69 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from attnc.codegen.cpu.bounds import within
-from attnc.codegen.cpu.layout import Layout, reads
+from attnc.codegen.cpu.layout import Layout, Mentions, reads, written
 from attnc.codegen.cpu.matrix import matrix_product
 from attnc.codegen.cpu.transfer import Subscript, affine
-from attnc.codegen.tile import Assign, Each, Loop, Stmt, statements
+from attnc.codegen.tile import Assign, Each, Loop, Stmt
 from attnc.ir.node import Load
 
 
 def find_aliases(layout: Layout) -> None:
-    """Give `layout.aliases` the step in memory of every axis of each variable that can be a pointer into its tensor.
+    """Fill `layout.aliases_of`.
 
-    Such a variable is only ever the broadcast operand of products, has the dtype of reals, and lies inside its tensor
-    for every lane inside the extents.
+    In a list of statements, a variable needs no copy that is only ever the broadcast operand of products, has the dtype
+    of reals, lies inside its tensor for every lane inside the extents, and is set anew wherever it is read.
     """
-    uses = _products(layout, layout.kernel.body, frozenset())
-    for name, tile in layout.tiles.items():
-        loads = [s for s in statements(layout.kernel.body) if isinstance(s, Assign) and s.target.name == name]
-        if not tile.lanes or uses.get(name) is not True or len({s.value for s in loads}) != 1:
-            continue
-        value = loads[0].value
-        if not isinstance(value, Load) or layout.kernel.argument(value.tensor).dtype != layout.kernel.real:
-            continue
-        subscripts = affine(layout, value.index, frozenset())
-        if subscripts is not None and _inside(layout, value.tensor, subscripts):
-            steps = {s.axis: layout.stride(value.tensor, k) for k, s in enumerate(subscripts) if s.axis is not None}
-            if set(steps) == set(tile.lanes):
-                layout.aliases[name] = steps
+    carried = Mentions(layout.kernel).carried
+    for body in _lists(layout.kernel.body):
+        found: dict[str, dict[str, str]] = {}
+        for s in body:
+            if isinstance(s, Assign) and isinstance(s.value, Load) and s.target.name not in carried:
+                steps = _steps(layout, s.value)
+                if steps and set(steps) == set(layout.tiles[s.target.name].lanes) and _only_broadcast(layout, body, s):
+                    found[s.target.name] = steps
+        layout.aliases_of[id(body)] = found
 
 
-def _products(layout: Layout, body: tuple[Stmt, ...], scalars: frozenset[str]) -> dict[str, bool]:
-    """For every variable read, whether all reads are as the broadcast operand of a product."""
-    out: dict[str, bool] = {}
+def always_aliased(layout: Layout) -> set[str]:
+    """Variables that need no array at all."""
+    copied = set()
+    for body in _lists(layout.kernel.body):
+        copied |= {s.target.name for s in body if isinstance(s, Assign)} - set(layout.aliases_of[id(body)])
+    return {name for names in layout.aliases_of.values() for name in names} - copied
+
+
+def _lists(body: tuple[Stmt, ...]) -> Iterator[tuple[Stmt, ...]]:
+    yield body
     for s in body:
         if isinstance(s, Loop | Each):
-            inner = scalars | {s.axis} if isinstance(s, Each) else scalars
-            found = _products(layout, s.body, inner)
-            for name, good in found.items():
-                out[name] = out.get(name, True) and good
-        plan = matrix_product(layout, s, scalars)
-        for name in reads(s):
-            good = plan is not None and plan.broadcast.name == name and plan.vectors.name != name
-            out[name] = out.get(name, True) and good
-    return out
+            yield from _lists(s.body)
+
+
+def _only_broadcast(layout: Layout, body: tuple[Stmt, ...], loaded: Assign) -> bool:
+    """Whether products read the variable element by element, nothing else reads it, and only `loaded` sets it."""
+    name = loaded.target.name
+    for s in body:
+        if s is not loaded and written(s) == name:
+            return False
+        if name in reads(s):
+            plan = matrix_product(layout, s, frozenset())
+            if plan is None or plan.broadcast.name != name or plan.vectors.name == name:
+                return False
+    return True
+
+
+def _steps(layout: Layout, value: Load) -> dict[str, str] | None:
+    """The stride of each lane axis, if the load is of plain subscripts inside the tensor and converts nothing."""
+    if layout.kernel.argument(value.tensor).dtype != layout.kernel.real:
+        return None
+    subscripts = affine(layout, value.index, frozenset())
+    if subscripts is None or not _inside(layout, value.tensor, subscripts):
+        return None
+    return {s.axis: layout.stride(value.tensor, k) for k, s in enumerate(subscripts) if s.axis is not None}
 
 
 def _inside(layout: Layout, tensor: str, subscripts: list[Subscript]) -> bool:

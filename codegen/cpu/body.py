@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from attnc.codegen.cpu.across import across, print_across
 from attnc.codegen.cpu.emitter import Emitter
 from attnc.codegen.cpu.expression import SUM, Expressions, Value
 from attnc.codegen.cpu.layout import Layout, Mentions, reads, written
@@ -12,7 +13,7 @@ from attnc.codegen.cpu.nest import Nest
 from attnc.codegen.cpu.segments import NestStmt, shape
 from attnc.codegen.cpu.transfer import Transfer, affine
 from attnc.codegen.tile import Accumulate, Assign, Each, Loop, Scatter, Stmt, Store
-from attnc.ir.node import NO_AXES, Const, Load, Var, var
+from attnc.ir.node import NO_AXES, Call, Const, Load, Node, Var, const, var
 
 
 class Body:
@@ -42,6 +43,8 @@ class Body:
     def print(self, body: tuple[Stmt, ...]) -> None:
         """Statements in order; one that does not depend on the nest being collected is printed ahead of it."""
         before, self.current = self.current, body
+        aliases = self.layout.aliases
+        self.layout.aliases = aliases | self.layout.aliases_of.get(id(body), {})
         group: list[NestStmt] = []
         waiting = list(self._simple(body))
         while waiting:
@@ -60,7 +63,7 @@ class Body:
             else:
                 self._start(group, s)
         self._flush(group)
-        self.current = before
+        self.current, self.layout.aliases = before, aliases
 
     def _start(self, group: list[NestStmt], s: Stmt) -> None:
         """Begin a group with `s`, or print it if it is no nest."""
@@ -127,7 +130,10 @@ class Body:
             case Scatter():
                 return True
             case _:
-                return matrix_product(self.layout, s, self.scalars) is None
+                return (
+                    matrix_product(self.layout, s, self.scalars) is None
+                    and across(self.layout, s, self.scalars) is None
+                )
 
     def _joins(self, group: list[NestStmt], s: Stmt) -> bool:
         if not group or isinstance(s, Loop | Each) or not self._nests(s):
@@ -162,6 +168,9 @@ class Body:
                 assert subscripts is not None and isinstance(s.value, Var)
                 self._transfer().write(self.layout.tiles[s.value.name], s.tensor, subscripts)
             case Assign() | Accumulate():
+                if (rows := across(self.layout, s, self.scalars)) is not None:
+                    print_across(self.layout, self.needs, self.out, s, rows)
+                    return
                 plan = matrix_product(self.layout, s, self.scalars)
                 assert plan is not None
                 MatrixProduct(self.layout, self.needs, self.positions, self.out).print(s, plan)
@@ -184,7 +193,7 @@ class Body:
         code = end.code if s.stop is self.layout.roles[axis].extent else f"least({end.code}, {limit.code})"
         self.out.line(f"const int64_t {stop} = {code};")
         start = self.expressions.show(s.start)
-        if not isinstance(s.start, Const):
+        if not isinstance(s.start, Const) and not _clamped(s.start):
             start = Value(f"most(0, {start.code})", "i", False)
         head = f"for (int64_t {first} = {start.code}; {first} < {stop}; {first} += {block})"
         with self.layout.names.scope(), self.out.block(head):
@@ -203,6 +212,11 @@ class Body:
             self.positions[s.axis] = name
             self.print(s.body)
         self.scalars, self.positions = before, shown
+
+
+def _clamped(start: Node) -> bool:
+    """Whether a loop start is written as ``maximum(0, ...)``."""
+    return isinstance(start, Call) and start.fn == "maximum" and const(0) in start.args
 
 
 def _depends(s: Stmt, earlier: Stmt) -> bool:

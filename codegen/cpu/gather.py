@@ -37,9 +37,9 @@ def gather(nest: Nest, node: Load) -> Value:
     if element == "w":
         nest.needs.add("wide")
     out.line(f"{C_VECTOR[element]} {name} = {{}};")
-    with out.block("for (int l = 0; l < W; ++l)"):
+    with out.block("for (int lane = 0; lane < W; ++lane)"):
         guard = f"if ({' && '.join(conditions)}) " if conditions else ""
-        out.line(f"{guard}{name}[l] = {fetch};")
+        out.line(f"{guard}{name}[lane] = {fetch};")
     return Value(name, element, True)
 
 
@@ -56,7 +56,7 @@ def scatter(nest: Nest, s: Scatter | Store) -> None:
         if where.lanes:
             name = layout.names.fresh("where")
             out.line(f"const ivec {name} = {where.code};")
-            conditions.insert(0, f"{name}[l]")
+            conditions.insert(0, f"{name}[lane]")
         else:
             conditions.insert(0, where.at(UNARY))
     guard = f"if ({' && '.join(conditions)}) " if conditions else ""
@@ -71,9 +71,9 @@ def scatter(nest: Nest, s: Scatter | Store) -> None:
     if value.lanes:
         amount = layout.names.fresh("value")
         out.line(f"const vec {amount} = {value.code};")
-        amount += "[l]"
-    lane = layout.axis(nest.vector)
-    with out.block(f"for (int64_t l = 0; l < least(W, {layout.count(nest.vector)} - {lane}); ++l)"):
+        amount += "[lane]"
+    start = layout.axis(nest.vector)
+    with out.block(f"for (int64_t lane = 0; lane < least(W, {layout.count(nest.vector)} - {start}); ++lane)"):
         if guard:
             out.line(f"if (!({' && '.join(conditions)})) continue;")
         out.line(f"auto *{target} = {address};")
@@ -94,7 +94,7 @@ def _address(nest: Nest, tensor: str, index: tuple[Node, ...]) -> tuple[str, lis
             lanes = True
             name = layout.names.fresh("at")
             nest.out.line(f"const {value.type} {name} = {value.code};")
-            position = f"int64_t({name}[l])"
+            position = f"int64_t({name}[lane])"
         parts.append(f"{position} * {layout.stride(tensor, k)}")
         if not _surely_inside(nest, entry, extent):
             limit = nest.expressions.show(extent).at(UNARY)

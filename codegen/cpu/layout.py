@@ -56,6 +56,9 @@ class Layout:
         self.roles: dict[str, Lane] = {lane.axis: lane for lane in kernel.lanes}
         self.tiles: dict[str, Tile] = {}
         self.aliases: dict[str, dict[str, str]] = {}
+        """Where the printer is: variables that are pointers into tensors, with their step in memory along each axis."""
+        self.aliases_of: dict[int, dict[str, dict[str, str]]] = {}
+        """The same for each statement list, by identity."""
         self._ranges: dict[str, int] = {}
         self.writes: dict[str, int] = {}
         self._reserve()
@@ -245,6 +248,11 @@ class Mentions:
                 known.add(s.target.name)
             if isinstance(s, Loop | Each):
                 self._visit(s.body)
+
+    @property
+    def carried(self) -> frozenset[str]:
+        """Variables whose value passes between statement lists or iterations."""
+        return frozenset(self._carried)
 
     def outside(self, body: tuple[Stmt, ...], group: Sequence[Stmt]) -> set[str]:
         """The variables of a group that are mentioned beyond it, where that matters."""

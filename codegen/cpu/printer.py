@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from attnc.codegen.cpu.alias import find_aliases
+from attnc.codegen.cpu.alias import always_aliased, find_aliases
 from attnc.codegen.cpu.body import Body
 from attnc.codegen.cpu.distinct import with_distinct_names
 from attnc.codegen.cpu.emitter import Emitter
@@ -61,6 +61,7 @@ class KernelPrinter:
         self.needs = needs
         self.layout = Layout(kernel, block_lengths(kernel))
         find_aliases(self.layout)
+        self.aliased = always_aliased(self.layout)
         self.block_name = f"{kernel.name}_block"
         self.room_name = f"{kernel.name}_room"
 
@@ -112,7 +113,7 @@ class KernelPrinter:
     def _room(self, out: Emitter) -> None:
         """The arrays of one thread; the same list measures them and hands them out."""
         name = f"{self.kernel.name}_tiles"
-        arrays = [t for t in self.layout.tiles.values() if t.lanes and t.name not in self.layout.aliases]
+        arrays = [t for t in self.layout.tiles.values() if t.lanes and t.name not in self.aliased]
         with out.block(f"struct {name}"):
             for t in arrays:
                 out.line(f"{C_ELEMENT[t.element]} *{t.array};")
@@ -152,7 +153,7 @@ class KernelPrinter:
                     out.line(f"[[maybe_unused]] const int64_t {parts};")
                 at += len(a.dims)
             for t in layout.tiles.values():
-                if t.name in layout.aliases:
+                if t.name in self.aliased:
                     continue
                 if t.lanes:
                     out.line(f"{C_ELEMENT[t.element]} *const {t.array} = tiles.{t.array};")

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from attnc.codegen.tile import Kernel
 from attnc.codegen.triton.bounds import below, never_negative
-from attnc.codegen.triton.expression import Expressions
-from attnc.codegen.triton.names import Names
-from attnc.codegen.triton.parameters import Parameter
+from attnc.codegen.triton.environment import Environment
 from attnc.codegen.triton.text import ATOM, SUM, TERM, Text
 from attnc.ir.node import Axis, Const, Node, Var, axis, is_const
 from attnc.ir.walk import postorder
@@ -34,20 +30,21 @@ class Scope:
     bases: dict[tuple[str, tuple[Node | None, ...]], tuple[str, str]] = field(default_factory=dict)
 
 
-@dataclass
 class Addresses:
     """Prints element addresses. The part that only depends on the grid point is computed once, at the top of the kernel;
     what an `Each` over a batch axis fixes is computed once per turn of it.
+
+    Attributes:
+        scopes: the grid point, then enclosing loops over single positions of batch axes.
+        wide: whether offsets of lanes are 64 bits wide; scalar offsets always are.
     """
 
-    kernel: Kernel
-    names: Names
-    expressions: Expressions
-    strides: dict[tuple[str, int], Parameter]
-    within: Callable[[str], bool]
-    """Whether all lanes of an axis are known to lie inside its extent here."""
-    scopes: list[Scope] = field(default_factory=list)
-    """The grid point, then enclosing loops over single positions of batch axes."""
+    def __init__(self, env: Environment, scopes: list[Scope], wide: bool) -> None:
+        self.env = env
+        self.kernel = env.kernel
+        self.expressions = env.expressions
+        self.scopes = scopes
+        self.wide = wide
 
     def address(self, tensor: str, index: tuple[Node, ...]) -> Text:
         """The address of ``tensor[index]``; offsets that no lane shares are 64 bits wide."""
@@ -60,7 +57,9 @@ class Addresses:
     def _offset(self, tensor: str, dim: int, node: Node, axes: tuple[str, ...] = ()) -> Text:
         text = self.expressions.text(node)
         text = self.expressions.layout.spread(text, axes) if text.axes else self._wide(text, node)
-        return self.expressions.layout.infix("*", [text, Text(self.strides[tensor, dim].name)], TERM)
+        if text.axes and self.wide:
+            text = Text(f"{text.within(ATOM)}.to({OFFSET})", text.axes)
+        return self.expressions.layout.infix("*", [text, Text(self.env.stride(tensor, dim))], TERM)
 
     def _wide(self, text: Text, node: Node) -> Text:
         if isinstance(node, Const) or node.axes & set(self.expressions.layout.order):
@@ -70,23 +69,23 @@ class Addresses:
 
     def _fixed(self, node: Node) -> bool:
         """Whether `node` depends on scalar axes alone."""
-        return self._settled(self.expressions.leaves.defined(node), self.scopes[-1].axes)
+        return self._settled(self.env.defined(node), self.scopes[-1].axes)
 
     def _settled(self, node: Node, axes: frozenset[str]) -> bool:
         return node.axes <= axes and not any(isinstance(n, Var) for n in postorder([node]))
 
     def _base(self, tensor: str, fixed: tuple[Node | None, ...]) -> str:
-        pointer = self.names.get("pointer", tensor)
+        pointer = self.env.pointer(tensor)
         moving = [(k, n) for k, n in enumerate(fixed) if n is not None and not is_const(n, 0)]
         if not moving:
             return pointer
         key = (tensor, fixed)
-        defined = [self.expressions.leaves.defined(n) for _, n in moving]
+        defined = [self.env.defined(n) for _, n in moving]
         known = next((x for x in self.scopes if key in x.bases), None)
         scope = known or self._scope(defined)
         if known is None:
             parts = [Text(pointer), *(self._offset(tensor, k, n) for k, n in moving)]
-            name = self.names.get("base", f"{tensor} {fixed}", f"{tensor}_base")
+            name = self.env.names.get("base", f"{tensor} {fixed}", f"{tensor}_base")
             scope.bases[key] = (name, self.expressions.layout.infix("+", parts, SUM).code)
         return scope.bases[key][0]
 
@@ -102,9 +101,9 @@ class Addresses:
         return list(dict.fromkeys(found))
 
     def _bounded(self, node: Node, dim: Node) -> list[Bound]:
-        if isinstance(node, Axis) and self.within(node.name) and self._extent(node.name) in (dim, None):
+        if isinstance(node, Axis) and self.env.within(node.name) and self._extent(node.name) in (dim, None):
             return []
-        text, known = self.expressions.text(node), self.expressions.leaves.defined(node)
+        text, known = self.expressions.text(node), self.env.defined(node)
         conditions = [] if never_negative(known) else [Bound(text, ">=", Text("0"))]
         return conditions if below(known, dim) else [*conditions, Bound(text, "<", self.expressions.text(dim))]
 
@@ -117,7 +116,7 @@ class Addresses:
 
     def lanes_inside(self, axes: tuple[str, ...]) -> list[Bound]:
         """Conditions that the lanes of `axes` lie inside their extents."""
-        extents = {a: self.expressions.text(self.kernel.lane(a).extent) for a in axes if not self.within(a)}
+        extents = {a: self.expressions.text(self.kernel.lane(a).extent) for a in axes if not self.env.within(a)}
         return [Bound(self.expressions.text(axis(a)), "<", extent) for a, extent in extents.items()]
 
     def conjunction(self, bounds: list[Bound], axes: tuple[str, ...]) -> Text | None:

@@ -1,9 +1,8 @@
 """Block lengths, warps and pipeline stages of a kernel.
 
-A static rule, fitted to registers and spills that ptxas and the AMD compiler report for forward, row and column kernels at
-channel widths 64, 128 and 256 on each target. It bounds the accumulator and tile elements a thread holds, and takes the first
-rung of a ladder, largest tiles first, within the bound. Kernels vary, so `candidates` names further rungs; compile them in
-order and keep the first that does not spill.
+A static rule, fitted to the registers and spills that the NVIDIA and AMD assemblers report for forward, row and column
+kernels with 64, 128 and 256 channels. It bounds what a thread holds and takes the first rung of a ladder, largest tiles
+first, within the bound. Kernels vary, so `candidates` names further rungs: compile in order, keep the first that fits.
 """
 
 from __future__ import annotations
@@ -27,28 +26,41 @@ class Configuration:
 
 @dataclass(frozen=True, slots=True)
 class _Budget:
-    """What one thread of a target may hold: elements altogether, and of one tile; bytes of shared memory per program."""
+    """What a target offers.
+
+    Attributes:
+        elements: of accumulators and tiles per thread; `wide` applies above 128 channels.
+        tile: elements of one tile per thread.
+        shared: bytes of shared memory per program.
+        stages: of the load pipeline, where shared memory suffices.
+    """
 
     elements: int
+    wide: int
     tile: int
     shared: int
+    stages: int = 3
 
 
-LADDER = ((128, 128, 8), (128, 64, 8), (64, 64, 4), (128, 32, 8), (64, 32, 8), (64, 32, 4), (128, 16, 8), (64, 16, 4),
-          (32, 64, 4), (32, 32, 4), (32, 16, 4), (16, 64, 4), (16, 32, 4), (16, 16, 4))  # fmt: skip
+LADDER = (
+    (128, 128, 8), (128, 64, 8), (64, 64, 4), (128, 32, 8), (64, 32, 8), (64, 32, 4), (128, 16, 8), (64, 16, 4),
+    (32, 64, 4), (32, 32, 4), (32, 32, 8), (32, 16, 8), (32, 16, 4), (16, 64, 4), (16, 32, 4), (16, 16, 4),
+)  # fmt: skip
 """Lanes of the outer and the inner axis, and warps."""
 LONGEST_BLOCK = max(max(outer, inner) for outer, inner, _ in LADDER)
 BUDGETS = {
-    "sm_80": _Budget(96, 32, 163 * 1024),
-    "sm_86": _Budget(96, 32, 99 * 1024),
-    "sm_89": _Budget(96, 32, 99 * 1024),
-    "sm_90": _Budget(130, 64, 227 * 1024),
-    "sm_100": _Budget(100, 64, 227 * 1024),
-    "sm_120": _Budget(96, 32, 99 * 1024),
-    "gfx942": _Budget(64, 32, 64 * 1024),
-    "gfx950": _Budget(64, 32, 160 * 1024),
+    "sm_80": _Budget(96, 73, 32, 163 * 1024),
+    "sm_86": _Budget(96, 73, 32, 99 * 1024),
+    "sm_89": _Budget(96, 73, 32, 99 * 1024),
+    "sm_90": _Budget(130, 75, 64, 227 * 1024),
+    "sm_100": _Budget(100, 58, 64, 227 * 1024),
+    "sm_120": _Budget(96, 73, 32, 99 * 1024),
+    "gfx942": _Budget(64, 40, 32, 64 * 1024, 2),
+    "gfx950": _Budget(64, 40, 32, 160 * 1024, 2),
 }
 FALLBACK = BUDGETS["sm_80"]
+EXACT = 24
+"""Operand elements per thread and channel of f32 products, which are taken without tensor cores, from registers."""
 CHOICES = 4
 HARMLESS = 32
 BYTES = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2}
@@ -74,8 +86,9 @@ def candidates(kernel: Kernel, sizes: Mapping[str, int], target: str) -> tuple[C
     found: list[Configuration] = []
     for outer, inner, warps in LADDER:
         blocks = _capped(kernel, sizes, {x.axis: outer if x.role == "outer" else inner for x in kernel.lanes})
-        choice = Configuration(blocks, warps, 2)
-        if load.fits(outer, inner, lanes * warps, budget) and choice not in found:
+        deep = load.shared(outer, inner, budget.stages) <= budget.shared
+        choice = Configuration(blocks, warps, budget.stages if deep else 2)
+        if load.fits(outer, inner, lanes * warps, budget) and all(c.blocks != blocks for c in found):
             found.append(choice)
     if not found:
         found = [Configuration(_capped(kernel, sizes, {x.axis: 16 for x in kernel.lanes}), 4, 1)]
@@ -106,19 +119,35 @@ def _capped(kernel: Kernel, sizes: Mapping[str, int], wanted: Mapping[str, int])
 
 @dataclass(frozen=True, slots=True)
 class _Load:
-    """What a program holds: channels of accumulators, products over the plane in one loop, channels and bytes it loads per
-    inner and outer position."""
+    """What a program holds.
 
+    Attributes:
+        width: the longest channel axis.
+        accumulated: channels of all accumulators.
+        products: matrix products over the plane in one loop.
+        outer_bytes, inner_bytes: loaded per position.
+        exact: whether products are taken in f32.
+    """
+
+    width: int
     accumulated: int
     products: int
     outer_bytes: int
     inner_bytes: int
+    exact: bool
+
+    def shared(self, outer: int, inner: int, stages: int) -> int:
+        return outer * self.outer_bytes + stages * inner * self.inner_bytes
 
     def fits(self, outer: int, inner: int, threads: int, budget: _Budget) -> bool:
-        tile = outer * inner / threads
         elements = (outer * self.accumulated + self.products * outer * inner) / threads
-        shared = outer * self.outer_bytes + 2 * inner * self.inner_bytes
-        return tile <= budget.tile and elements <= budget.elements and shared <= budget.shared
+        if self.exact and (outer + inner) * self.width > EXACT * threads:
+            return False
+        return (
+            outer * inner <= budget.tile * threads
+            and elements <= (budget.elements if self.width <= 128 else budget.wide)
+            and self.shared(outer, inner, 2) <= budget.shared
+        )
 
 
 def _load(kernel: Kernel, sizes: Mapping[str, int]) -> _Load:
@@ -133,7 +162,14 @@ def _load(kernel: Kernel, sizes: Mapping[str, int]) -> _Load:
         if isinstance(s, Loop):
             products = max(products, sum(_is_plane_product(t, roles) for t in statements(s.body)))
     loaded = _loaded(kernel, width)
-    return _Load(sum(accumulated.values()), products, loaded.get("outer", 0), loaded.get("inner", 0))
+    return _Load(
+        max(width.values(), default=1),
+        sum(accumulated.values()),
+        products,
+        loaded.get("outer", 0),
+        loaded.get("inner", 0),
+        exact=not any(a.dtype in ("f16", "bf16") for a in kernel.arguments),
+    )
 
 
 def _is_plane_product(s: object, roles: Mapping[str, str]) -> bool:

@@ -11,9 +11,9 @@ WIDTH = 120
 class Emitter:
     """Collects lines; `indent` nests."""
 
-    def __init__(self) -> None:
+    def __init__(self, depth: int = 0) -> None:
         self.lines: list[str] = []
-        self.depth = 0
+        self.depth = depth
 
     def line(self, text: str = "", comment: str | None = None) -> None:
         """One statement with a comment after it."""
@@ -23,10 +23,25 @@ class Emitter:
         tail = f"  # {comment}" if comment else ""
         self.lines += fold(text, "    " * self.depth, tail)
 
+    def raw(self, text: str) -> None:
+        """A line that is never broken."""
+        self.lines.append(f"{'    ' * self.depth}{text}".rstrip())
+
+    def packed(self, items: list[str]) -> None:
+        """Items with commas after them, as many on a line as fit."""
+        pad = "    " * self.depth
+        row = ""
+        for item in items:
+            if row and len(pad) + len(row) + len(item) + 2 > WIDTH:
+                self.raw(row)
+                row = ""
+            row += f"{' ' if row else ''}{item},"
+        self.raw(row)
+
     def note(self, text: str) -> None:
         """A comment of one or several lines."""
         for part in text.splitlines():
-            self.lines.append(f"{'    ' * self.depth}# {part}".rstrip())
+            self.raw(f"# {part}")
 
     @contextmanager
     def indent(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from attnc.codegen.tile import Accumulate, AccumulateAt, Assign, Kernel, is_pointwise, statements
@@ -36,13 +37,17 @@ class Usage:
     """Variables that are operands of a matrix product."""
     computed: set[Var] = field(default_factory=set)
     """Variables that are assigned something else than a load."""
+    changing: set[Var] = field(default_factory=set)
+    """Variables that are assigned more than once, or accumulated."""
 
 
 def usage(kernel: Kernel) -> Usage:
     out = Usage()
+    seen: set[Var] = set()
     for s in statements(kernel.body):
         match s:
             case Assign() | Accumulate() | AccumulateAt():
+                (out.changing if s.target in seen else seen).add(s.target)
                 if not (isinstance(s, Assign) and isinstance(s.value, Load)):
                     out.computed.add(s.target)
                 if isinstance(s.value, Sum) and len(s.value.factors) == 2:
@@ -89,10 +94,10 @@ def zero_lanes(node: Node, facts: dict[Var, Fact]) -> frozenset[str]:
             return frozenset()
 
 
-def has_shared(node: Node) -> dict[Node, int]:
-    """How often each inner node of `node` is used."""
+def has_shared(nodes: Iterable[Node]) -> dict[Node, int]:
+    """How often each inner node below `nodes` is used."""
     counts: dict[Node, int] = {}
-    for n in postorder([node]):
+    for n in postorder(nodes):
         for c in n.children:
             if c.children:
                 counts[c] = counts.get(c, 0) + 1

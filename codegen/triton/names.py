@@ -36,5 +36,6 @@ class Names:
             self._given[key] = text
         return self._given[key]
 
-    def __len__(self) -> int:
-        return len(self._given)
+    def fresh(self, wish: str) -> str:
+        """An identifier that belongs to nothing yet."""
+        return self.get("fresh", str(len(self._given)), wish)

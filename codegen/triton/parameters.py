@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from attnc.codegen.tile import Accumulate, Argument, Assign, Kernel, Lane, statements
-from attnc.codegen.triton.names import identifier
+from attnc.codegen.triton.helpers import HELPERS
+from attnc.codegen.triton.names import Names
 from attnc.ir.node import Add, Call, Const, Node, Prod, Size, Sum, Var
 from attnc.ir.walk import postorder
 
@@ -90,17 +91,29 @@ def _known(lane: Lane, constants: Mapping[str, int]) -> int | None:
 
 def parameters(kernel: Kernel) -> tuple[Parameter, ...]:
     """Pointers, strides, sizes, then constants."""
-    out = [Parameter(f"{identifier(a.name)}_ptr", "pointer", a.name) for a in kernel.arguments]
+    names = Names(frozenset(HELPERS))
+    out: list[Parameter] = []
+
+    def give(role: Role, of: str, wish: str, dim: int = 0) -> None:
+        out.append(Parameter(names.get(role, f"{of} {dim}", wish), role, of, dim))
+
     for a in kernel.arguments:
-        suffixes = stride_suffixes(a)
-        out += [Parameter(f"{identifier(a.name)}_stride_{s}", "stride", a.name, k) for k, s in enumerate(suffixes)]
+        give("pointer", a.name, f"{a.name}_ptr")
+    for a in kernel.arguments:
+        for k, suffix in enumerate(stride_suffixes(a)):
+            give("stride", a.name, f"{a.name}_stride_{suffix}", k)
     constants = channel_sizes(kernel)
-    out += [Parameter(identifier(s), "size", s) for s in kernel.sizes if s not in constants]
-    out += [Parameter(identifier(s), "extent", s) for s in constants]
-    pads = [p for p in paddings(kernel).values() if p.needed]
-    out += [Parameter(f"{identifier(p.axis).upper()}_PAD", "pad", p.axis) for p in pads]
-    blocked = [x for x in kernel.lanes if x.role != "channel"]
-    out += [Parameter(f"BLOCK_{identifier(x.axis).upper()}", "block", x.axis) for x in blocked]
+    for s in kernel.sizes:
+        if s not in constants:
+            give("size", s, s)
+    for s in constants:
+        give("extent", s, s)
+    for p in paddings(kernel).values():
+        if p.needed:
+            give("pad", p.axis, f"{p.axis}_pad".upper())
+    for lane in kernel.lanes:
+        if lane.role != "channel":
+            give("block", lane.axis, f"BLOCK_{lane.axis.upper()}")
     return tuple(out)
 
 

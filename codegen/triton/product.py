@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
-from attnc.codegen.triton.expression import Expressions
-from attnc.codegen.triton.facts import HALF, Fact
-from attnc.codegen.triton.text import ATOM, TERM, Layout, Text
+from attnc.codegen.triton.environment import Environment
+from attnc.codegen.triton.facts import HALF
+from attnc.codegen.triton.text import ATOM, TERM, Text
 from attnc.ir.node import Max, Sum, Var, axis
 
 EXACT = 'input_precision="ieee"'
@@ -25,26 +22,19 @@ TRITON_TYPES = {
 }
 
 
-@dataclass
 class Reductions:
     """Prints `Sum` and `Max` nodes of tile variables."""
 
-    expressions: Expressions
-    facts: dict[Var, Fact]
-    plain: Callable[[Var], Text]
-    """The variable as it is kept, without conversion to f32."""
-    padded: Callable[[str], bool]
-    """Whether some lanes of an axis may lie outside its extent and are the printer's to guard."""
-    extent: Callable[[str], Text]
-
-    @property
-    def layout(self) -> Layout:
-        return self.expressions.layout
+    def __init__(self, env: Environment) -> None:
+        self.env = env
+        self.facts = env.facts
+        self.layout = env.layout
+        self.expressions = env.expressions
 
     def maximum(self, node: Max) -> Text:
         (bound,) = node.bound
         body = self.expressions.text(node.body)
-        guarded = self._guard(body, bound, 'float("-inf")') if self.padded(bound) else body
+        guarded = self._guard(body, bound, 'float("-inf")') if self.env.padded(bound) else body
         return self._reduce("tl.max", guarded, bound)
 
     def total(self, node: Sum) -> Text:
@@ -53,7 +43,7 @@ class Reductions:
         texts = [self.expressions.text(f) for f in node.factors]
         product = self.layout.infix("*", texts, TERM)
         zeros = [isinstance(f, Var) and bound in self.facts[f].zero for f in node.factors]
-        if self.padded(bound) and not all(zeros):
+        if self.env.padded(bound) and not all(zeros):
             product = self._guard(product, bound, "0.0")
         return self._reduce("tl.sum", product, bound)
 
@@ -65,7 +55,7 @@ class Reductions:
 
     def _guard(self, text: Text, bound: str, neutral: str) -> Text:
         lane = self.layout.spread(self.expressions.text(axis(bound)), text.axes)
-        inside = self.expressions.compare("<", lane, self.extent(bound))
+        inside = self.expressions.compare("<", lane, self.env.extent(bound))
         return self.layout.call("tl.where", inside, text, Text(neutral))
 
     def operands(self, node: Sum) -> tuple[Var, Var] | None:
@@ -74,8 +64,8 @@ class Reductions:
             return None
         (bound,) = node.bound
         left, right = (f for f in node.factors if isinstance(f, Var))
-        free = [tuple(a for a in self.plain(v).axes if a != bound) for v in (left, right)]
-        both = all(bound in self.plain(v).axes for v in (left, right))
+        free = [tuple(a for a in self.env.kept(v).axes if a != bound) for v in (left, right)]
+        both = all(bound in self.env.kept(v).axes for v in (left, right))
         if not both or len(free[0]) != 1 or len(free[1]) != 1 or free[0] == free[1]:
             return None
         order = self.layout.order
@@ -95,7 +85,7 @@ class Reductions:
         """Both operands in one dtype, and whether that is f32: half where a loaded operand is stored so, or where both
         operands were computed from half values."""
         kinds = self.facts[left].storage, self.facts[right].storage
-        a, b = self.plain(left), self.plain(right)
+        a, b = self.env.kept(left), self.env.kept(right)
         if kinds[0] == kinds[1] and kinds[0] in HALF:
             return a, b, False
         if kinds[0] in HALF and self._narrows(right):
@@ -121,6 +111,6 @@ class Reductions:
 
     def _clean(self, text: Text, operand: Var, bound: str) -> Text:
         """The operand with 0 on padded lanes of the summed axis."""
-        if not self.padded(bound) or bound in self.facts[operand].zero:
+        if not self.env.padded(bound) or bound in self.facts[operand].zero:
             return text
         return self._guard(text, bound, "0.0")

@@ -67,9 +67,7 @@ def grouped(kernel: Kernel) -> Kernel:
                     out.append(s)
         return tuple(out)
 
-    arguments = tuple(
-        replace(a, dims=(B, G, *a.dims[2:])) if a.name in ("k", "v") else a for a in kernel.arguments
-    )
+    arguments = tuple(replace(a, dims=(B, G, *a.dims[2:])) if a.name in ("k", "v") else a for a in kernel.arguments)
     body = shared(kernel.body)
     return replace(kernel, arguments=arguments, body=body, sizes=(*kernel.sizes, "G"))  # type: ignore[arg-type]
 
@@ -81,7 +79,9 @@ def test_softmax_forward(
 ) -> None:
     torch.manual_seed(rows)
     kernel = softmax_forward(causal=True, dtype=dtype, channels=None)
-    q, k, v = (torch.randn(2, 2, n, c, dtype=DTYPES[dtype]) for n, c in ((rows, channels), (keys, channels), (keys, values)))
+    q, k, v = (
+        torch.randn(2, 2, n, c, dtype=DTYPES[dtype]) for n, c in ((rows, channels), (keys, channels), (keys, values))
+    )
     q_start = max(0, keys - rows)
     tensors = {"q": q, "k": k, "v": v, "o": poison(2, 2, rows, values, dtype=DTYPES[dtype]), "lse": poison(2, 2, rows)}
     sizes = {"B": 2, "H": 2, "M": rows, "N": keys, "D": channels, "E": values, "q_start": q_start}
@@ -303,9 +303,13 @@ def test_integer_division_rounds_down(interpreter: Interpreter, name: str, divis
     value = call(name, sub(i, const(20)), const(divisor))
     arguments = (Argument("out", "f32", (M,), "out"),)
     kernel = vectors(arguments, (Store("out", (i,), mul(const(1.0), add(value, ZERO))),))
-    found = interpreter.run(kernel, {"out": poison(41)}, {"B": 1, "M": 41, "N": 1, "D": 1, "E": 1}, blocks(kernel))["out"]
+    found = interpreter.run(kernel, {"out": poison(41)}, {"B": 1, "M": 41, "N": 1, "D": 1, "E": 1}, blocks(kernel))[
+        "out"
+    ]
     numbers = torch.arange(41) - 20
-    exact = torch.div(numbers, divisor, rounding_mode="floor") if name == "floordiv" else torch.remainder(numbers, divisor)
+    exact = (
+        torch.div(numbers, divisor, rounding_mode="floor") if name == "floordiv" else torch.remainder(numbers, divisor)
+    )
     assert torch.equal(found, exact.float())
 
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attnc.ir.node import Axis, Call, Const, Load, Node, Prod, Add, Size, Var, add, axis, call, const, mul, sub
+from attnc.ir.node import Add, Axis, Call, Const, Load, Node, Prod, Size, Var, add, axis, call, const, mul, sub
 from attnc.passes.bounds import inner_range
 
-I, J = axis("i"), axis("j")
+ROW, KEY = axis("i"), axis("j")
 Point = dict[str, int]
 
 
@@ -70,15 +70,17 @@ def terms(position: Node) -> st.SearchStrategy[Node]:
 
 
 def conditions() -> st.SearchStrategy[Node]:
-    difference = st.tuples(terms(I), terms(J)).map(lambda t: sub(*t))
-    side = st.one_of(difference, difference.map(lambda x: call("abs", x)), terms(I), terms(J))
+    difference = st.tuples(terms(ROW), terms(KEY)).map(lambda t: sub(*t))
+    side = st.one_of(difference, difference.map(lambda x: call("abs", x)), terms(ROW), terms(KEY))
     simple = st.tuples(st.sampled_from(["lt", "le", "eq"]), side, SMALL).flatmap(
         lambda t: st.sampled_from([call(t[0], t[1], const(t[2])), call(t[0], const(t[2]), t[1])])
     )
     return st.recursive(
         simple,
-        lambda inner: st.tuples(st.sampled_from(["and", "or"]), inner, inner).map(lambda t: call(*t))
-        | inner.map(lambda c: call("not", c)),
+        lambda inner: (
+            st.tuples(st.sampled_from(["and", "or"]), inner, inner).map(lambda t: call(*t))
+            | inner.map(lambda c: call("not", c))
+        ),
         max_leaves=4,
     )
 
@@ -105,10 +107,10 @@ def exact(mask: Node, first: int, last: int, extent: int) -> tuple[range, range]
     return range(some[0], some[-1] + 1), range(every[0], every[-1] + 1) if every else range(0)
 
 
-CAUSAL = call("le", J, I)
-WINDOW = call("and", CAUSAL, call("lt", sub(I, J), const(12)))
-BAND = call("le", call("abs", sub(I, J)), const(9))
-ROWS = call("le", call("abs", sub(call("floordiv", J, const(8)), call("floordiv", I, const(8)))), const(1))
+CAUSAL = call("le", KEY, ROW)
+WINDOW = call("and", CAUSAL, call("lt", sub(ROW, KEY), const(12)))
+BAND = call("le", call("abs", sub(ROW, KEY)), const(9))
+ROWS = call("le", call("abs", sub(call("floordiv", KEY, const(8)), call("floordiv", ROW, const(8)))), const(1))
 
 
 @pytest.mark.parametrize("mask", [CAUSAL, WINDOW, BAND, ROWS], ids=["causal", "window", "band", "rows of a grid"])
@@ -123,8 +125,8 @@ def test_exact_for_affine_masks(mask: Node, first: int) -> None:
 
 
 def test_masks_on_data_bound_nothing() -> None:
-    documents = call("eq", Load.intern(("doc", (I,), "i"), I.axes, "i"), Load.intern(("doc", (J,), "i"), J.axes, "i"))
+    documents = call(
+        "eq", Load.intern(("doc", (ROW,), "i"), ROW.axes, "i"), Load.intern(("doc", (KEY,), "i"), KEY.axes, "i")
+    )
     found = inner_range([documents], "i", "j", const(64))
     assert (found.low, found.high, found.full_low) == (const(0), const(64), None)
-
-

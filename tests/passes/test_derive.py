@@ -14,7 +14,9 @@ from tests.passes.programs import NAMES, example, inputs, real_inputs, seeds
 CLOSE = 1e-11
 
 
-def autograd(program: Program, tensors: dict[str, Tensor], arriving: dict[str, Tensor], sizes: dict[str, int]) -> dict[str, Tensor]:
+def autograd(
+    program: Program, tensors: dict[str, Tensor], arriving: dict[str, Tensor], sizes: dict[str, int]
+) -> dict[str, Tensor]:
     """Gradients of the dense evaluation, differentiable again."""
     names = real_inputs(program)
     outputs = evaluate(program, tensors, sizes)
@@ -35,7 +37,9 @@ def test_first_derivative(name: str) -> None:
     expected = autograd(program, tracked(tensors), arriving, sizes)
     found = evaluate(gradient_program(program), {**tensors, **arriving}, sizes)
     for n, reference in expected.items():
-        torch.testing.assert_close(found[f"grad_{n}"], reference.detach(), rtol=CLOSE, atol=CLOSE, msg=lambda m, n=n: f"{n}: {m}")
+        torch.testing.assert_close(
+            found[f"grad_{n}"], reference.detach(), rtol=CLOSE, atol=CLOSE, msg=f"gradient of {n}"
+        )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -55,7 +59,7 @@ def test_second_derivative(name: str) -> None:
     found = evaluate(gradient_program(once), {**tensors, **arriving, **outer}, sizes)
     for n, reference in zip([*names, *leaf_seeds], expected, strict=True):
         target = torch.zeros_like(found[f"grad_{n}"]) if reference is None else reference
-        torch.testing.assert_close(found[f"grad_{n}"], target, rtol=CLOSE, atol=CLOSE, msg=lambda m, n=n: f"{n}: {m}")
+        torch.testing.assert_close(found[f"grad_{n}"], target, rtol=CLOSE, atol=CLOSE, msg=f"gradient of {n}")
 
 
 def test_gradients_only_of_what_is_needed() -> None:

@@ -1,4 +1,5 @@
-"""What the scheduler finds: how many passes, in which direction, and what is saved. Tests read the plan, not its text."""
+"""What the scheduler finds: how many passes, in which direction, and what is saved. Tests read the plan, not its
+text."""
 
 from __future__ import annotations
 

@@ -10,17 +10,17 @@ from attnc.passes.derive import gradient_program
 from attnc.passes.pipeline import plan_forward, plan_gradient
 from tests.passes.programs import spec
 
-I, J = axis("i"), axis("j")
-SCORE = load("x", (I, J))
+ROW, KEY = axis("i"), axis("j")
+SCORE = load("x", (ROW, KEY))
 
 
 def test_recognised() -> None:
-    largest = max_over("j", SCORE, [call("le", J, I)])
+    largest = max_over("j", SCORE, [call("le", KEY, ROW)])
     assert isinstance(largest, Max)
     found = first_attained(largest)
     assert position_of(neg(found)) is largest
     assert position_of(largest) is None
-    assert position_of(max_over("j", mul(const(-1.0), J), [call("le", J, I)])) is None
+    assert position_of(max_over("j", mul(const(-1.0), KEY), [call("le", KEY, ROW)])) is None
 
 
 def test_shares_the_pass_of_its_maximum() -> None:

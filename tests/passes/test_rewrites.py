@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attnc.ir.dense import evaluate
-from attnc.ir.node import Call
+from attnc.ir.node import Call, Node
 from attnc.ir.program import Output, Program
 from attnc.ir.verify import verify
 from attnc.ir.walk import postorder
@@ -23,9 +23,9 @@ from tests.passes.programs import NAMES, example, inputs, seeds
 CLOSE = 1e-10
 
 
-def with_roots(program: Program, roots: list[object]) -> Program:
+def with_roots(program: Program, roots: list[Node]) -> Program:
     values = iter(roots)
-    outputs = tuple(replace(o, parts=tuple((a, next(values)) for a, _ in o.parts)) for o in program.outputs)  # type: ignore[arg-type]
+    outputs = tuple(replace(o, parts=tuple((a, next(values)) for a, _ in o.parts)) for o in program.outputs)
     return program.with_outputs(outputs)
 
 
@@ -40,7 +40,7 @@ def everything(name: str) -> tuple[Program, dict[str, Tensor], dict[str, int], d
 
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=CLOSE, atol=CLOSE, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(found[name], value, rtol=CLOSE, atol=CLOSE, msg=name)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -186,11 +186,41 @@ static inline vec sqrt(vec x) {
 static inline real rsqrt(real x) { return 1 / sqrt(x); }
 static inline vec rsqrt(vec x) { return 1 / sqrt(x); }
 
-//@ sum_lanes: vectors
-static inline real sum_lanes(vec x) {
-    real total = 0;
-    for (int l = 0; l < W; ++l) total += x[l];
-    return total;
+//@ sum_across: vectors
+static inline real sum_of_lanes(vec x) {
+    for (int half = W / 2; half > 0; half /= 2)
+        for (int l = 0; l < half; ++l) x[l] += x[l + half];
+    return x[0];
+}
+// The sum of `count` neighbours, and of the products of two rows of them.
+static inline real sum_across(const real *p, int64_t count) {
+    vec total = {};
+    int64_t k = 0;
+    for (; k + W <= count; k += W) total += load(p + k);
+    real rest = 0;
+    for (; k < count; ++k) rest += p[k];
+    return sum_of_lanes(total) + rest;
+}
+static inline real sum_across(const real *p, const real *q, int64_t count) {
+    vec total = {};
+    int64_t k = 0;
+    for (; k + W <= count; k += W) total += load(p + k) * load(q + k);
+    real rest = 0;
+    for (; k < count; ++k) rest += p[k] * q[k];
+    return sum_of_lanes(total) + rest;
+}
+
+//@ largest_across: maximum
+// The maximum of `count` neighbours, -inf of none.
+static inline real largest_across(const real *p, int64_t count) {
+    vec top = splat(-infinity);
+    int64_t k = 0;
+    for (; k + W <= count; k += W) top = maximum(top, load(p + k));
+    for (int half = W / 2; half > 0; half /= 2)
+        for (int l = 0; l < half; ++l) top[l] = maximum(real(top[l]), real(top[l + half]));
+    real best = top[0];
+    for (; k < count; ++k) best = maximum(best, p[k]);
+    return best;
 }
 
 //@ store_strided: vectors

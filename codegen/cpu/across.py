@@ -1,0 +1,56 @@
+"""Reductions along the axis that is contiguous in memory: vectors side by side, then across their lanes."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from attnc.codegen.cpu.emitter import Emitter
+from attnc.codegen.cpu.layout import Layout, Tile
+from attnc.codegen.tile import Accumulate, Assign, Stmt
+from attnc.ir.node import Max, Sum, Var
+
+
+def across(layout: Layout, s: Stmt, scalars: frozenset[str]) -> list[Tile] | None:
+    """The one or two arrays reduced, if they have the axes of the result and then the reduced one; else None."""
+    if not isinstance(s, Assign | Accumulate) or not isinstance(s.value, Sum | Max):
+        return None
+    (axis,) = s.value.bound
+    target = layout.tiles[s.target.name]
+    found: list[Tile] = []
+    for f in s.value.factors if isinstance(s.value, Sum) else (s.value.body,):
+        tile = layout.tiles.get(f.name) if isinstance(f, Var) else None
+        if tile is None or tile.element != "f" or tile.lanes != (*target.lanes, axis) or axis in scalars:
+            return None
+        found.append(tile)
+    good = target.element == "f" and not any(a in scalars for a in target.lanes)
+    return found if good else None
+
+
+def print_across(layout: Layout, needs: set[str], out: Emitter, s: Assign | Accumulate, tiles: list[Tile]) -> None:
+    """One call per element of the result."""
+    maximum = isinstance(s.value, Max)
+    needs |= {"largest_across" if maximum else "sum_across"} | ({"maximum"} if maximum else set())
+    target = layout.tiles[s.target.name]
+    out.note(s.note)
+    with ExitStack() as loops:
+        for axis in target.lanes:
+            lane, count = layout.axis(axis), layout.count(axis)
+            loops.enter_context(out.block(f"for (int64_t {lane} = 0; {lane} < {count}; ++{lane})"))
+        rows = [" + ".join([t.array, *_offset(layout, t, target.lanes)]) for t in tiles]
+        reduced = tiles[0].lanes[-1]
+        value = f"{'largest_across' if maximum else 'sum_across'}({', '.join([*rows, layout.count(reduced)])})"
+        sign = "+=" if isinstance(s, Accumulate) else "="
+        if target.lanes:
+            out.line(f"{target.array}[{' + '.join(_offset(layout, target, target.lanes))}] {sign} {value};")
+        else:
+            single = layout.writes[target.name] == 1
+            out.line(f"{'const real ' if single else ''}{target.array} {sign} {value};")
+
+
+def _offset(layout: Layout, tile: Tile, axes: tuple[str, ...]) -> list[str]:
+    """The terms of the offset of the current position along `axes`."""
+    out: list[str] = []
+    for axis in axes:
+        at = tile.lanes.index(axis)
+        out.append(" * ".join([layout.axis(axis), *(layout.pitch(a) for a in tile.lanes[at + 1 :])]))
+    return out

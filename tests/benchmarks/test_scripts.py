@@ -1,0 +1,56 @@
+"""The benchmark scripts walk their whole path on a CPU, at tiny sizes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def run(script: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, BENCHMARKS / script, *arguments]
+    return subprocess.run(command, check=False, capture_output=True, text=True)
+
+
+def test_gpu_dry_run(tmp_path: Path) -> None:
+    out = tmp_path / "dry.json"
+    done = run("gpu.py", "--dry-run", "--specs", "alibi,sinks", "--deadline", "600", "--out", out)
+    assert done.returncode == 0, done.stdout + done.stderr
+    entries = json.loads(out.read_text())["entries"]
+    assert {(e["spec"], e["dtype"]) for e in entries if e["stage"] == "check"} == {
+        (s, d) for s in ("alibi", "sinks") for d in ("bf16", "f16")
+    }
+    assert all(e["agrees"] for e in entries if e["stage"] == "check")
+    alibi = next(e for e in entries if e["stage"] == "race" and e["spec"] == "alibi")
+    assert {"attnc", "SDPA, attn_mask", "FlexAttention"} == set(alibi["timings"]["forward"])
+    assert alibi["timings"]["both"]["attnc"]["median_ms"] > 0
+    assert "alibi" in out.with_suffix(".txt").read_text()
+
+
+def test_gpu_records_a_failure_and_goes_on(tmp_path: Path) -> None:
+    out = tmp_path / "dry.json"
+    done = run("gpu.py", "--dry-run", "--specs", "nonsense,causal", "--deadline", "600", "--out", out)
+    assert done.returncode == 1
+    entries = json.loads(out.read_text())["entries"]
+    assert all(("E301" in e["problem"]) == (e["spec"] == "nonsense") for e in entries if e["problem"])
+    assert all(e["agrees"] for e in entries if e["spec"] == "causal" and e["stage"] == "check")
+
+
+def test_gpu_stops_at_its_deadline(tmp_path: Path) -> None:
+    out = tmp_path / "dry.json"
+    run("gpu.py", "--dry-run", "--specs", "causal", "--deadline", "0", "--out", out)
+    entries = json.loads(out.read_text())["entries"]
+    assert entries
+    assert all("time was up" in e["problem"] for e in entries)
+
+
+def test_cpu_ratios(tmp_path: Path) -> None:
+    out = tmp_path / "cpu.json"
+    done = run("run.py", "--specs", "causal,retention", "--lengths", "32", "--rounds", "2", "--out", out)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(out.read_text())["rows"]
+    assert rows[0]["forward_ratio"] > 0
+    assert rows[1]["peer"].startswith("none: its weights are not a softmax")
