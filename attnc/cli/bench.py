@@ -22,6 +22,7 @@ def bench(
     size: Annotated[list[str] | None, typer.Option("--size", help="Other sizes, as B=1,H=8,D=64.")] = None,
     dtype: Annotated[str, typer.Option(help="f32, bf16, f16 or f64.")] = "f32",
     backend: Annotated[str, typer.Option(help="auto, cpp, triton, tiled or dense.")] = "auto",
+    name: Annotated[str | None, typer.Option(help="Which definition of a file that holds several.")] = None,
     const: Annotated[list[str] | None, typer.Option("--const", help="NAME=VALUE, in place of the spec's own.")] = None,
     rounds: Annotated[int, typer.Option(min=2, help="Timing rounds.")] = 9,
     flex: Annotated[
@@ -42,7 +43,7 @@ def bench(
 
     kind = dtype_named(dtype)
     given = sizes_given(size)
-    op = compiled(file, const, backend)
+    op = compiled(file, const, backend, name)
     found: list[dict[str, object]] = []
     for n in numbers(lengths):
         sizes = checked_sizes(op, {"H": 4, "D": 64} | given | {"N": n})

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 DTYPES = {"f16": "float16", "bf16": "bfloat16", "f32": "float32", "f64": "float64"}
 
 
-def compiled(path: Path, const: Sequence[str] | None, backend: str | None) -> Op:
+def compiled(path: Path, const: Sequence[str] | None, backend: str | None, name: str | None = None) -> Op:
     """The op of a spec.
 
     Raises:
@@ -29,7 +29,7 @@ def compiled(path: Path, const: Sequence[str] | None, backend: str | None) -> Op
     with report.console(error=True).status(f"compiling {source.name}"):
         import attnc
 
-        return attnc.compile(path, **extra)
+        return attnc.compile(path, name=name, **extra)
 
 
 def interpret_triton(backends: Sequence[str]) -> None:

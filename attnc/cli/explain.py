@@ -13,6 +13,7 @@ EXAMPLE = "attnc explain E001, or attnc explain examples/alibi.attn"
 
 def explain(
     what: Annotated[str, typer.Argument(help="An error code such as E001, or a spec.")],
+    name: Annotated[str | None, typer.Option(help="Which definition of a file that holds several.")] = None,
     const: Annotated[list[str] | None, typer.Option("--const", help="NAME=VALUE, in place of the spec's own.")] = None,
     backend: Annotated[str | None, typer.Option(help="The backend to explain the decisions for.")] = None,
 ) -> None:
@@ -24,7 +25,7 @@ def explain(
         return
     from attnc.cli.compiling import compiled
 
-    report.console().print(compiled(Path(what), const, backend).explain(), markup=False)
+    report.console().print(compiled(Path(what), const, backend, name).explain(), markup=False)
 
 
 def _explain_code(code: str) -> None:

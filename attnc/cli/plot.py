@@ -22,6 +22,7 @@ def plot(
     ] = None,
     size: Annotated[list[str] | None, typer.Option("--size", help="Sizes, as N=64,H=4,D=32.")] = None,
     head: Annotated[int, typer.Option(min=0, help="Which head to draw.")] = 0,
+    name: Annotated[str | None, typer.Option(help="Which definition of a file that holds several.")] = None,
     const: Annotated[list[str] | None, typer.Option("--const", help="NAME=VALUE, in place of the spec's own.")] = None,
     seed: Annotated[int, typer.Option(help="Of the random inputs.")] = 0,
 ) -> None:
@@ -39,7 +40,7 @@ def plot(
         raise report.usage("drawing needs matplotlib", "pip install 'attnc[plot]'") from None
     import torch
 
-    op = compiled(file, const, "dense")
+    op = compiled(file, const, "dense", name)
     given = sizes_given(size)
     length = {} if "N" in given or grid_length(op.program) else {"N": 64}
     sizes = checked_sizes(op, {"H": 4, "D": 32} | length | given)

@@ -26,6 +26,7 @@ def run(
     size: Annotated[list[str] | None, typer.Option("--size", help="Sizes of the call, as B=1,H=8,N=4096,D=64.")] = None,
     dtype: Annotated[str, typer.Option(help="f32, bf16, f16 or f64.")] = "f32",
     backend: Annotated[str | None, typer.Option(help="auto, cpp, triton, tiled or dense.")] = None,
+    name: Annotated[str | None, typer.Option(help="Which definition of a file that holds several.")] = None,
     const: Annotated[list[str] | None, typer.Option("--const", help="NAME=VALUE, in place of the spec's own.")] = None,
     backward: Annotated[
         bool, typer.Option("--backward/--no-backward", help="Check and time the gradients too.")
@@ -48,7 +49,7 @@ def run(
     console = report.console()
     kind = dtype_named(dtype)
     given = sizes_given(size)
-    op = compiled(file, const, backend)
+    op = compiled(file, const, backend, name)
     length = {} if "N" in given or "M" in given or grid_length(op.program) else {"N": DEFAULT_LENGTH}
     sizes = checked_sizes(op, DEFAULT_SIZES | length | given)
     tensors = make_inputs(op.program, sizes, kind, seed=seed)

@@ -38,15 +38,14 @@ def verify(
     paths = expand([*(files or ()), *([EXAMPLES] if every else [])])
     if not paths:
         raise report.usage("nothing to verify", "name specs, or give --all for every example")
-    jobs = [Job(path, backend, dtype) for path in paths for backend in _words(backends) for dtype in _words(dtypes)]
     for word in _words(dtypes):
         dtype_named(word)
     counts = numbers(lengths)
     interpret_triton(_words(backends))
     for word in _words(backends):
         requested(word)
-    for path in paths:
-        specs.lower_all(specs.read(path), {})
+    named = [(path, item.program.name) for path in paths for item in specs.lower_all(specs.read(path), {})]
+    jobs = [Job(path, name, b, d) for path, name in named for b in _words(backends) for d in _words(dtypes)]
     _sweep(jobs, counts, backward, device)
     out = report.console()
     out.print(_summary(jobs))
@@ -62,6 +61,7 @@ class Job:
     """One spec on one backend in one dtype."""
 
     path: Path
+    name: str
     backend: str
     dtype: str
     outcomes: list[Outcome] = field(default_factory=list)
@@ -99,7 +99,7 @@ def _sweep(jobs: list[Job], lengths: list[int], backward: bool, device: str) -> 
     with Progress(*columns, console=report.console(error=True), transient=True) as progress:
         task = progress.add_task("verifying", total=len(jobs) * (len(lengths) + 2))
         for job in jobs:
-            progress.update(task, description=f"{job.path.stem} {job.backend} {job.dtype}")
+            progress.update(task, description=f"{job.name} {job.backend} {job.dtype}")
             done = 0
             for outcome in _outcomes(job, lengths, backward, device):
                 job.outcomes.append(outcome)
@@ -107,7 +107,7 @@ def _sweep(jobs: list[Job], lengths: list[int], backward: bool, device: str) -> 
                 progress.advance(task)
             progress.advance(task, len(lengths) + 2 - done)
             if not progress.console.is_terminal:
-                progress.console.print(f"{job.path.stem} {job.backend} {job.dtype}: {job.verdict}", markup=False)
+                progress.console.print(f"{job.name} {job.backend} {job.dtype}: {job.verdict}", markup=False)
 
 
 def _outcomes(job: Job, lengths: list[int], backward: bool, device: str) -> Iterator[Outcome]:
@@ -117,7 +117,7 @@ def _outcomes(job: Job, lengths: list[int], backward: bool, device: str) -> Iter
     from attnc.testing.sweep import attempt, cases
 
     try:
-        op = attnc.compile(job.path, backend=job.backend)
+        op = attnc.compile(job.path, name=job.name, backend=job.backend)
     except AttncError as wrong:
         job.problem = str(wrong)
         return
@@ -138,16 +138,14 @@ def _summary(jobs: list[Job]) -> object:
         worst = max((o.worst for o in job.outcomes), default=0.0)
         compared = sum(len(o.rows) for o in job.outcomes)
         verdict = f"[{'green' if job.agrees else 'bold red'}]{job.verdict}[/]"
-        table.add_row(
-            job.path.stem, job.backend, job.dtype, str(len(job.outcomes)), str(compared), f"{worst:.2f}", verdict
-        )
+        table.add_row(job.name, job.backend, job.dtype, str(len(job.outcomes)), str(compared), f"{worst:.2f}", verdict)
         if job.problem:
             table.add_row("", "", "", "", "", "", job.problem.splitlines()[0])
     return table
 
 
 def _failure(job: Job, outcome: Outcome) -> str:
-    where = f"{job.path.stem} {job.backend} {job.dtype} {outcome.case.label}"
+    where = f"{job.name} {job.backend} {job.dtype} {outcome.case.label}"
     if outcome.problem:
         return f"{where}: {outcome.problem}"
     wrong = [f"{r.label} is off by {r.error:.2e}, allowed {r.limit:.2e}" for r in outcome.rows if not r.agrees]

@@ -7,6 +7,7 @@ when it imports Triton, so a process that compiles interprets in a second one (`
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.util
 import os
 import tempfile
@@ -111,9 +112,8 @@ def is_interpreted(called: Any) -> bool:
 
 def interpreting() -> bool:
     """Whether Triton interprets in this process, as ``TRITON_INTERPRET=1`` before its import asks for."""
-    import triton
-
-    return bool(triton.knobs.runtime.interpret)
+    knobs: Any = importlib.import_module("triton.knobs")
+    return bool(knobs.runtime.interpret)
 
 
 class Call:
@@ -250,7 +250,7 @@ class TritonKernel:
     def _configuration(
         self, device: torch.device, called: Any, named: Mapping[str, Tensor], sizes: Mapping[str, int]
     ) -> Configuration:
-        """The first candidate that compiles without spilling registers, else one that hardly spills; see `preferred`."""
+        """The first candidate that compiles without spilling registers, else one that hardly spills (`preferred`)."""
         key = (device, *(sizes[p.of] for p in self._call.parameters if p.role == "extent"), *self._lengths(sizes))
         if key not in self._chosen:
             choices = candidates(self.kernel, sizes, _target(device))

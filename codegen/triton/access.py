@@ -31,11 +31,11 @@ class Scope:
 
 
 class Addresses:
-    """Prints element addresses. The part that only depends on the grid point is computed once, at the top of the kernel;
-    what an `Each` over a batch axis fixes is computed once per turn of it.
+    """Prints element addresses. The part that only depends on the grid point is computed once, at the top of the
+    kernel; what an `Each` over a batch axis fixes is computed once per turn of it.
 
     Attributes:
-        scopes: the grid point, then enclosing loops over single positions of batch axes.
+        scopes: the grid point, then enclosing loops over single positions of batch axes, or the end of the kernel.
         wide: whether offsets of lanes are 64 bits wide; scalar offsets always are.
     """
 

@@ -88,6 +88,8 @@ def candidates(kernel: Kernel, sizes: Mapping[str, int], target: str) -> tuple[C
         blocks = _capped(kernel, sizes, {x.axis: outer if x.role == "outer" else inner for x in kernel.lanes})
         deep = load.shared(outer, inner, budget.stages) <= budget.shared
         choice = Configuration(blocks, warps, budget.stages if deep else 2)
+        if target.startswith("gfx") and warps > 4 and load.products > 1:
+            continue  # waves of such programs have half the registers
         if load.fits(outer, inner, lanes * warps, budget) and all(c.blocks != blocks for c in found):
             found.append(choice)
     if not found:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 WIDTH = 120
@@ -44,7 +44,7 @@ class Emitter:
             self.raw(f"# {part}")
 
     @contextmanager
-    def indent(self) -> Iterator[None]:
+    def indent(self) -> Generator[None]:
         self.depth += 1
         yield
         self.depth -= 1

@@ -273,11 +273,9 @@ def _sign(term: Node) -> tuple[bool, Node]:
     match term:
         case Const() if term.value < 0:
             return True, const(-term.value)
-        case Prod():
-            first = term.factors[0]
-            if isinstance(first, Const) and first.value < 0:
-                rest = term.factors[1:]
-                if first.value == -1:
-                    return True, rest[0] if len(rest) == 1 else raw_prod(rest)
+        case Prod(factors=(Const() as first, *rest)) if first.value < 0:
+            if first.value != -1:
                 return True, raw_prod((const(-first.value), *rest))
-    return False, term
+            return True, rest[0] if len(rest) == 1 else raw_prod(rest)
+        case _:
+            return False, term

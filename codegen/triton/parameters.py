@@ -19,8 +19,8 @@ Role = Literal["pointer", "stride", "size", "extent", "pad", "block"]
 class Parameter:
     """One parameter.
 
-    `of` is the tensor of a pointer or stride, the symbol of a size or extent, the axis of a pad or block; `dim` the dimension
-    of a stride. Extents (channel sizes), pads and blocks are compile-time constants.
+    `of` is the tensor of a pointer or stride, the symbol of a size or extent, the axis of a pad or block; `dim` the
+    dimension of a stride. Extents (channel sizes), pads and blocks are compile-time constants.
     """
 
     name: str

@@ -14,7 +14,7 @@ from attnc.ir.walk import postorder
 
 
 class Statements:
-    """Prints statements in order; what they need before them collects in `settled` and in the first scope of `addresses`."""
+    """Prints statements in order. What they need ahead collects in `settled` and in the first scope of `addresses`."""
 
     def __init__(self, env: Environment, out: Emitter, *, widen: bool, wide: bool) -> None:
         self.env = env
@@ -29,7 +29,7 @@ class Statements:
         self.anchors: list[str] = []
 
     def kernel(self) -> None:
-        """The whole body. Addresses that only the end needs are computed there: until then they would occupy registers."""
+        """The whole body. Addresses that only the end needs are computed there, to occupy no registers until then."""
         body = self.env.kernel.body
         end = max((k + 1 for k, s in enumerate(body) if isinstance(s, Loop | Each)), default=0)
         self._block(body[:end])
@@ -249,8 +249,8 @@ class Statements:
         del self.env.singles[s.axis]
 
     def _anchor(self, name: str) -> None:
-        """Define a zero that compilers cannot see through. Loops inside start from it, so that nothing they compute is moved
-        out of this loop, where it would hold on to registers all along."""
+        """Define a zero that compilers cannot see through. Loops inside start from it, so that nothing they compute is
+        moved out of this loop, where it would hold on to registers all along."""
         zero = self.env.names.get("anchor", name, "zero")
         self.out.note(f"0, but not for the compiler: nothing below is hoisted out of the loop over {name}")
         self.out.line(f"{zero} = tl.minimum({name}, 0)")

@@ -192,3 +192,16 @@ def test_bench_writes_json(attnc: Attnc, tmp_path: Path) -> None:
     found = json.loads((tmp_path / "b.json").read_text())
     assert [r["sizes"]["N"] for r in found["results"]] == [16, 32]
     assert set(found["results"][0]["seconds"]["forward"]) == {"attnc", "SDPA, is_causal"}
+
+
+def test_a_file_of_several_definitions(attnc: Attnc, tmp_path: Path) -> None:
+    (tmp_path / "two.attn").write_text("attention one\nmask = j <= i\n\nattention two\nmask = j >= i\n")
+    assert "ok (one, two)" in attnc("check", "two.attn").stdout
+    refused = attnc("run", "two.attn", *SMALL)
+    assert refused.exit_code == 1
+    assert "E311" in refused.stderr
+    chosen = attnc("run", "two.attn", "--name", "two", "--backend", "dense", *SMALL)
+    assert chosen.exit_code == 0, chosen.output
+    assert chosen.stdout.startswith("two ")
+    swept = attnc("verify", "two.attn", "--backends", "dense", "--lengths", "3").stdout
+    assert [line.split()[0] for line in swept.splitlines()[1:]] == ["one", "two"]

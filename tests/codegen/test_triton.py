@@ -1,4 +1,4 @@
-"""Tile kernels printed as Triton: interpreted against PyTorch in float64, and compiled ahead of time for four targets."""
+"""Tile kernels printed as Triton: interpreted against PyTorch in float64, and compiled for four targets."""
 
 from __future__ import annotations
 
@@ -79,9 +79,8 @@ def test_softmax_forward(
 ) -> None:
     torch.manual_seed(rows)
     kernel = softmax_forward(causal=True, dtype=dtype, channels=None)
-    q, k, v = (
-        torch.randn(2, 2, n, c, dtype=DTYPES[dtype]) for n, c in ((rows, channels), (keys, channels), (keys, values))
-    )
+    shapes = ((rows, channels), (keys, channels), (keys, values))
+    q, k, v = (torch.randn(2, 2, n, c, dtype=DTYPES[dtype]) for n, c in shapes)
     q_start = max(0, keys - rows)
     tensors = {"q": q, "k": k, "v": v, "o": poison(2, 2, rows, values, dtype=DTYPES[dtype]), "lse": poison(2, 2, rows)}
     sizes = {"B": 2, "H": 2, "M": rows, "N": keys, "D": channels, "E": values, "q_start": q_start}
@@ -105,7 +104,7 @@ def test_known_channels_need_no_masks(interpreter: Interpreter) -> None:
 
 
 def test_grouped_heads_and_strides(interpreter: Interpreter) -> None:
-    """Four query heads on two key heads; queries transposed in memory, keys with gaps that hold NaN, values broadcast."""
+    """Four query heads on two key heads; queries transposed in memory, gaps of NaN between keys, values broadcast."""
     torch.manual_seed(1)
     kernel = grouped(softmax_forward(causal=True, channels=None))
     q = torch.randn(2, 19, 4, 24).transpose(1, 2)
@@ -127,7 +126,7 @@ def test_columns(interpreter: Interpreter, rows: int, keys: int, channels: int) 
     q, k, v, go = (torch.randn(1, 2, n, channels) for n in (rows, keys, keys, rows))
     exact_k, exact_v = k.double().requires_grad_(), v.double().requires_grad_()
     o, lse = softmax(q, exact_k, exact_v, keys - rows)
-    o.backward(go.double())  # type: ignore[no-untyped-call]
+    o.backward(go.double())
     delta = (o * go).sum(-1).detach().float()
     tensors = {"q": q, "k": k, "v": v, "go": go, "lse": lse.detach().float(), "delta": delta}
     tensors |= {"dk": poison(1, 2, keys, channels), "dv": poison(1, 2, keys, channels)}
@@ -249,13 +248,13 @@ def test_each(interpreter: Interpreter) -> None:
     found = interpreter.run(kernel, tensors, {"B": 1, "M": 18, "N": 21, "D": 3, "E": 1}, blocks(kernel))
     exact = rows.double().requires_grad_()
     value = (exact[:, None] - columns.double()).abs().sum((1, 2))
-    value.sum().backward()  # type: ignore[no-untyped-call]
+    value.sum().backward()
     assert exact.grad is not None
     assert torch.allclose(found["out"].double(), value, rtol=1e-5)
     assert torch.equal(found["grad"].double(), exact.grad)
 
 
-POINTWISE = {
+POINTWISE: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
     "softplus": torch.nn.functional.softplus,
@@ -269,7 +268,12 @@ POINTWISE = {
     "floor": torch.floor,
     "reciprocal_or_zero": lambda x: torch.where(x == 0, 0.0, 1 / x),
 }
-POSITIVE = {"log": torch.log, "log2": torch.log2, "sqrt": torch.sqrt, "rsqrt": torch.rsqrt}
+POSITIVE: dict[str, Callable[[Tensor], Tensor]] = {
+    "log": torch.log,
+    "log2": torch.log2,
+    "sqrt": torch.sqrt,
+    "rsqrt": torch.rsqrt,
+}
 GRID = torch.cat([torch.linspace(-12, 12, 97), torch.tensor([0.0, 1e-4, -1e-4, 1e-2, -0.19, 0.2, 30.0, -60.0])])
 
 
@@ -303,14 +307,11 @@ def test_integer_division_rounds_down(interpreter: Interpreter, name: str, divis
     value = call(name, sub(i, const(20)), const(divisor))
     arguments = (Argument("out", "f32", (M,), "out"),)
     kernel = vectors(arguments, (Store("out", (i,), mul(const(1.0), add(value, ZERO))),))
-    found = interpreter.run(kernel, {"out": poison(41)}, {"B": 1, "M": 41, "N": 1, "D": 1, "E": 1}, blocks(kernel))[
-        "out"
-    ]
+    sizes = {"B": 1, "M": 41, "N": 1, "D": 1, "E": 1}
+    found = interpreter.run(kernel, {"out": poison(41)}, sizes, blocks(kernel))["out"]
     numbers = torch.arange(41) - 20
-    exact = (
-        torch.div(numbers, divisor, rounding_mode="floor") if name == "floordiv" else torch.remainder(numbers, divisor)
-    )
-    assert torch.equal(found, exact.float())
+    quotient = torch.div(numbers, divisor, rounding_mode="floor")
+    assert torch.equal(found, (quotient if name == "floordiv" else numbers - divisor * quotient).float())
 
 
 def test_nothing_is_read_outside_a_tensor() -> None:
@@ -322,6 +323,57 @@ def test_nothing_is_read_outside_a_tensor() -> None:
     held = print_kernel(vectors(arguments, (Assign(x, load("x", (clamped,))), Store("out", (i,), x))))
     assert re.search(r"mask=\(i - 5 >= 0\) & \(i - 5 < N\)", free)
     assert "< N" not in held
+
+
+def test_names_never_clash(interpreter: Interpreter) -> None:
+    """Tensors, variables and sizes may be called what the printer uses itself."""
+    x, other = var("pid", "i"), var("tl", "i")
+    body = (
+        Assign(x, load("x_ptr", (i,))),
+        Assign(other, load("x", (i,))),
+        Store("out", (i,), add(x, mul(other, size("range")), call("tanh", x))),
+    )
+    arguments = (Argument("x_ptr", "f32", (M,)), Argument("x", "f32", (M,)), Argument("out", "f32", (M,), "out"))
+    kernel = replace(vectors(arguments, body), sizes=("M", "range"))
+    first, second = torch.randn(20), torch.randn(20)
+    sizes = {"M": 20, "range": 3, "D": 1, "E": 1, "N": 1}
+    found = interpreter.run(kernel, {"x_ptr": first, "x": second, "out": poison(20)}, sizes, blocks(kernel))["out"]
+    assert torch.allclose(found, first + 3 * second + first.tanh(), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["bool", "u8", "i64"])
+def test_flags(interpreter: Interpreter, dtype: str) -> None:
+    """Conditions and integers loaded from tensors of every width."""
+    kept, position = var("kept", "i", "b"), var("position", "i", "i")
+    body = (
+        Assign(kept, load("flags", (i,), "b")),
+        Assign(position, load("places", (i,), "i")),
+        Store("out", (i,), mul(iverson(kept), add(mul(const(1.0), position), const(0.5)))),
+    )
+    arguments = (Argument("flags", "bool", (M,)), Argument("places", dtype, (M,)), Argument("out", "f32", (M,), "out"))
+    torch_dtype = {"bool": torch.bool, "u8": torch.uint8, "i64": torch.int64}[dtype]
+    kernel = vectors(arguments, body)
+    flags, places = torch.rand(33) < 0.5, (torch.arange(33) % (2 if dtype == "bool" else 200)).to(torch_dtype)
+    sizes = {"B": 1, "M": 33, "N": 1, "D": 1, "E": 1}
+    found = interpreter.run(kernel, {"flags": flags, "places": places, "out": poison(33)}, sizes, blocks(kernel))["out"]
+    assert torch.equal(found, torch.where(flags, places + 0.5, 0.0))
+
+
+def test_wide_offsets(interpreter: Interpreter) -> None:
+    kernel = softmax_forward(causal=True, channels=None)
+    source = print_kernel(kernel, wide=True)
+    assert "i[:, None].to(tl.int64) * q_stride_m" in source
+    q, k, v = (torch.randn(1, 1, 18, 16) for _ in range(3))
+    tensors = {"q": q, "k": k, "v": v, "o": poison(1, 1, 18, 16), "lse": poison(1, 1, 18)}
+    sizes = {"B": 1, "H": 1, "M": 18, "N": 18, "D": 16, "E": 16, "q_start": 0}
+    found = interpreter.run(kernel, tensors, sizes, blocks(kernel), source)
+    assert torch.allclose(found["o"].double(), softmax(q, k, v, 0)[0], atol=2e-6)
+
+
+def test_failures_come_back_with_their_traceback(interpreter: Interpreter) -> None:
+    kernel = softmax_forward(causal=True)
+    with pytest.raises(RuntimeError, match="KeyError"):
+        interpreter.run(kernel, {"q": poison(1, 1, 1, 64)}, {"B": 1}, blocks(kernel))
 
 
 # --------------------------------------------------------------------------------------------- ahead of time

@@ -1,0 +1,83 @@
+"""A variant through PyTorch's own attention gives what the dense formula gives, or a reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from attnc import driver
+from attnc.ir.dense import evaluate
+from attnc.ir.program import Program
+from attnc.testing.inputs import complete_sizes, make_inputs
+from attnc.testing.peers import NotExpressible, Peer, flex, sdpa
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SIZES = {"B": 2, "H": 4, "G": 2, "N": 24, "M": 24, "D": 8}
+IN_SDPA = ["alibi", "causal", "dilated", "document_causal", "neighborhood_2d", "relative_table", "softmax", "spatial"]
+IN_FLEX = [*IN_SDPA, "gemma2", "softcap_alibi"]
+
+
+def program(name: str) -> Program:
+    source = driver.read(EXAMPLES / f"{name}.attn")
+    consts = {"rows": 4, "cols": 6, "r": 1} if name == "neighborhood_2d" else {}
+    return driver.lower(driver.definition(source), source, consts)
+
+
+def check(peer: Peer | NotExpressible, p: Program, tensors: dict[str, torch.Tensor], sizes: dict[str, int]) -> None:
+    assert isinstance(peer, Peer)
+    right = evaluate(p, tensors, sizes)["o"]
+    torch.testing.assert_close(peer.run(*(tensors[n] for n in "qkv")), right, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", IN_SDPA)
+def test_sdpa(name: str) -> None:
+    p = program(name)
+    sizes = complete_sizes(p, SIZES)
+    tensors = make_inputs(p, sizes, torch.float64)
+    tensors = {n: t.double() if t.is_floating_point() else t for n, t in tensors.items()}
+    check(sdpa(p, tensors, sizes), p, tensors, sizes)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("name", IN_FLEX)
+def test_flex(name: str) -> None:
+    p = program(name)
+    sizes = complete_sizes(p, SIZES)
+    tensors = make_inputs(p, sizes, torch.float64)
+    tensors = {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
+    peer = flex(p, tensors, sizes, compiled=False)
+    assert isinstance(peer, Peer)
+    right = evaluate(p, tensors, sizes)["o"].float()
+    torch.testing.assert_close(peer.run(*(tensors[n] for n in "qkv")), right, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("sigmoid_attention", "not a softmax"),
+        ("retention", "not a softmax"),
+        ("reversed", "not a softmax"),
+        ("sinks", "more than a softmax"),
+        ("urpe", "more than a softmax"),
+        ("gated", "more than a softmax"),
+        ("agent", "more than a softmax"),
+        ("music", "not computed pair by pair"),
+        ("gemma2", "scale * dot"),
+    ],
+)
+def test_why_not(name: str, words: str) -> None:
+    p = program(name)
+    sizes = complete_sizes(p, SIZES)
+    peer = sdpa(p, make_inputs(p, sizes, torch.float64), sizes)
+    assert isinstance(peer, NotExpressible)
+    assert words in peer.reason
+
+
+def test_the_causal_mask_needs_no_tensor() -> None:
+    p = program("causal")
+    sizes = complete_sizes(p, SIZES)
+    peer = sdpa(p, make_inputs(p, sizes, torch.float32), sizes)
+    assert isinstance(peer, Peer)
+    assert peer.name == "SDPA, is_causal"
