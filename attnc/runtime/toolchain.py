@@ -15,7 +15,17 @@ from attnc.diagnostics.diagnostic import InternalError
 from attnc.settings import Settings
 
 CANDIDATES = ("g++", "c++", "clang++")
-FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-w")
+FLAGS = (
+    "-O2",
+    "-fvect-cost-model=dynamic",
+    "-std=c++17",
+    "-fPIC",
+    "-shared",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-w",
+)
 """Never -ffast-math: it would lose infinities, NaN and the rounding the polynomials rely on."""
 
 REMEDY = "install g++ or clang++ (Debian and Ubuntu: `apt install g++`), or name a compiler in the variable ATTNC_CXX"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import os
 import re
 import subprocess
 import tempfile
@@ -117,7 +116,6 @@ def _compiler() -> Worker:
 
 def compile_request(request: Any) -> Artefact:
     """`aot` in this process, which must not interpret; the arguments as one tuple."""
-    os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource

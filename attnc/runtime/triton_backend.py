@@ -30,7 +30,7 @@ from attnc.codegen.triton.configuration import (
     preferred,
 )
 from attnc.codegen.triton.names import identifier
-from attnc.codegen.triton.parameters import Parameter, evaluate, padded, parameters, programs, values
+from attnc.codegen.triton.parameters import evaluate, padded, parameters, programs, values
 from attnc.codegen.triton.printer import print_module
 from attnc.settings import Settings
 
@@ -53,6 +53,8 @@ def load(source: str, directory: Path | None = None) -> ModuleType:
     The file is named by the hash of its contents and written atomically, so processes may share a directory.
     """
     directory = directory or Settings.read().cache_dir / "triton"
+    # Products and sums become one instruction; Triton 3.9 warns unless this is said, 3.10 would not do it.
+    os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
     digest = hashlib.sha256(source.encode()).hexdigest()[:24]
     with _lock:
         found = _modules.get((digest, directory))
@@ -121,26 +123,24 @@ class Call:
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
-        self.parameters = parameters(kernel)
+        self.extents = tuple(p.of for p in parameters(kernel) if p.role == "extent")
+        self._sizes = tuple(p.of for p in parameters(kernel) if p.role == "size")
+        self._fixed: dict[tuple[int, ...], tuple[int, ...]] = {}
 
-    def arguments(
-        self, tensors: Mapping[str, Tensor], sizes: Mapping[str, int], configuration: Configuration
-    ) -> dict[str, Any]:
-        """Every parameter by name. Dimensions of length 1 broadcast."""
-        known = values(self.kernel, self.parameters, sizes, configuration.blocks)
-        return {p.name: self._argument(p, tensors, known) for p in self.parameters}
+    def arguments(self, tensors: Sequence[Tensor], sizes: Mapping[str, int], configuration: Configuration) -> list[Any]:
+        """The values of `parameters`, in order. Dimensions of length 1 broadcast."""
+        strides = [0 if n == 1 else s for t in tensors for n, s in zip(t.shape, t.stride(), strict=True)]
+        return [*tensors, *strides, *(sizes[s] for s in self._sizes), *self._constants(sizes, configuration)]
 
-    def _argument(self, p: Parameter, tensors: Mapping[str, Tensor], known: Mapping[str, int]) -> Any:
-        match p.role:
-            case "pointer":
-                return tensors[p.of]
-            case "stride":
-                return 0 if tensors[p.of].shape[p.dim] == 1 else tensors[p.of].stride(p.dim)
-            case _:
-                return known[p.name]
+    def _constants(self, sizes: Mapping[str, int], configuration: Configuration) -> tuple[int, ...]:
+        key = (*(sizes[s] for s in self.extents), *configuration.blocks.values())
+        if key not in self._fixed:
+            constant = [p for p in parameters(self.kernel) if p.constant]
+            self._fixed[key] = tuple(values(self.kernel, constant, sizes, configuration.blocks).values())
+        return self._fixed[key]
 
     def __call__(
-        self, called: Any, tensors: Mapping[str, Tensor], sizes: Mapping[str, int], configuration: Configuration
+        self, called: Any, tensors: Sequence[Tensor], sizes: Mapping[str, int], configuration: Configuration
     ) -> None:
         """Launch a Triton function over the whole grid."""
         count = programs(self.kernel, sizes, configuration.blocks)
@@ -148,9 +148,9 @@ class Call:
             return
         passed = self.arguments(tensors, sizes, configuration)
         if is_interpreted(called):
-            called[(count,)](**passed)
+            called[(count,)](*passed)
         else:
-            called[(count,)](**passed, num_warps=configuration.num_warps, num_stages=configuration.num_stages)
+            called[(count,)](*passed, num_warps=configuration.num_warps, num_stages=configuration.num_stages)
 
 
 def launch(
@@ -174,11 +174,12 @@ def launch(
         RuntimeError: for CPU tensors outside Triton's interpreter.
     """
     called = function(kernel, module)
-    device = next(iter(tensors.values())).device
+    ordered = [tensors[a.name] for a in kernel.arguments]
+    device = ordered[0].device
     if device.type == "cpu" and not is_interpreted(called):
         raise RuntimeError("CPU tensors need Triton's interpreter: set TRITON_INTERPRET=1 before Triton is imported")
     with _current(device):
-        Call(kernel)(called, tensors, sizes, configuration or default_configuration(kernel, sizes, _target(device)))
+        Call(kernel)(called, ordered, sizes, configuration or default_configuration(kernel, sizes, _target(device)))
 
 
 def _current(device: torch.device) -> AbstractContextManager[object]:
@@ -219,18 +220,16 @@ class TritonKernel:
 
     def __call__(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> None:
         """Run on one tensor per argument, in order; else as `launch`."""
-        named = {a.name: t for a, t in zip(self.kernel.arguments, tensors, strict=True)}
         device = tensors[0].device
         if device.type == "cuda":
             with _current(device):
-                variant: Variant = "wide" if any(_span(t) > 2**31 for t in tensors) else "plain"
-                called = self._function(variant)
-                self._call(called, named, sizes, self._configuration(device, called, named, sizes))
+                called = self._function("wide" if any(_span(t) > 2**31 for t in tensors) else "plain")
+                self._call(called, tensors, sizes, self._configuration(device, called, tensors, sizes))
         elif interpreting():
             configuration = default_configuration(self.kernel, sizes, "interpreter")
-            self._call(self._function("widened"), named, sizes, configuration)
+            self._call(self._function("widened"), tensors, sizes, configuration)
         else:
-            self._elsewhere(named, sizes)
+            self._elsewhere(tensors, sizes)
 
     def _function(self, variant: Variant) -> Any:
         if variant not in self._functions:
@@ -240,23 +239,24 @@ class TritonKernel:
             self._functions[variant] = function(self.kernel, load(source, self.directory))
         return self._functions[variant]
 
-    def _elsewhere(self, named: Mapping[str, Tensor], sizes: Mapping[str, int]) -> None:
+    def _elsewhere(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> None:
         """Run in the interpreter of a second process."""
         from attnc.runtime.triton_interpreter import shared_interpreter
 
+        named = {a.name: t for a, t in zip(self.kernel.arguments, tensors, strict=True)}
         for name, value in shared_interpreter().run(self.kernel, named, sizes).items():
             named[name].copy_(value)
 
     def _configuration(
-        self, device: torch.device, called: Any, named: Mapping[str, Tensor], sizes: Mapping[str, int]
+        self, device: torch.device, called: Any, tensors: Sequence[Tensor], sizes: Mapping[str, int]
     ) -> Configuration:
         """The first candidate that compiles without spilling registers, else one that hardly spills (`preferred`)."""
-        key = (device, *(sizes[p.of] for p in self._call.parameters if p.role == "extent"), *self._lengths(sizes))
+        key = (device, *(sizes[s] for s in self._call.extents), *self._lengths(sizes))
         if key not in self._chosen:
             choices = candidates(self.kernel, sizes, _target(device))
             spills: list[int] = []
             for choice in choices:
-                spills.append(self._spilled(choice, called, named, sizes))
+                spills.append(self._spilled(choice, called, tensors, sizes))
                 if spills[-1] == 0:
                     break
             self._chosen[key] = choices[len(spills) - 1 if spills[-1] == 0 else preferred(spills)]
@@ -267,16 +267,14 @@ class TritonKernel:
         blocked = [x.extent for x in self.kernel.lanes if x.role != "channel"]
         return [min(padded(evaluate(x, sizes), 16), LONGEST_BLOCK) for x in blocked]
 
-    def _spilled(
-        self, choice: Configuration, called: Any, named: Mapping[str, Tensor], sizes: Mapping[str, int]
-    ) -> int:
+    def _spilled(self, choice: Configuration, called: Any, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> int:
         """Bytes that spill with a configuration; very many if it does not fit the device at all."""
         from triton.runtime.errors import OutOfResources
 
-        passed = self._call.arguments(named, sizes, choice)
+        passed = self._call.arguments(tensors, sizes, choice)
         options = {"num_warps": choice.num_warps, "num_stages": choice.num_stages}
         try:
-            compiled = called.warmup(**passed, **options, grid=(1,))
+            compiled = called.warmup(*passed, **options, grid=(1,))
             compiled._init_handles()
         except OutOfResources:
             return 1 << 30

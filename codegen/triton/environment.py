@@ -5,7 +5,7 @@ from __future__ import annotations
 from attnc.codegen.tile import Kernel
 from attnc.codegen.triton.expression import Expressions
 from attnc.codegen.triton.facts import HALF, Fact, scalar_definitions
-from attnc.codegen.triton.helpers import HELPERS
+from attnc.codegen.triton.helpers import HELPERS, USES
 from attnc.codegen.triton.names import Names
 from attnc.codegen.triton.parameters import paddings, parameters
 from attnc.codegen.triton.text import ATOM, Layout, Text
@@ -73,7 +73,7 @@ class Environment:
         return Text(f"{text.within(ATOM)}.to({REAL})", text.axes) if fact and fact.storage in HALF else text
 
     def helper(self, name: str) -> str:
-        self.helpers.add(name)
+        self.helpers |= {name, *USES.get(name, ())}
         return name
 
     def defined(self, node: Node) -> Node:

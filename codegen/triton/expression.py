@@ -34,8 +34,6 @@ CALLS = {
     "sqrt": "tl.sqrt",
     "rsqrt": "tl.rsqrt",
     "erf": "tl.erf",
-    "sin": "tl.sin",
-    "cos": "tl.cos",
 }
 COMPARISONS = {"lt": ("<", ">="), "le": ("<=", ">"), "eq": ("==", "!=")}
 ZERO, UNIT = Text("0.0"), Text("1.0")
@@ -238,7 +236,7 @@ class Expressions:
         if fn in CALLS:
             return self.layout.call(CALLS[fn], _tensor(x))
         match fn:
-            case "tanh" | "sigmoid" | "softplus":
+            case "tanh" | "sigmoid" | "softplus" | "sin" | "cos":
                 return self.layout.call(self.leaves.helper(fn), _tensor(x))
             case "reciprocal":
                 return self._quotient([], [x])

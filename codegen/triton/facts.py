@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from attnc.codegen.tile import Accumulate, AccumulateAt, Assign, Kernel, is_pointwise, statements
-from attnc.ir.node import Add, Const, Load, Node, Prod, Sum, Var
+from attnc.ir.node import Add, Const, Iverson, Load, Node, Prod, Sum, Var
 from attnc.ir.walk import postorder
 
 HALF = frozenset({"f16", "bf16"})
@@ -37,6 +37,8 @@ class Usage:
     """Variables that are operands of a matrix product."""
     computed: set[Var] = field(default_factory=set)
     """Variables that are assigned something else than a load."""
+    selected: dict[Var, Var | None] = field(default_factory=dict)
+    """Variables that only ever are one other variable where some condition holds, and 0 elsewhere; else None."""
     changing: set[Var] = field(default_factory=set)
     """Variables that are assigned more than once, or accumulated."""
 
@@ -48,6 +50,8 @@ def usage(kernel: Kernel) -> Usage:
         match s:
             case Assign() | Accumulate() | AccumulateAt():
                 (out.changing if s.target in seen else seen).add(s.target)
+                source = selection(s.value) if isinstance(s, Assign) else None
+                out.selected[s.target] = source if out.selected.get(s.target, source) is source else None
                 if not (isinstance(s, Assign) and isinstance(s.value, Load)):
                     out.computed.add(s.target)
                 if isinstance(s.value, Sum) and len(s.value.factors) == 2:
@@ -55,6 +59,12 @@ def usage(kernel: Kernel) -> Usage:
             case _:
                 pass
     return out
+
+
+def selection(node: Node) -> Var | None:
+    """The variable of a product of brackets and one variable."""
+    rest = [f for f in node.factors if not isinstance(f, Iverson)] if isinstance(node, Prod) else []
+    return rest[0] if len(rest) == 1 and isinstance(rest[0], Var) and rest[0].kind == "f" else None
 
 
 def scalar_definitions(kernel: Kernel) -> dict[Var, Node]:

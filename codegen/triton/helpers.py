@@ -6,6 +6,19 @@ Written for both the compiler and the interpreter of Triton, without libdevice.
 from __future__ import annotations
 
 HELPERS: dict[str, str] = {
+    "circular": '''
+@triton.jit
+def circular(x, turn):
+    """sin(x + turn * pi / 2), reduced to [-pi / 4, pi / 4] by multiples of pi / 2 in three parts (Cody and Waite)."""
+    n = tl.floor(x * 0.63661975 + 0.5)
+    r = ((x - n * 1.5703125) - n * 0.00048375129699707) - n * 7.54978995e-08
+    z = r * r
+    sine = r + r * z * (-0.16666655 + z * (0.00833216 + z * -0.00019515296))
+    cosine = 1.0 - 0.5 * z + z * z * (0.041666646 + z * (-0.0013887316 + z * 2.4433157e-05))
+    quarter = n.to(tl.int32) + turn
+    value = tl.where(quarter % 2 == 0, sine, cosine)
+    return tl.where((quarter & 2) == 0, value, -value)
+''',
     "floor_div": '''
 @triton.jit
 def floor_div(a, b):
@@ -45,6 +58,18 @@ def softplus(x):
     tail = 0.14285715 + u * (0.11111111 + u * (0.09090909 + u * 0.07692308))
     return tl.maximum(x, 0.0) + 2.0 * s * (1.0 + u * (0.33333334 + u * (0.2 + u * tail)))
 ''',
+    "sin": '''
+@triton.jit
+def sin(x):
+    """Sine of an angle in radians, without the branches and stack of the library's."""
+    return circular(x, 0)
+''',
+    "cos": '''
+@triton.jit
+def cos(x):
+    """Cosine of an angle in radians."""
+    return circular(x, 1)
+''',
     "power": '''
 @triton.jit
 def power(x, y):
@@ -64,3 +89,6 @@ def power_int(x, n):
     return tl.where(n % 2 != 0, tl.where(x < 0, -magnitude, magnitude), magnitude)
 ''',
 }
+
+USES = {"sin": ("circular",), "cos": ("circular",)}
+"""Helpers that other helpers call."""

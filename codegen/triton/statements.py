@@ -9,7 +9,7 @@ from attnc.codegen.triton.environment import REAL, Environment
 from attnc.codegen.triton.facts import HALF, Fact, has_shared, sources, usage, zero_lanes
 from attnc.codegen.triton.product import TRITON_TYPES, Reductions
 from attnc.codegen.triton.text import SUM, Text
-from attnc.ir.node import Axis, Load, Max, Node, Sum, Var, is_const
+from attnc.ir.node import Axis, Iverson, Load, Max, Node, Sum, Var, is_const
 from attnc.ir.walk import postorder
 
 
@@ -53,6 +53,7 @@ class Statements:
             self._statement(s)
 
     def _statement(self, s: Stmt) -> None:
+        self.expressions.temporaries.clear()
         match s:
             case Assign():
                 self._assign(s)
@@ -86,11 +87,22 @@ class Statements:
         self.out.line(f"{name} = {code}", self._shape_comment(() if obvious else axes))
 
     def _computed(self, s: Assign, axes: tuple[str, ...]) -> tuple[Text, Fact]:
-        text = self._value(s.value, s.target.kind)
         storage = {"f": "f32", "i": "i32", "b": "bool"}[s.target.kind]
+        source = self.usage.selected.get(s.target)
+        if source in self.env.facts and self.env.facts[source].storage in HALF and s.target in self.usage.multiplied:
+            storage = self.env.facts[source].storage
+            text = self._selected(source, s.value)
+        else:
+            text = self._value(s.value, s.target.kind)
         stays = s.target not in self.usage.changing and not isinstance(s.value, Sum | Max)
         zero = zero_lanes(s.value, self.env.facts) if stays else frozenset()
         return text, Fact(axes, storage, zero, sources(s.value, self.env.facts))
+
+    def _selected(self, source: Var, value: Node) -> Text:
+        """A variable where conditions hold and 0 elsewhere, in the type it is kept in."""
+        conditions = [self.expressions.text(f.condition) for f in value.children if isinstance(f, Iverson)]
+        where = self.expressions.conjunction(conditions)
+        return self.layout.call("tl.where", where, self.env.kept(source), Text("0.0"))
 
     def _settles(self, s: Stmt) -> bool:
         """Whether `s` assigns a scalar that only depends on the grid point; those come before the addresses."""
@@ -133,7 +145,6 @@ class Statements:
 
     def _share(self, *nodes: Node) -> None:
         """Name what an expression uses more than once."""
-        self.expressions.temporaries.clear()
         counts = has_shared(nodes)
         for n in postorder(nodes):
             if counts.get(n, 0) > 1 and len(postorder([n])) > 4:

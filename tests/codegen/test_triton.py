@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from attnc.codegen.tile import Accumulate, AccumulateAt, Argument, Assign, Each, Kernel, Loop, Scatter, Store
-from attnc.codegen.triton.configuration import Configuration
+from attnc.codegen.triton.configuration import Configuration, candidates
 from attnc.codegen.triton.printer import print_kernel
 from attnc.ir.node import ZERO, Node, add, axis, call, const, iverson, load, mul, size, sub, var
 from attnc.runtime.triton_aot import SHARED_LIMITS, Artefact, aot
 from attnc.runtime.triton_interpreter import Interpreter
+from attnc.runtime.worker import Worker
 from tests.codegen.kernels import contract, softmax_columns, softmax_forward, vectors
 
 b, h, i, j, d, e = (axis(x) for x in "bhijde")
@@ -293,6 +294,13 @@ def test_functions(interpreter: Interpreter, name: str) -> None:
     assert torch.allclose(found, exact, rtol=2e-6, atol=0 if name == "softplus" else 2e-7)
 
 
+@pytest.mark.parametrize("name", ["sin", "cos"])
+def test_large_angles(interpreter: Interpreter, name: str) -> None:
+    x = torch.linspace(-5000, 5000, 999)
+    found = pointwise(interpreter, call(name, var("x", "i")), x)
+    assert torch.allclose(found, POINTWISE[name](x.double()), atol=3e-7)
+
+
 @pytest.mark.parametrize("exponent", [3.0, -2.0, 0.3, 7])
 def test_powers(interpreter: Interpreter, exponent: float) -> None:
     x = GRID if float(exponent).is_integer() else GRID.abs()
@@ -370,6 +378,36 @@ def test_wide_offsets(interpreter: Interpreter) -> None:
     assert torch.allclose(found["o"].double(), softmax(q, k, v, 0)[0], atol=2e-6)
 
 
+def test_half_operands_stay_half(interpreter: Interpreter) -> None:
+    """Products take f16 operands as they are stored, selected ones too, and round what was computed to f16."""
+    x, y, s = var("x", "id"), var("y", "jd"), var("s", "ij")
+    kept, w, out = var("kept", "jd"), var("w", "ij"), var("out", "id")
+    inside = iverson(call("lt", j, N))
+    body = (
+        Assign(x, load("x", (i, d))),
+        Assign(out, ZERO),
+        Loop("j", const(0), N, True, (
+            Assign(y, load("y", (j, d))),
+            Assign(s, contract("d", x, y)),
+            Assign(w, mul(inside, call("exp", s))),
+            Assign(kept, mul(inside, y)),
+            Accumulate(out, contract("j", w, kept)),
+        )),
+        Store("out", (i, d), out),
+    )  # fmt: skip
+    arguments = (Argument("x", "f16", (M, D)), Argument("y", "f16", (N, D)), Argument("out", "f32", (M, D), "out"))
+    kernel = vectors(arguments, body, inner=True)
+    source = print_kernel(kernel)
+    assert "kept = tl.where((j < N)[:, None], y, 0.0)" in source
+    assert "tl.dot(w.to(kept.dtype), kept, out)" in source
+    assert "float32)" not in source.replace("dtype=tl.float32)", "")
+    rows, columns = torch.randn(20, 16).half() / 4, torch.randn(18, 16).half() / 4
+    sizes = {"B": 1, "M": 20, "N": 18, "D": 16, "E": 1}
+    found = interpreter.run(kernel, {"x": rows, "y": columns, "out": poison(20, 16)}, sizes, blocks(kernel), source)
+    exact = (rows.double() @ columns.double().T).exp() @ columns.double()
+    assert torch.allclose(found["out"].double(), exact, atol=5e-3)
+
+
 def test_failures_come_back_with_their_traceback(interpreter: Interpreter) -> None:
     kernel = softmax_forward(causal=True)
     with pytest.raises(RuntimeError, match="KeyError"):
@@ -420,3 +458,21 @@ def test_odd_channels_compile(tmp_path: Path) -> None:
     found = aot(kernel, print_kernel(kernel), "sm_90", {"D": 80, "E": 80}, directory=tmp_path)
     assert found.fits
     assert "HGMMA" in found.assembly
+
+
+@pytest.mark.parametrize(("spills", "tried"), [([0], 1), ([50, 0], 2), ([90, 80, 1, 60], 4)])
+def test_launch_keeps_the_first_configuration_that_fits(tmp_path: Path, spills: list[int], tried: int) -> None:
+    """On a device that is not there. The last case never reaches 0; the third candidate hardly spills."""
+    kernel = softmax_forward(causal=True, dtype="bf16")
+    q, k, v, o = (torch.empty(2, 2, 500, 64, dtype=torch.bfloat16) for _ in range(4))
+    tensors = {"q": q, "k": k, "v": v, "o": o, "lse": torch.empty(2, 2, 500)}
+    sizes = {"B": 2, "H": 2, "M": 500, "N": 500, "D": 64, "E": 64, "q_start": 0}
+    worker = Worker("tests.codegen.mock_device", "launch_twice", {"TRITON_INTERPRET": None})
+    try:
+        record = worker.ask((kernel, tensors, sizes, spills, str(tmp_path)))
+    finally:
+        worker.close()
+    assert len(record.loaded) == tried
+    chosen = candidates(kernel, sizes, "sm_90")[spills.index(min(spills))]
+    assert record.blocks == [chosen.blocks]
+    assert [grid for grid, _ in record.launched] == [4 * -(-500 // chosen.blocks["i"])] * 2

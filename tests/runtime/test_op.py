@@ -50,8 +50,9 @@ def test_unknown_backend() -> None:
 @pytest.mark.skipif("sys.platform != 'linux'", reason="Triton is for Linux")
 def test_triton_refuses_cpu_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "0")
+    unseen = "attention unseen\nmask = j <= i + 17\n"  # no other test has it ready to run
     with pytest.raises(attnc.CallError, match="the backend triton runs on CUDA devices"):
-        attnc.compile(CAUSAL, backend="triton")(*qkv(dtype=torch.float32))
+        attnc.compile(unseen, backend="triton")(*qkv(dtype=torch.float32))
 
 
 def test_the_environment_chooses_where_the_call_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
