@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -11,7 +11,7 @@ _notes: ContextVar[dict[Any, Any] | None] = ContextVar("attnc_notes", default=No
 
 
 @contextmanager
-def tracking(notes: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
+def tracking(notes: dict[Any, Any]) -> Generator[dict[Any, Any]]:
     """Within the block, every rewrite copies the note of a node to what it becomes, into `notes`."""
     token = _notes.set(notes)
     try:

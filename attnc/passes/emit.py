@@ -163,9 +163,8 @@ class Emitter:
 
     def value(self, node: Node) -> Node:
         """A pointwise expression for `node`, over variables assigned so far."""
-        match node:
-            case Const() | Axis() | Size() | Var():
-                return node
+        if isinstance(node, Const | Axis | Size | Var):
+            return node
         if node in self.running:
             return self.running[node]
         home = self.home(node)
@@ -179,11 +178,10 @@ class Emitter:
             self.blocks = keep
 
     def _compute(self, node: Node, home: Block, *, hoisted: bool) -> Node:
-        match node:
-            case Load():
-                return self._load(node, home)
-            case Sum() | Max():
-                return self._contraction(node, home)
+        if isinstance(node, Load):
+            return self._load(node, home)
+        if isinstance(node, Sum | Max):
+            return self._contraction(node, home)
         built = self._pointwise(node)
         shared = self.uses.get(node, 1) > 1 and bool(self.spread(node))
         if shared or hoisted or node in self.program.notes:
@@ -261,12 +259,8 @@ class Emitter:
     def _signed(self, node: Node) -> Node:
         """A term from further out; a leading minus stays here, where it costs nothing."""
         if isinstance(node, Prod) and node.factors[0] is const(-1.0) and node.kind == "f":
-            return raw_prod(
-                [
-                    node.factors[0],
-                    self.variable(raw_prod(node.factors[1:]) if len(node.factors) > 2 else node.factors[1]),
-                ]
-            )
+            rest = node.factors[1:]
+            return raw_prod([node.factors[0], self.variable(raw_prod(rest) if len(rest) > 1 else next(iter(rest)))])
         return self.value(node)
 
     def _load(self, node: Load, home: Block) -> Var:

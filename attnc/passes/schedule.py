@@ -295,7 +295,7 @@ class _Scheduler:
             return 0
         inserted = 0
         for node in postorder(draft.expressions()):
-            if not isinstance(node, Sum) or self.planes.sequences(node.axes) != {draft.inner}:
+            if not isinstance(node, Sum) or self.planes.sequences(node.axes) != frozenset({draft.inner}):
                 continue
             if self.planes.sequences(node.bound) or self.planes.channels(node.axes) or self._vector_reductions([node]):
                 continue
