@@ -223,8 +223,8 @@ ENTRIES: dict[str, Entry] = listed(
         "E128",
         "three sequence axes in one reduction",
         "Kernels loop over planes: blocks of one sequence against blocks of another. A reduction whose terms depend on "
-        "three positions at once would be a loop over a volume. Often one of the axes can be reduced first, into a `let` "
-        "of its own.",
+        "three positions at once would be a loop over a volume. Often one of the axes can be reduced first, into a "
+        "`let` of its own.",
         "attention volume\nsize A\nindex a: A\ntensor t: [B, H, A, D]\n"
         "weight = sum[a](exp(dot(q, t[b, h, a]) * dot(k, t[b, h, a])))",
         "attention pooled\nsize A\nindex a: A\ntensor t: [B, H, A, D]\n"

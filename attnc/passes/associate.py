@@ -121,7 +121,9 @@ def _elimination(node: Sum, planes: Planes, together: Axes) -> list[Axes]:
     usual = tuple(units)
     if len(units) <= 1 or _widest(node, planes, usual) <= 2:
         return list(usual)
-    orders: list[tuple[Axes, ...]] = [tuple(o) for o in permutations(units)] if len(units) <= 5 else [usual]
+    orders: list[tuple[Axes, ...]] = [usual]
+    if len(units) <= 5:
+        orders += permutations(units)
 
     def price(order: tuple[Axes, ...]) -> tuple[bool, float]:
         return _widest(node, planes, order) > 2, _cost(node, planes, order)

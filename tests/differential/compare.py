@@ -169,8 +169,8 @@ def dense_errors(name: str, inputs: Inputs, seed: int) -> tuple[dict[str, float]
 # a wide distribution and may be tiny by luck. The yardstick for those is the largest of several draws.
 FEW = 100
 DRAWS = 8
-# In float64 there is no dense formula of higher precision: the yardstick is 0 and the reference has rounding errors of its
-# own, which grow like the root of the number of terms (thousands, in a gradient summed over a plane).
+# In float64 there is no dense formula of higher precision: the yardstick is 0 and the reference has rounding errors of
+# its own, which grow like the root of the number of terms (thousands, in a gradient summed over a plane).
 SAME_PRECISION = 100
 # Below this share of its terms a float64 result is what rounding left of 0.
 NOTHING = 1e-12
