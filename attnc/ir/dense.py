@@ -9,9 +9,9 @@ from torch import Tensor
 
 from attnc.ir.contraction import Order, aligned, axis_order
 from attnc.ir.dense_block import Block
+from attnc.ir.dtypes import resolve
 from attnc.ir.node import Const, Max, Node, Size, Sum
 from attnc.ir.program import Program
-from attnc.ir.program import Tensor as Operand
 from attnc.ir.staged import Staged, choose_blocks
 from attnc.ir.walk import postorder
 
@@ -101,29 +101,10 @@ def with_defaults(program: Program, tensors: Mapping[str, Tensor], sizes: Mappin
         value = aligned(value, axis_order(t.default_axes)(t.default.axes), ordered)
         value = value.expand([len(shape[a]) for a in ordered]).permute([ordered.index(a) for a in t.default_axes])
         device = next((x.device for x in tensors.values()), value.device)
-        filled[t.name] = value.to(device, _stored(t, tensors)).contiguous()
+        filled[t.name] = value.to(
+            device, resolve(t.dtype, tensors["q"].dtype if "q" in tensors else torch.float64)
+        ).contiguous()
     return filled
-
-
-_STORED = {
-    "f64": torch.float64,
-    "f32": torch.float32,
-    "f16": torch.float16,
-    "bf16": torch.bfloat16,
-    "i64": torch.int64,
-    "i32": torch.int32,
-    "i16": torch.int16,
-    "i8": torch.int8,
-    "u8": torch.uint8,
-    "bool": torch.bool,
-}
-
-
-def _stored(tensor: Operand, tensors: Mapping[str, Tensor]) -> torch.dtype:
-    if tensor.dtype in _STORED:
-        return _STORED[tensor.dtype]
-    query = tensors["q"].dtype if "q" in tensors else torch.float64
-    return torch.float32 if tensor.dtype == "real" and query != torch.float64 else query
 
 
 def converted(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

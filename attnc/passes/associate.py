@@ -121,12 +121,11 @@ def _elimination(node: Sum, planes: Planes, together: Axes) -> list[Axes]:
     usual = tuple(units)
     if len(units) <= 1 or _widest(node, planes, usual) <= 2:
         return list(usual)
-    orders: list[tuple[Axes, ...]] = [usual]
-    if len(units) <= 5:
-        orders += permutations(units)
+    orders: Iterable[tuple[Axes, ...]] = permutations(units) if len(units) <= 5 else (usual,)
 
-    def price(order: tuple[Axes, ...]) -> tuple[bool, float]:
-        return _widest(node, planes, order) > 2, _cost(node, planes, order)
+    def price(order: Iterable[Axes]) -> tuple[bool, float]:
+        steps = tuple(order)
+        return _widest(node, planes, steps) > 2, _cost(node, planes, steps)
 
     return list(min(orders, key=price))
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor as TorchTensor
 
 from attnc.diagnostics.diagnostic import CallError, Diagnostic
+from attnc.ir.dtypes import NAMES, QUERY_DTYPES, accepted
 from attnc.ir.node import Size
 from attnc.ir.printer import show
 from attnc.ir.program import Program, Tensor
 from attnc.ir.walk import postorder
-from attnc.runtime.dtypes import NAMES, QUERY_DTYPES, accepted
 from attnc.runtime.sizes import Evaluator, Values, evaluator
 
 DEVICES = ("cpu", "cuda", "meta")

@@ -20,12 +20,12 @@ from torch import Tensor
 import attnc
 from attnc import driver
 from attnc.diagnostics.diagnostic import CallError, Diagnostic
+from attnc.ir.dtypes import resolve
 from attnc.ir.node import Node
 from attnc.ir.program import Program
 from attnc.ir.program import Tensor as Operand
 from attnc.passes import modes
 from attnc.passes.plan import Plan
-from attnc.runtime.dtypes import resolve
 from attnc.runtime.execute import Executor
 from attnc.runtime.sizes import evaluator
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attnc.ir.dense import evaluate
-from attnc.runtime.dtypes import real
+from attnc.ir.dtypes import real
 
 if TYPE_CHECKING:
     from attnc.runtime.computation import Computation

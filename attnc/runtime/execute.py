@@ -16,11 +16,11 @@ from torch import Tensor
 from attnc import driver
 from attnc.codegen.tile import Kernel
 from attnc.ir.dense import evaluate
+from attnc.ir.dtypes import NAMES, real, resolve
 from attnc.ir.node import Load
 from attnc.ir.program import Output
 from attnc.ir.walk import postorder
 from attnc.passes.plan import Finish, Plan
-from attnc.runtime.dtypes import NAMES, real, resolve
 from attnc.runtime.sizes import Evaluator, evaluator
 
 if TYPE_CHECKING:

@@ -126,25 +126,9 @@ def make_inputs(
 
 def storage_dtype(name: str, query: torch.dtype) -> torch.dtype:
     """The torch dtype of a `Tensor.dtype` name when the query has dtype `query`."""
-    import torch
+    from attnc.ir.dtypes import resolve
 
-    named = {
-        "f64": torch.float64,
-        "f32": torch.float32,
-        "f16": torch.float16,
-        "bf16": torch.bfloat16,
-        "i64": torch.int64,
-        "i32": torch.int32,
-        "i16": torch.int16,
-        "i8": torch.int8,
-        "u8": torch.uint8,
-        "bool": torch.bool,
-    }
-    if name == "q":
-        return query
-    if name == "real":
-        return torch.float64 if query is torch.float64 else torch.float32
-    return named[name]
+    return resolve(name, query)
 
 
 def _values(
