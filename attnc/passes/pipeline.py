@@ -53,13 +53,23 @@ def saved_values(program: Program, gradient: Program) -> tuple[Program, tuple[Sa
         forward = _with_roots(forward, associate(forward.roots(), planes, grouped=False))
         named = [(o.name, o.parts[0][1]) for o in forward.outputs if len(o.parts) == 1]
         units = planes.plane_reductions(forward.roots())
-        roots, saved = reuse(named, gradient.roots(), [u for u in units if not _scatters(u)])
+        exact = any(_sums_rows(gradient, o) for o in gradient.outputs)
+        roots, saved = reuse(named, gradient.roots(), [u for u in units if not _scatters(u)], exact=exact)
     tensors = [*gradient.tensors]
     for s in saved:
         dims = tuple(forward.extent(a) for a in s.axes)
         dtype = next((o.dtype for o in forward.outputs if o.name == s.name), "real")
         tensors.append(Tensor(s.name, dims, dtype, "saved"))
     return replace(_with_roots(gradient, roots), tensors=tuple(tensors)), tuple(saved)
+
+
+def _sums_rows(gradient: Program, output: Output) -> bool:
+    """Whether a gradient has no channels: then it sums the score's gradient itself.
+
+    That sums to 0 over a row (softmax's row term sees to it), except for the rounding of the row term, which is made from
+    the output. A bias that grows with the distance multiplies what is left by thousands.
+    """
+    return not any(gradient.axis(a).role == "channel" for axes, _ in output.parts for a in axes)
 
 
 def _scatters(node: Node) -> bool:

@@ -70,7 +70,11 @@ def ordered(axes: Iterable[str]) -> tuple[str, ...]:
 
 
 def reuse(
-    forward: Sequence[tuple[str, Node]], gradient: Sequence[Node], plane_reductions: Sequence[Node]
+    forward: Sequence[tuple[str, Node]],
+    gradient: Sequence[Node],
+    plane_reductions: Sequence[Node],
+    *,
+    exact: bool = False,
 ) -> tuple[list[Node], list[Saved]]:
     """Rewrite `gradient` over saved values.
 
@@ -78,6 +82,7 @@ def reuse(
         forward: named outputs of the forward, in base 2.
         gradient: roots of the gradient, in base 2.
         plane_reductions: the forward's plane reductions, producers first.
+        exact: keep quotients as reals of their own even where they are outputs, whose dtype may round them.
 
     Returns:
         The rewritten roots and the saved values they read.
@@ -90,7 +95,7 @@ def reuse(
         state.saved[leaf] = Saved(f"@{k}", axes, node)
     memo: dict[Node, Node] = {}
     roots = _substitute(gradient, state, memo)
-    roots = _fold_quotients(roots, state, memo, {node: name for name, node in forward})
+    roots = _fold_quotients(roots, state, memo, {node: f"{name}_exact" if exact else name for name, node in forward})
     roots = _fold_shifts(roots, state, memo)
     return _finish(roots, state)
 
