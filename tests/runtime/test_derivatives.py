@@ -19,7 +19,7 @@ EXTRA: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
     "gated": (GATED, {"g": (1, 2, 3, 2)}),
     "music": (MUSIC, {"rel": (2, 2, 3)}),
 }
-BACKENDS = ("dense", "tiled")
+BACKENDS = ("dense", "tiled", "cpp")
 
 
 def small(spec: str, backend: str) -> tuple[Callable[..., torch.Tensor], tuple[torch.Tensor, ...]]:
