@@ -115,3 +115,9 @@ def test_key_and_value_gradients_are_written_per_key_head() -> None:
     (column,) = (p for p in plan_gradient(example("causal")).passes if p.direction == COLUMN)
     assert column.grid == ("b", "g")
     assert [a for a, _, _ in column.groups] == ["h"]
+
+
+def test_the_output_is_shared_unless_rounding_it_would_show() -> None:
+    """A slope's gradient sums the score's gradient over rows, where it cancels up to the rounding of the row term."""
+    assert {s.name for s in plan_forward(example("causal")).saved} == {"lse", "o"}
+    assert {s.name for s in plan_forward(example("alibi")).saved} == {"lse", "o_exact"}
