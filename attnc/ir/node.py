@@ -506,13 +506,6 @@ def sub(a: Node, b: Node) -> Node:
     return add(a, neg(b))
 
 
-def bound_axes(node: Node) -> Axes:
-    """Axes bound by any reduction inside `node`."""
-    from attnc.ir.walk import postorder
-
-    return NO_AXES.union(*(n.bound for n in postorder([node]) if isinstance(n, Sum | Max)))
-
-
 def conjuncts(condition: Node) -> tuple[Node, ...]:
     if isinstance(condition, Call) and condition.fn == "and":
         return tuple(c for a in condition.args for c in conjuncts(a))
@@ -641,7 +634,3 @@ def position_of(node: Node) -> Max | None:
 
 def where(condition: Node, a: Node, b: Node) -> Node:
     return call("where", condition, a, b)
-
-
-def finite(value: float) -> bool:
-    return math.isfinite(value)

@@ -78,7 +78,6 @@ class Emitter:
     taken: set[str] = field(default_factory=set)
     loop_names: set[str] = field(default_factory=set)
     all_loop_names: set[str] = field(default_factory=set)
-    masked: bool = True
     depends: dict[Node, bool] = field(default_factory=dict)
 
     # ------------------------------------------------------------------------------------------------- names
