@@ -8,13 +8,22 @@ from typing import TYPE_CHECKING
 from attnc.diagnostics.diagnostic import AttncError, CallError, SpecError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from attnc.runtime.op import Op
 
 __version__ = "0.1.0"
 __all__ = ["AttncError", "CallError", "Op", "SpecError", "compile"]
 
 
-def compile(spec: str | os.PathLike[str], *, name: str | None = None, backend: str = "auto", **consts: float) -> Op:
+def compile(
+    spec: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    backend: str = "auto",
+    disable: str | Iterable[str] = (),
+    **consts: float,
+) -> Op:
     """Compile an attention variant.
 
     Args:
@@ -22,6 +31,7 @@ def compile(spec: str | os.PathLike[str], *, name: str | None = None, backend: s
         name: which definition of a file that holds several.
         backend: ``"auto"`` (Triton for CUDA tensors; for CPU tensors C++, or tiled PyTorch where there is no compiler),
             ``"cpp"``, ``"triton"``, ``"tiled"`` or ``"dense"``.
+        disable: rewrites not to apply, by name (`attnc explain --help` lists them). Results are the same without them.
         consts: values for the spec's constants.
 
     Returns:
@@ -38,13 +48,15 @@ def compile(spec: str | os.PathLike[str], *, name: str | None = None, backend: s
         torch.Size([1, 2, 5, 8])
     """
     from attnc import driver
+    from attnc.ir.options import options
 
     try:
+        chosen = options(disable)
         source = driver.read(spec)
         definition = driver.definition(source, name)
         from attnc.runtime.op import Op
 
-        return Op(source, definition, consts, backend)
+        return Op(source, definition, consts, backend, chosen)
     except AttncError as error:
         raise error.with_traceback(None) from None
 

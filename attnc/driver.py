@@ -14,12 +14,14 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 from attnc.codegen.tile import Kernel
 from attnc.diagnostics.diagnostic import Diagnostic, SpecError
 from attnc.diagnostics.source import Source
 from attnc.grammar.tree import Definition
 from attnc.ir.node import Size
+from attnc.ir.options import DEFAULT, Options
 from attnc.ir.program import Program
 from attnc.ir.walk import postorder
 from attnc.passes import modes, pipeline
@@ -62,12 +64,17 @@ def definition(source: Source, name: str | None = None) -> Definition:
 
 
 def lower(
-    definition: Definition, source: Source, consts: Consts | None = None, provided: Collection[str] | None = None
+    definition: Definition,
+    source: Source,
+    consts: Consts | None = None,
+    provided: Collection[str] | None = None,
+    options: Options = DEFAULT,
 ) -> Program:
     """The program of a definition; optional tensors not `provided` (None: all are) become their defaults."""
     from attnc.lowering import lower as lower_definition
 
-    return lower_definition(definition, source, consts, provided=None if provided is None else frozenset(provided))
+    given = None if provided is None else frozenset(provided)
+    return replace(lower_definition(definition, source, consts, provided=given), options=options)
 
 
 def plan_forward(program: Program) -> Plan:

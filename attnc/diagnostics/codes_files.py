@@ -50,4 +50,12 @@ ENTRIES = listed(
         'attnc.compile("two.attn")',
         'attnc.compile("two.attn", name="first")',
     ),
+    Entry(
+        "E320",
+        "a rewrite that does not exist",
+        "Rewrites of the optimiser can be turned off by name, to see what they are worth or to find out which one a "
+        "difference comes from. `attnc explain --help` lists the names.",
+        'attnc.compile("alibi.attn", disable="onlin")',
+        'attnc.compile("alibi.attn", disable="online")',
+    ),
 )

@@ -8,6 +8,7 @@ from typing import Literal
 
 from attnc.diagnostics.source import Source, Span
 from attnc.ir.node import Node, Size
+from attnc.ir.options import DEFAULT, Options
 
 AxisRole = Literal["batch", "sequence", "channel", "table"]
 TensorRole = Literal["operand", "seed", "saved"]
@@ -114,6 +115,8 @@ class Program:
     source: Source | None = None
     observed: tuple[str, ...] = ()
     """Names of the outputs that are observations, returned only when asked for."""
+    options: Options = DEFAULT
+    """What the caller asks of the optimiser."""
 
     def tensor(self, name: str) -> Tensor:
         return next(t for t in self.tensors if t.name == name)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from attnc.ir.printer import show
+from attnc.ir.program import Program
+from attnc.ir.sizes import evaluator
+from attnc.passes.decision import Decision
 from attnc.passes.plan import Buffer, Finish, Pass, Plan
+
+REFERENCE = {"B": 1, "H": 8, "G": 8, "M": 4096, "N": 4096, "D": 64, "E": 64}
+"""The call that costs in an explanation are predicted for."""
 
 
 def explain(forward: Plan, gradient: Plan) -> str:
@@ -18,10 +24,26 @@ def explain(forward: Plan, gradient: Plan) -> str:
     lines += ["", *_plan("backward", gradient)]
     decisions = dict.fromkeys((*forward.decisions, *gradient.decisions))
     if decisions:
-        lines += ["", "decisions", *(f"  {d}" for d in decisions)]
+        lines += ["", f"decisions (costs for {_spelled(REFERENCE)}, 4 bytes a number)"]
+        lines += [line for d in decisions for line in _decision(d, program)]
     if program.checks:
         lines += ["", "checked at each call", *(f"  {c.message}" for c in program.checks)]
     return "\n".join(lines)
+
+
+def _spelled(sizes: Mapping[str, int]) -> str:
+    return " ".join(f"{n}={v}" for n, v in sizes.items())
+
+
+def _decision(d: Decision, program: Program) -> Iterator[str]:
+    where = "" if d.line is None else f" (line {d.line})"
+    yield f"  {d.rewrite}{where}: {d.found}"
+    yield f"    chosen: {d.chosen}"
+    sizes = dict.fromkeys((s.name for s in program.sizes), 64) | REFERENCE | {"q_start": 0}
+    for k, way in enumerate(d.alternatives):
+        mark = "*" if k == 0 else " "
+        moved, done = (evaluator(n)(sizes) for n in (way.bytes, way.flops))
+        yield f"    {mark} {way.name}: {moved / 1e6:,.1f} MB moved, {done / 1e9:,.2f} GF"
 
 
 def _plan(title: str, plan: Plan) -> Iterator[str]:

@@ -41,12 +41,15 @@ def normalise(program: Program) -> Program:
 def finish(program: Program) -> Plan:
     """The plan of a program in base 2 whose saved values are in place."""
     with tracking(program.notes):
-        ready = _with_roots(program, expand_online(program.roots(), Planes(program)))
-        return schedule(ready)
+        if program.options.applies("expand"):
+            program = _with_roots(program, expand_online(program.roots(), Planes(program)))
+        return schedule(program)
 
 
 def saved_values(program: Program, gradient: Program) -> tuple[Program, tuple[Saved, ...]]:
     """Rewrite `gradient` (in base 2) over values that `program` saves; see `attnc.passes.reuse`."""
+    if not program.options.applies("reuse"):
+        return gradient, ()
     forward = normalise(program)
     planes = Planes(forward)
     with tracking(gradient.notes):

@@ -7,6 +7,7 @@ from typing import Literal
 
 from attnc.ir.node import Node
 from attnc.ir.program import Program
+from attnc.passes.decision import Decision
 
 Direction = Literal["row", "column", "vector"]
 
@@ -64,7 +65,7 @@ class Plan:
     program: Program
     steps: tuple[Pass | Finish, ...]
     buffers: tuple[Buffer, ...]
-    decisions: tuple[str, ...] = ()
+    decisions: tuple[Decision, ...] = ()
     extra: dict[str, object] = field(default_factory=dict)
 
     def buffer(self, name: str) -> Buffer:

@@ -81,6 +81,8 @@ class Planes:
         if there is no such form. Source: the online softmax of Milakov and Gimelshein (2018, arXiv:1805.02867),
         generalised.
         """
+        if not self.program.options.applies("online"):
+            return None
         if not isinstance(node, Sum) or node.scatter or any(self.mentions(c, running) for c in node.domain):
             return None
         moving: list[Node] = []

@@ -106,6 +106,8 @@ class _Scheduler:
 
     def _associated(self, roots: Sequence[Node]) -> list[Node]:
         """Sums over the heads of a group stay in their pass, unless that would split the pass in two."""
+        if not self.planes.program.options.applies("group"):
+            return associate(roots, self.planes, grouped=False)
         grouped = associate(roots, self.planes)
         shapes: dict[tuple[Axes, Axes], set[bool]] = {}
         for unit in self.planes.plane_reductions(grouped):

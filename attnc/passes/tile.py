@@ -222,7 +222,7 @@ class _Lowering:
     def _loops(self, inner: str) -> list[Stmt]:
         conditions = self._common_conditions()
         extent = self.program.extent(inner)
-        if self.plane_stores:
+        if not self._splits():
             conditions = []
         bounds = inner_range(conditions, self.outer, inner, extent)
         block = size(f"BLOCK_{inner.upper()}")
@@ -241,7 +241,7 @@ class _Lowering:
         if bounds.low is not const(0):
             start = bound(start, f"{inner}_start")
         stop = bound(bounds.high, f"{inner}_stop") if bounds.high is not extent else extent
-        if bounds.full_low is None or bounds.full_high is None or self.plane_stores:
+        if bounds.full_low is None or bounds.full_high is None or not self._splits():
             return [self._loop(inner, start, stop, conditions, masked=True)]
         full_start = start
         if bounds.full_low is not const(0):
@@ -255,6 +255,10 @@ class _Lowering:
         tail = call("maximum", full_start, full_stop)
         loops.append(self._loop(inner, tail, stop, conditions, masked=True))
         return loops
+
+    def _splits(self) -> bool:
+        """Whether full blocks get a loop of their own."""
+        return not self.plane_stores and self.program.options.applies("bounds")
 
     def _load_scalars(self, node: Node) -> Node:
         """Loads inside a bound (a prefix length per batch) become variables."""

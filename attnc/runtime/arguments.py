@@ -15,8 +15,8 @@ from attnc.ir.dtypes import NAMES, QUERY_DTYPES, accepted
 from attnc.ir.node import Size
 from attnc.ir.printer import show
 from attnc.ir.program import Program, Tensor
+from attnc.ir.sizes import Evaluator, Values, evaluator
 from attnc.ir.walk import postorder
-from attnc.runtime.sizes import Evaluator, Values, evaluator
 
 DEVICES = ("cpu", "cuda", "meta")
 FIXED = ("q", "k", "v")

@@ -24,10 +24,10 @@ from attnc.ir.dtypes import resolve
 from attnc.ir.node import Node
 from attnc.ir.program import Program
 from attnc.ir.program import Tensor as Operand
+from attnc.ir.sizes import evaluator
 from attnc.passes import modes
 from attnc.passes.plan import Plan
 from attnc.runtime.execute import Executor
-from attnc.runtime.sizes import evaluator
 
 HIGHEST_ORDER = 2
 NAMESPACE = "attnc"
@@ -253,7 +253,7 @@ def fingerprint(program: Program, plan: Plan | None, backend: str) -> str:
         h.update(f"{info.name}:{info.role}".encode() + info.extent.digest)
     for b in plan.buffers if plan else ():
         h.update(f"{b.name}:{b.role}:{b.dtype}".encode())
-    h.update(f"{attnc.__version__}:{backend}:{program.sizes}".encode())
+    h.update(f"{attnc.__version__}:{backend}:{program.sizes}:{program.options.key}".encode())
     return h.hexdigest()
 
 

@@ -19,9 +19,9 @@ from attnc.ir.dense import evaluate
 from attnc.ir.dtypes import NAMES, real, resolve
 from attnc.ir.node import Load
 from attnc.ir.program import Output
+from attnc.ir.sizes import Evaluator, evaluator
 from attnc.ir.walk import postorder
 from attnc.passes.plan import Finish, Plan
-from attnc.runtime.sizes import Evaluator, evaluator
 
 if TYPE_CHECKING:
     from attnc.runtime.computation import Computation

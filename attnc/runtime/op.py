@@ -13,6 +13,7 @@ from attnc import driver
 from attnc.diagnostics.diagnostic import AttncError
 from attnc.diagnostics.source import Source
 from attnc.grammar.tree import Definition
+from attnc.ir.options import DEFAULT, Options
 from attnc.ir.program import Program
 from attnc.runtime.arguments import FIXED, Signature, check_names, position
 from attnc.runtime.backends import is_planned, requested
@@ -51,13 +52,20 @@ class Op:
         optional: names of the tensors that have a default.
     """
 
-    def __init__(self, source: Source, definition: Definition, consts: Mapping[str, float | int], backend: str) -> None:
+    def __init__(
+        self,
+        source: Source,
+        definition: Definition,
+        consts: Mapping[str, float | int],
+        backend: str,
+        options: Options = DEFAULT,
+    ) -> None:
         backend = requested(backend)
         self._source = source
         self._definition = definition
         self._consts = dict(consts)
         self.backend = backend
-        self.program = driver.lower(definition, source, consts)
+        self.program = driver.lower(definition, source, consts, options=options)
         self.name = self.program.name
         self.optional = frozenset(t.name for t in self.program.tensors if t.default is not None)
         self._variants: dict[tuple[bool, frozenset[str]], Variant] = {}
@@ -120,7 +128,9 @@ class Op:
             return self._variants[key]
 
     def _lowered(self, names: frozenset[str], observe: bool) -> Program:
-        program = driver.lower(self._definition, self._source, self._consts, names & self.optional)
+        program = driver.lower(
+            self._definition, self._source, self._consts, names & self.optional, self.program.options
+        )
         if observe:
             return program
         kept = tuple(o for o in program.outputs if o.name not in program.observed)
@@ -172,15 +182,20 @@ class Op:
         return f"<attnc op {self.name} from {self._source.name}{consts}, backend {self.backend}>"
 
     def __reduce__(self) -> Any:
-        return (_restored, (self._source.name, self._source.text, self.name, self.backend, self._consts))
+        return (
+            _restored,
+            (self._source.name, self._source.text, self.name, self.backend, self._consts, self.program.options),
+        )
 
     def __deepcopy__(self, memo: object) -> Op:
         return self
 
 
-def _restored(name: str, text: str, definition: str, backend: str, consts: dict[str, float | int]) -> Op:
+def _restored(
+    name: str, text: str, definition: str, backend: str, consts: dict[str, float | int], options: Options
+) -> Op:
     source = Source(name, text)
-    return Op(source, driver.definition(source, definition), consts, backend)
+    return Op(source, driver.definition(source, definition), consts, backend, options)
 
 
 def _opaque(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:

@@ -26,8 +26,8 @@ from attnc.codegen.tile import (
     statements,
 )
 from attnc.ir.node import Axis, Node, Var, free_axes
+from attnc.ir.sizes import evaluator
 from attnc.ir.walk import postorder
-from attnc.runtime.sizes import evaluator
 from attnc.runtime.tiled_values import Scope
 
 

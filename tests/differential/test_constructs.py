@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import attnc
-from attnc.runtime.sizes import evaluator
+from attnc.ir.sizes import evaluator
 
 SPECS = {
     "iterated normaliser": "normaliser = sinkhorn(3)",
