@@ -4,7 +4,8 @@ A kernel runs once per grid point: every combination of its batch axes and, if i
 it. Values are `Var` nodes; a value's axes are the lanes it is spread over, always in the order of `Kernel.lanes`.
 Expressions are IR nodes restricted to four forms (`verify` checks it):
 
-1. pointwise trees over Var, Axis, Size, Const, Call, Iverson, Add, Prod;
+1. pointwise trees over Var, Axis, Size, Const, Call, Iverson, Add, Prod; besides the functions of specs there is
+   `rounded`, the value itself, which printers should not fuse into a multiply-add where the target lets them;
 2. one `Load` whose index is pointwise;
 3. ``Sum({axis}, (Var,))`` or ``Sum({axis}, (Var, Var))`` without domain: a reduction or a matrix product;
 4. ``Max({axis}, Var)`` without domain.

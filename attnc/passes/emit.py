@@ -79,6 +79,7 @@ class Emitter:
     loop_names: set[str] = field(default_factory=set)
     all_loop_names: set[str] = field(default_factory=set)
     depends: dict[Node, bool] = field(default_factory=dict)
+    scores: set[Node] = field(default_factory=set)
 
     # ------------------------------------------------------------------------------------------------- names
 
@@ -240,6 +241,9 @@ class Emitter:
             constants = []
             values.append(self.variable(combined, "scale" if isinstance(node, Prod) else "offset"))
         values += [self.factor(c) for c in here if not isinstance(c, Const)]
+        if node.kind == "f" and self._is_score(node):
+            # Forward and backward must round alike, whichever product a compiler would fuse with the addition.
+            values = [raw_call("rounded", (v,), "f") if self.spread(v) else v for v in values]
         return build([*constants, *values])
 
     def factor(self, node: Node) -> Node:
@@ -247,13 +251,37 @@ class Emitter:
         return iverson(self.value(node.condition)) if isinstance(node, Iverson) else self.value(node)
 
     def _with_partial_sum(self, node: Add) -> tuple[Node, ...]:
-        """The terms of a sum, those that make up another sum of this pass (a score inside ``s - m``) taken together."""
-        terms = set(node.terms)
-        parts = [n for n in self.sums if n is not node and len(self.spread(n)) > 1 and set(n.terms) < terms]
+        """The terms of a sum, those that make up another sum of this pass (a score inside ``s - m``) taken together.
+
+        What the forward saved comes last, for the same reason: ``s - lse`` then holds the score rounded as the forward
+        rounded it. A weight recomputed from another rounding would not be the weight whose sum over the row was saved,
+        and what should cancel over a row would not.
+        """
+        saved = [t for t in node.terms if self._is_saved(t)]
+        computed = [t for t in node.terms if t not in saved]
+        if saved and len(computed) > 1 and any(len(self.spread(t)) > 1 for t in computed):
+            score = raw_add(computed)
+            self.scores.add(score)
+            return (score, *saved)
+        parts = [n for n in self.sums if n is not node and self._is_partial(n, node)]
         if not parts:
             return node.terms
         largest = max(parts, key=lambda n: (len(n.terms), n.digest))
         return (largest, *(t for t in node.terms if t not in largest.terms))
+
+    def _is_partial(self, part: Add, whole: Add) -> bool:
+        return len(self.spread(part)) > 1 and set(part.terms) < set(whole.terms)
+
+    def _is_score(self, node: Node) -> bool:
+        """Whether a sum is taken as a whole in another sum."""
+        return node in self.scores or (isinstance(node, Add) and any(self._is_partial(node, n) for n in self.sums))
+
+    def _is_saved(self, term: Node) -> bool:
+        """Whether a term is a saved value, up to its sign."""
+        value = term.factors[-1] if isinstance(term, Prod) and len(term.factors) == 2 else term
+        return isinstance(value, Load) and any(
+            t.role == "saved" for t in self.program.tensors if t.name == value.tensor
+        )
 
     def _signed(self, node: Node) -> Node:
         """A term from further out; a leading minus stays here, where it costs nothing."""

@@ -36,6 +36,7 @@ _REAL: dict[str, Callable[..., Tensor]] = {
     "sign": torch.sign,
     "finite_or_zero": lambda x: torch.where(x == -torch.inf, 0.0, x).to(x.dtype),
     "detach": lambda x: x,
+    "rounded": lambda x: x,
     "pow": torch.pow,
 }
 _ANY: dict[str, Callable[..., Tensor]] = {

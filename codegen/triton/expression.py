@@ -240,6 +240,8 @@ class Expressions:
                 return self.layout.call(self.leaves.helper(fn), _tensor(x))
             case "reciprocal":
                 return self._quotient([], [x])
+            case "rounded":
+                return x
             case "reciprocal_or_zero":
                 return self.layout.call("tl.where", self.compare("==", x, ZERO), ZERO, self._quotient([], [x]))
             case "finite_or_zero":

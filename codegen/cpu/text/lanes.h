@@ -43,6 +43,21 @@ static inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 template <class X> static inline X larger(X a, X b) { return a > b ? a : b; }
 static inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
+//@ rounded: vectors
+// x as a number of its own: the product it may be is not fused with the addition that reads it.
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_assoc_barrier)
+#define ATTNC_ROUNDED(x) __builtin_assoc_barrier(x)
+#elif __has_builtin(__arithmetic_fence)
+#define ATTNC_ROUNDED(x) __arithmetic_fence(x)
+#endif
+#endif
+#ifndef ATTNC_ROUNDED
+#define ATTNC_ROUNDED(x) (x)
+#endif
+static inline vec rounded(vec x) { return ATTNC_ROUNDED(x); }
+static inline real rounded(real x) { return ATTNC_ROUNDED(x); }
+
 //@ lane_numbers: vectors
 struct LaneNumbers { integer at[W]; };
 static constexpr LaneNumbers count_lanes() {
