@@ -11,9 +11,7 @@ tests/test_formulas.py checks every formula against loops over single elements.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,49 +48,11 @@ def scores(q: Tensor, k: Tensor, scale: float | None = None) -> Tensor:
     return (q @ per_query_head(k, q).transpose(-1, -2)) * scale
 
 
-class RecomputedSoftmax(torch.autograd.Function):
-    """Softmax whose backward knows its output only through the log of its sum (Dao et al. 2022, arXiv:2205.14135).
-
-    Mathematically the same. In finite precision the rows of the recomputed weights do not sum to 1 exactly, so where a
-    gradient is a small difference of large sums, this is the accuracy that never storing the weights can have.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, s: Tensor, dim: int) -> Tensor:
-        lse = torch.logsumexp(s, dim, keepdim=True)
-        p = torch.exp(s - lse)
-        ctx.save_for_backward(s, lse, p)
-        ctx.dim = dim
-        return p
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None]:
-        s, lse, p = ctx.saved_tensors
-        (g,) = gradients
-        return torch.exp(s - lse) * (g - (g * p).sum(ctx.dim, keepdim=True)), None
-
-
-_recompute: ContextVar[bool] = ContextVar("recompute", default=False)
-
-
-@contextmanager
-def recomputed_softmax() -> Iterator[None]:
-    """Within, the formulas use `RecomputedSoftmax`."""
-    token = _recompute.set(True)
-    try:
-        yield
-    finally:
-        _recompute.reset(token)
-
-
 def softmax(s: Tensor, mask: Tensor | None = None, dim: int = -1) -> Tensor:
     """Softmax over the allowed entries; 0, with gradient 0, where none is allowed."""
     if mask is not None:
         some = mask.any(dim, keepdim=True)
         return softmax(s.masked_fill(~mask & some, -math.inf), dim=dim) * (mask & some)
-    if _recompute.get():
-        p: Tensor = RecomputedSoftmax.apply(s, dim)  # type: ignore[no-untyped-call]
-        return p
     return torch.softmax(s, dim)
 
 
