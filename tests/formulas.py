@@ -331,6 +331,8 @@ class Spec:
         queries_within_keys: the spec reads a [.., N] tensor at query positions, so M + q_start <= N.
         plane_output: the output is the weights, [B, H, M, N].
         costly: several planes, or D values per pair: tested at smaller lengths.
+        lengths: pairs of M and N that the gallery is tested at, where not every length makes sense (a grid).
+        observed: the formula also returns a dict of observations.
     """
 
     formula: Formula
@@ -339,6 +341,8 @@ class Spec:
     queries_within_keys: bool = False
     plane_output: bool = False
     costly: bool = False
+    lengths: tuple[tuple[int, int], ...] = ()
+    observed: bool = False
 
 
 SPECS: dict[str, Spec] = {
@@ -370,7 +374,7 @@ SPECS: dict[str, Spec] = {
     "neighborhood_2d": Spec(neighborhood_2d, consts={"rows": 16, "cols": 18, "r": 2}),
     "retention": Spec(retention, lambda r: {"gamma": r.uniform(r.dims.H, low=0.8, high=0.99)}),
     "reversed": Spec(reversed_softmax),
-    "watched": Spec(watched),
+    "watched": Spec(watched, observed=True),
     "pointer": Spec(pointer, lambda r: {"u": r.normal(r.dims.D)}, plane_output=True, costly=True),
     "agent": Spec(agent, lambda r: {"agent": r.normal(r.dims.B, r.dims.H, 9, r.dims.D)}, costly=True),
     "lssa": Spec(lssa),
@@ -378,6 +382,14 @@ SPECS: dict[str, Spec] = {
     "differential": Spec(differential, lambda r: {"lam": r.uniform(r.dims.H, low=0.2, high=0.8)}, costly=True),
     "rope": Spec(rope),
 }
+
+
+GALLERY: dict[str, Spec] = {}
+"""What `tests/gallery` adds, by the path of the spec below `examples` without its ending."""
+
+
+def spec_of(name: str) -> Spec:
+    return SPECS[name] if name in SPECS else GALLERY[name]
 
 
 def make_inputs(
@@ -389,13 +401,13 @@ def make_inputs(
     q = r.normal(dims.B, dims.H, dims.M, dims.D)
     k = r.normal(dims.B, dims.G, dims.N, dims.D)
     v = r.normal(dims.B, dims.G, dims.N, dims.E)
-    spec = SPECS[name]
+    spec = spec_of(name)
     return Inputs(q, k, v, spec.tensors(r), dict(spec.consts), q_start)
 
 
 def evaluate(name: str, inputs: Inputs) -> dict[str, Tensor]:
     """The formula on these inputs: ``{"o": ..., observation: ...}``."""
-    result = SPECS[name].formula(
+    result = spec_of(name).formula(
         inputs.q, inputs.k, inputs.v, **inputs.tensors, **inputs.consts, q_start=inputs.q_start
     )
     if isinstance(result, Tensor):

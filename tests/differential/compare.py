@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils import deterministic as _deterministic
 
 import attnc
-from tests.formulas import SPECS, Dims, Inputs, evaluate, make_inputs, to_dtype
+from tests.formulas import Dims, Inputs, evaluate, make_inputs, spec_of, to_dtype
 
 # Its one attribute is made at run time, where type checkers do not see it.
 deterministic: Any = _deterministic
@@ -44,9 +44,9 @@ class Shape:
 
 def inputs_for(name: str, shape: Shape, dtype: torch.dtype, seed: int = 0) -> Inputs:
     """Seeded inputs; a spec that reads keys' data at query positions gets a shape where those positions exist."""
-    if SPECS[name].queries_within_keys and shape.M > shape.N:
+    if spec_of(name).queries_within_keys and shape.M > shape.N:
         shape = replace(shape, M=shape.N, N=shape.M)
-    if SPECS[name].costly and shape.M * shape.N > 100_000:
+    if spec_of(name).costly and shape.M * shape.N > 100_000:
         shape = replace(shape, H=1, G=1, D=8)
     dims = Dims(shape.B, shape.H, shape.G, shape.M, shape.N, shape.D, shape.E)
     inputs = make_inputs(name, dims, dtype, seed=seed, q_start=shape.N - shape.M if shape.tail else 0)
@@ -91,7 +91,7 @@ def poisoned_memory() -> Iterator[None]:
 def run_op(name: str, backend: str, inputs: Inputs) -> dict[str, Tensor]:
     op = compiled(name, backend, tuple(sorted(inputs.consts.items())))
     tensors: dict[str, Any] = inputs.tensors
-    if name == "watched":
+    if spec_of(name).observed:
         o, seen = op(inputs.q, inputs.k, inputs.v, **tensors, q_start=inputs.q_start, observe=True)
         return {"o": o, **seen}
     return {"o": op(inputs.q, inputs.k, inputs.v, **tensors, q_start=inputs.q_start)}

@@ -1,0 +1,55 @@
+"""Every spec of the gallery against its own formula: outputs, observations and all gradients, on C++ and on Triton."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests import gallery
+from tests.differential.compare import Shape, complaints
+from tests.formulas import GALLERY
+
+for module in pkgutil.iter_modules(gallery.__path__):
+    if not module.name.startswith("test_"):
+        importlib.import_module(f"{gallery.__name__}.{module.name}")
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+NAMES = sorted(GALLERY)
+# Short and odd lengths, several blocks, grouped heads, queries at the end of the keys.
+SHAPES = [Shape(7, 7, B=2, H=4, G=2, strided=True), Shape(63, 130, H=4, G=2, tail=True), Shape(130, 130, B=2)]
+LONG = [Shape(1, 1), Shape(257, 63, B=2), Shape(63, 257, tail=True), Shape(257, 257)]
+
+
+def shapes(name: str, usual: list[Shape]) -> list[Shape]:
+    lengths = GALLERY[name].lengths
+    return [Shape(m, n, B=2, H=4, G=2) for m, n in lengths] if lengths else usual
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_cpp(name: str) -> None:
+    found = [c for shape in shapes(name, SHAPES) for c in complaints(name, "cpp", shape, torch.float32)]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_triton(name: str) -> None:
+    shape = shapes(name, [Shape(33, 70, tail=True)])[0]
+    found = complaints(name, "triton", shape, torch.float32)
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["f32", "bf16", "f16"])
+def test_cpp_at_more_lengths(name: str, dtype: torch.dtype) -> None:
+    found = [c for shape in shapes(name, LONG) for c in complaints(name, "cpp", shape, dtype)]
+    assert not found, "\n".join(found)
+
+
+def test_every_spec_of_the_gallery_has_a_formula() -> None:
+    specs = {f"gallery/{path.stem}" for path in (EXAMPLES / "gallery").glob("*.attn")}
+    assert specs == set(NAMES)
