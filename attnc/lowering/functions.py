@@ -16,8 +16,8 @@ from attnc.lowering.value import POISON, Scope, Value
 
 MOST_REPEATS = 64
 
-NOT_YET = ("entmax15", "sparsemax", "grouped")
-"""Normalisers of the language that the prelude does not define yet."""
+NOT_YET = ("grouped",)
+"""Normalisers of the language that the prelude does not define."""
 
 
 def is_pointwise(name: str) -> bool:

@@ -70,6 +70,10 @@ class Planes:
             self._direct[n] = frozenset(found)
         return self._direct[node]
 
+    def needed(self, node: Node) -> frozenset[Reduction]:
+        """The plane reductions that must be done before `node` is known: itself, if it is one."""
+        return frozenset({node}) if isinstance(node, Sum | Max) and self.is_plane(node) else self.direct(node)
+
     def mentions(self, node: Node, reduction: Reduction) -> bool:
         return node is reduction or reduction in self.direct(node)
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from attnc.ir.node import (
     Add,
     Call,
+    Const,
     Load,
     Max,
     Node,
@@ -97,7 +98,7 @@ def reuse(
     roots = _substitute(gradient, state, memo)
     roots = _fold_quotients(roots, state, memo, {node: f"{name}_exact" if exact else name for name, node in forward})
     roots = _fold_shifts(roots, state, memo)
-    return _finish(roots, state)
+    return _finish(_gather(roots, state), state)
 
 
 def _substitute(roots: Sequence[Node], state: _State, memo: dict[Node, Node]) -> list[Node]:
@@ -315,6 +316,50 @@ def _absorb_term(term: Node, m: Node, lse: Node) -> Node | None:
         if inner is not None:
             return mul(*factors[:k], inner, *factors[k + 1 :])
     return None
+
+
+def _gather(roots: list[Node], state: _State) -> list[Node]:
+    """Save sums of saved values as one, where that leaves fewer to save (a threshold found in many steps)."""
+    sums = {frozenset(terms) for n in postorder(roots) if isinstance(n, Add) for terms in _saved_terms(n, state)}
+    smallest = sorted((s for s in sums if not any(t < s for t in sums)), key=lambda s: min(n.order for n in s))
+    leaves: dict[frozenset[Node], Load] = {}
+    for k, terms in enumerate(smallest):
+        axes = ordered(next(iter(terms - {t for t in terms if isinstance(t, Const)})).axes)
+        leaf = load(f"@sum{k}", [axis(a) for a in axes])
+        leaves[terms] = leaf
+        (node,) = rewrite([add(*terms)], lambda n: state.saved[n].node if isinstance(n, Load) else None)
+        state.saved[leaf] = Saved(leaf.tensor, axes, node)
+
+    def rule(node: Node) -> Node | None:
+        rest = set(terms_of(node)) if isinstance(node, Add) else set()
+        parts = [terms for terms in leaves if terms <= rest]
+        if not parts:
+            return None
+        return add(*(leaves[p] for p in parts[:1]), *(t for t in terms_of(node) if t not in parts[0]))
+
+    gathered = rewrite(roots, rule)
+    return gathered if len(_read(gathered, state)) < len(_read(roots, state)) else roots
+
+
+def _read(roots: Iterable[Node], state: _State) -> set[Node]:
+    return {n for n in postorder(roots) if n in state.saved}
+
+
+def _saved_terms(node: Add, state: _State) -> list[list[Node]]:
+    """The terms of a sum that are made of saved values of one row and of numbers, if that takes several of them."""
+    groups: dict[tuple[str, ...], list[Node]] = {}
+    for t in node.terms:
+        below = postorder([t])
+        loads = [n for n in below if isinstance(n, Load)]
+        if loads and all(n in state.saved for n in loads) and not any(isinstance(n, Sum | Max) for n in below):
+            groups.setdefault(ordered(t.axes), []).append(t)
+    if len(groups) == 1:
+        next(iter(groups.values())).extend(t for t in node.terms if isinstance(t, Const))
+    return [g for g in groups.values() if len(_loads(g)) > 1]
+
+
+def _loads(nodes: Iterable[Node]) -> set[Node]:
+    return {n for n in postorder(nodes) if isinstance(n, Load)}
 
 
 def _finish(roots: list[Node], state: _State) -> tuple[list[Node], list[Saved]]:

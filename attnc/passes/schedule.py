@@ -12,11 +12,12 @@ from dataclasses import dataclass, field, replace
 
 from attnc.diagnostics.diagnostic import Diagnostic, SpecError
 from attnc.diagnostics.source import Span
-from attnc.ir.node import NO_AXES, Axes, Load, Max, Node, Sum, axis, free_axes, load, position_of
+from attnc.ir.node import NO_AXES, Add, Axes, Load, Max, Node, Sum, axis, free_axes, load, position_of, raw_add
 from attnc.ir.program import Program
 from attnc.ir.walk import postorder, rebuild
 from attnc.ir.walk import replace as replace_nodes
 from attnc.passes.associate import associate, group_range
+from attnc.passes.gather import RowSums, row_terms
 from attnc.passes.plan import Buffer, Direction, Finish, Pass, Plan
 from attnc.passes.planes import Planes, Reduction
 from attnc.passes.reuse import ordered
@@ -136,6 +137,9 @@ class _Scheduler:
         for key in sorted(grouped, key=lambda k: k.order):
             self.drafts.append(Draft(key, key.batch, key.outer, key.inner, grouped[key]))
         parts = self._place_outputs()
+        renewed = self._gather_rows()
+        for left in parts.values():
+            left[:] = [(axes, replace_nodes([node], renewed, canonical=False)[0]) for axes, node in left]
         self._connect()
         return self._emit(parts)
 
@@ -269,6 +273,62 @@ class _Scheduler:
                     continue
             stack.extend(n.children)
         return found
+
+    # ----------------------------------------------------------------------------------------------- row values
+
+    def _gather_rows(self) -> dict[Node, Node]:
+        """Sums of row values that earlier passes make are stored by those passes; see `attnc.passes.gather`.
+
+        Returns every reduction as it is after that.
+        """
+        sums = RowSums()
+        renewed: dict[Node, Node] = {}
+        for position, draft in enumerate(self.drafts):
+            memo = dict(renewed)
+            for k, r in enumerate(draft.reductions):
+                children = [self._gathered(c, position, memo, sums) for c in r.children]
+                new = rebuild(r, tuple(children), canonical=False)
+                assert isinstance(new, Sum | Max)
+                memo[r] = renewed[r] = draft.reductions[k] = new
+            draft.stores = [
+                (name, axes, self._gathered(node, position, memo, sums)) for name, axes, node in draft.stores
+            ]
+        return renewed
+
+    def _gathered(self, root: Node, position: int, memo: dict[Node, Node], sums: RowSums) -> Node:
+        for node in postorder([root]):
+            if node not in memo:
+                new = rebuild(node, tuple(memo[c] for c in node.children), canonical=False)
+                memo[node] = self._grouped(new, position, sums) if isinstance(new, Add) else new
+        return memo[root]
+
+    def _grouped(self, node: Add, position: int, sums: RowSums) -> Node:
+        """A sum with the terms that earlier passes can add up as one term."""
+        rest = list(node.terms)
+        groups: list[Node] = []
+        earlier: set[Node] = {r for d in self.drafts[:position] for r in d.reductions}
+        for (place, batch), found in row_terms(node, self.planes).items():
+            terms = [t for t in found if self.planes.needed(t) <= earlier]
+            done = {r for t in terms for r in self.planes.needed(t)}
+            host = self._host(next(iter(place)), batch, done, position)
+            if len(done) < 2 or host is None:
+                continue
+            whole = sums.of(terms)
+            if not any(n is whole for n, _ in self._stored()):
+                axes = ordered(whole.axes)
+                host.stores.append((self._scratch(self._fresh(self._hint(whole, "row_sum")), axes), axes, whole))
+            groups.append(whole)
+            rest = [t for t in rest if t not in terms]
+        return raw_add([*groups, *rest]) if groups and rest else groups[0] if groups else node
+
+    def _host(self, axis: str, batch: Axes, needed: set[Reduction], before: int) -> Draft | None:
+        """The first pass before position `before` that can write a value of this row made of the `needed`."""
+        done: set[Node] = set()
+        for d in self.drafts[:before]:
+            done |= set(d.reductions)
+            if d.outer == axis and d.batch == batch and needed <= done:
+                return d
+        return None
 
     # -------------------------------------------------------------------------------------------- connections
 

@@ -274,7 +274,7 @@ class _Lowering:
         emitter = self.emitter
         lanes = emitter.spread(r)
         default = "m" if isinstance(r, Max) else "acc" if len(lanes) > 1 else "total"
-        target = var(emitter.name(r, default), lanes, r.kind)
+        target = var(emitter.name(r, default), lanes, "f")  # a count is a real too
         emitter.blocks[0].body.append(Assign(target, const(-math.inf if isinstance(r, Max) else 0.0)))
         return target
 
