@@ -17,20 +17,26 @@ def listing(
     kinds: Annotated[list[str] | None, typer.Argument(help="Any of: " + ", ".join(KINDS) + ".")] = None,
     examples: Annotated[Path, typer.Option(help="Where the example specs are.")] = EXAMPLES,
 ) -> None:
-    """List examples, normalisers, functions and templates."""
+    """List examples, normalisers, functions and templates.
+
+    Of an example: its paper, the sections it sets, and how many passes over the plane and how many kernels it compiles
+    to, forward + backward.
+    """
     from attnc.cli import report
 
     for kind in kinds or ():
         if kind not in KINDS:
             raise report.usage(f"nothing to list under {kind!r}", "choose from: " + ", ".join(KINDS))
     made = {
-        "examples": lambda: _examples(examples),
         "normalisers": _normalisers,
         "functions": _functions,
         "templates": _templates,
     }
     for kind in kinds or KINDS:
-        _table(kind, made[kind]())
+        if kind == "examples":
+            _examples(examples)
+        else:
+            _table(kind, made[kind]())
 
 
 def _table(title: str, rows: list[tuple[str, str]]) -> None:
@@ -69,10 +75,34 @@ def _first_doc(path: Path) -> str:
     return definition.doc or ""
 
 
-def _examples(folder: Path) -> list[tuple[str, str]]:
+def _examples(folder: Path) -> None:
+    from rich.table import Table
+
+    from attnc.cli import report
+    from attnc.cli.summary import summarise
+    from attnc.diagnostics.diagnostic import SpecError
+
     if not folder.is_dir():
-        return [("(none here)", "the example specs come with the source; name their folder with --examples")]
-    return [(p.name, _first_doc(p)) for p in sorted(folder.glob("*.attn"))]
+        _table("examples", [("(none here)", "the specs come with the source; name their folder with --examples")])
+        return
+    table = Table(title="examples", title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
+    table.add_column("", no_wrap=True, style="cyan")
+    for title in ("", "sections"):
+        table.add_column(title, overflow="fold")
+    for title in ("passes", "kernels"):
+        table.add_column(title, justify="right", no_wrap=True)
+    with report.console(error=True).status("planning"):
+        for path in sorted(folder.rglob("*.attn")):
+            try:
+                s = summarise(path, folder)
+            except SpecError as problem:
+                table.add_row(_plain(path.stem), _plain(str(problem).splitlines()[0]), "", "", "")
+                continue
+            counts = ("{} + {}".format(*pair) for pair in (s.passes, s.kernels))
+            table.add_row(_plain(s.name), _plain(s.doc), " ".join(s.sections), *counts)
+    out = report.console()
+    out.print(table)
+    out.print()
 
 
 def _templates() -> list[tuple[str, str]]:
