@@ -14,6 +14,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
+from attnc.ir import hashing_torch
 from attnc.ir import zero_dominant as zd
 from attnc.ir.contraction import Dims, Operand, Order, aligned, collect, contract, scatter_axes, split
 from attnc.ir.node import Add, Axes, Axis, Call, Const, Iverson, Kind, Load, Max, Node, Prod, Size, Sum, Var, free_axes
@@ -176,6 +177,10 @@ class Block:
                 return (torch.maximum if name == "maximum" else torch.minimum)(args[0], args[1])
             case "floor":
                 return torch.floor(args[0].detach()).to(torch.int64)
+            case "hash":
+                return hashing_torch.mixed(args[0], args[1])
+            case "unit":
+                return hashing_torch.unit(args[0], self.dtype)
             case "floordiv" | "mod":
                 return _integer_division(name, args[0], args[1])
             case "abs" if node.kind == "i":

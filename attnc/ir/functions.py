@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from attnc.ir import hashing
 from attnc.ir.node import (
     FALSE,
     ONE,
@@ -195,6 +196,22 @@ def _integers(name: str, fold: Callable[[int, int], int], doc: str) -> None:
 
 _integers("floordiv", lambda a, b: a // b, "a // b, rounded down")
 _integers("mod", lambda a, b: a % b, "a % b, with the sign of b")
+
+
+def _hash(args: Sequence[Node]) -> Node:
+    x, y = args
+    if isinstance(x, Const) and isinstance(y, Const):
+        return const(hashing.mixed(int(x.value), int(y.value)))
+    return raw_call("hash", (x, y), "i")
+
+
+def _unit(args: Sequence[Node]) -> Node:
+    (x,) = args
+    return const(hashing.unit(int(x.value))) if isinstance(x, Const) else raw_call("unit", (x,), "f")
+
+
+_register("hash", 2, _hash, lambda n, g: [None, None], doc="a random-looking integer from two integers, 31 bits")
+_register("unit", 1, _unit, lambda n, g: [None], doc="a hash as a number in [0, 1)")
 
 
 def _pow(args: Sequence[Node]) -> Node:

@@ -8,6 +8,7 @@ from attnc.ir.node import Kind, Node
 
 COMPARISONS = ("lt", "le", "eq")
 LOGIC = ("and", "or", "not")
+INTEGRAL = ("floor", "hash")
 KIND_PRESERVING = ("abs", "maximum", "minimum", "floordiv", "mod")
 
 
@@ -15,7 +16,7 @@ def result_kind(fn: str, args: tuple[Node, ...]) -> Kind:
     """The kind of a primitive function's value."""
     if fn in COMPARISONS or fn in LOGIC:
         return "b"
-    if fn == "floor":
+    if fn in INTEGRAL:
         return "i"
     if fn in KIND_PRESERVING:
         return joint_kind(args)

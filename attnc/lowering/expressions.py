@@ -95,6 +95,8 @@ def _apply(state: Lowering, tree: Apply, scope: Scope) -> Value:
             return reductions.dot(state, tree, scope)
         case "repeat":
             return functions.repeat(state, tree, scope)
+        case "uniform":
+            return functions.uniform(state, tree, scope)
         case _ if functions.is_pointwise(name):
             return functions.pointwise(state, tree, scope)
         case _:

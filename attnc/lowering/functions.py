@@ -243,3 +243,19 @@ def repeat(state: Lowering, tree: Apply, scope: Scope) -> Value:
         if value.poisoned:
             return POISON
     return value
+
+
+def uniform(state: Lowering, tree: Apply, scope: Scope) -> Value:
+    """``uniform(seed, x, ...)``: a random number in [0, 1), the same for the same integers (`attnc.ir.hashing`)."""
+    if len(tree.args) < 2 or tree.keywords or tree.axes:
+        message = "`uniform` takes a seed and the integers that tell one number from another"
+        return state.error("E103", scope, tree.span, message, "write `uniform(seed[0], b, h, i, j)`")
+    values = [state.expression(a, scope) for a in tree.args]
+    what = "an argument of `uniform`"
+    fine = [checks.want_integer(state, v, t, scope, what) for v, t in zip(values, tree.args, strict=True)]
+    if not all(fine):
+        return POISON
+    mixed = values[0].node
+    for v in values[1:]:
+        mixed = call("hash", mixed, v.node)
+    return arithmetic.built(state, scope, tree.span, values, lambda: call("unit", mixed))

@@ -36,7 +36,7 @@ POINTWISE = (
     *("sign", "finite_or_zero", "detach", "abs", "floor", "where", "relu", "silu", "gelu", "clamp", "xlogy"),
 )
 EXTREMES = {"max": "maximum", "min": "minimum"}
-SPECIAL = ("dot", "repeat", "sum", "mean")
+SPECIAL = ("dot", "repeat", "uniform", "sum", "mean")
 BUILT_IN = frozenset((*POINTWISE, *EXTREMES, *SPECIAL))
 
 _TAKEN = frozenset((*SIZES, *INDEX_EXTENTS, *OPERANDS, "q_start", *NUMBERS)) - {"g"}

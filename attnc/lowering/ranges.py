@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from attnc.ir.hashing import LARGEST
 from attnc.ir.node import Axis, Call, Load, Node, Size, call, conjuncts, size
 from attnc.lowering.forms import Form, atom, form_of, is_fixed, number
 
@@ -148,6 +149,8 @@ class Ranges:
                 return self._worse(form_of(x), form_of(y), upper, holds, fails, plain, fuel)
             case Call(fn="mod"):
                 return self._remainder(node, upper, facts, plain, fuel)
+            case Call(fn="hash"):
+                return [number(LARGEST if upper else 0)]
             case Call(fn="floordiv"):
                 return self._quotient(node, upper, facts, plain, fuel)
             case _:

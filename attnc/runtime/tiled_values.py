@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attnc.ir import hashing_torch
 from attnc.ir.node import Add, Axes, Axis, Call, Const, Iverson, Load, Max, Node, Prod, Size, Sum, Var
 
 Value = Any
@@ -45,6 +46,7 @@ _ANY: dict[str, Callable[..., Tensor]] = {
     "minimum": torch.minimum,
     "floordiv": lambda a, b: torch.div(a, b, rounding_mode="floor"),
     "mod": torch.remainder,
+    "hash": hashing_torch.mixed,
     "lt": torch.lt,
     "le": torch.le,
     "eq": torch.eq,
@@ -169,6 +171,8 @@ class Scope:
         if name == "where":
             c, a, b = args
             return torch.where(self.tensor(self.value(c)), self.typed(a, node.kind), self.typed(b, node.kind))
+        if name == "unit":
+            return hashing_torch.unit(self.typed(args[0], "i"), self.real)
         if name == "floor":
             return torch.floor(self.typed(args[0], "f")).to(torch.int64)
         kind = "f" if any(a.kind == "f" for a in args) else "i"

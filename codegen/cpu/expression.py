@@ -302,6 +302,8 @@ class Expressions:
                 return Value(f"1 / {x.at(UNARY)}", "f", x.lanes, PRODUCT)
             case "maximum" | "minimum" | "floordiv" | "mod" | "abs":
                 return self._kind_preserving(node)
+            case "hash" | "unit":
+                return self._hash(node)
             case _:
                 return self._real_function(node)
 
@@ -322,6 +324,13 @@ class Expressions:
         else:
             self.needs |= {name, "wide_extremes"} if element == "w" else {name}
         return self._apply(name, parts, element)
+
+    def _hash(self, node: Call) -> Value:
+        """Hashes are taken of 32 bits, which is what the printer's narrow integers have."""
+        self.needs.add("hash")
+        parts = [self.show(a) for a in node.args]
+        parts = [Value(f"narrow_bits({p.code})", "i", True) if p.element == "w" else p for p in parts]
+        return self._apply(node.fn, parts, "i" if node.fn == "hash" else "f")
 
     def _real_function(self, node: Call) -> Value:
         self.needs.add(node.fn)

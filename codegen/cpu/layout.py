@@ -195,7 +195,7 @@ class Layout:
                 return self.reach(node.args[1])
             case "where":
                 return max(self.reach(a) for a in node.args[1:])
-            case "floor":
+            case "floor" | "hash":
                 return INT32
             case _:
                 return max((self.reach(a) for a in node.args), default=1)

@@ -188,6 +188,8 @@ class Expressions:
                 return self.layout.call(f"tl.{node.fn}", *(convert(a) for a in node.args))
             case "detach":
                 return self.text(node.args[0])
+            case "hash" | "unit":
+                return self.layout.call(self.leaves.helper(node.fn), *(self.text(a) for a in node.args))
             case _:
                 return self._function(node)
 

@@ -33,6 +33,22 @@ def floor_mod(a, b):
     rest = a % b
     return tl.where((rest != 0) & ((rest < 0) != (b < 0)), rest + b, rest)
 ''',
+    "hash": '''
+@triton.jit
+def hash(x, y):
+    """A random-looking integer of 31 bits from the lower 32 bits of two integers (lowbias32, Wellons 2018)."""
+    start, stride = tl.cast(0x6A09E667, tl.uint32), tl.cast(0x9E3779B9, tl.uint32)
+    z = (tl.cast(x, tl.uint32) + start) ^ (tl.cast(y, tl.uint32) * stride)
+    z = (z ^ (z >> 16)) * tl.cast(0x7FEB352D, tl.uint32)
+    z = (z ^ (z >> 15)) * tl.cast(0x846CA68B, tl.uint32)
+    return tl.cast((z ^ (z >> 16)) & tl.cast(0x7FFFFFFF, tl.uint32), tl.int32)
+''',
+    "unit": '''
+@triton.jit
+def unit(x):
+    """A hash as a number in [0, 1)."""
+    return tl.cast(x >> 7, tl.float32) * 5.9604644775390625e-08
+''',
     "tanh": '''
 @triton.jit
 def tanh(x):

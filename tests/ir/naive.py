@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
+from attnc.ir import hashing
 from attnc.ir.node import Add, Axis, Call, Const, Iverson, Load, Max, Node, Prod, Size, Sum
 
 Number = float | int | bool
@@ -99,6 +100,8 @@ class World:
                 return x[0] % x[1]
             case "pow":
                 return x[0] ** x[1]
+            case "hash":
+                return hashing.mixed(int(x[0]), int(x[1]))
             case "maximum":
                 return max(x)
             case "minimum":
@@ -126,4 +129,5 @@ UNARY: dict[str, Callable[[Any], Number]] = {
     "floor": math.floor,
     "finite_or_zero": lambda x: 0.0 if x == -math.inf else x,
     "detach": lambda x: x,
+    "unit": hashing.unit,
 }

@@ -108,6 +108,24 @@ static inline wide floordiv(wide a, wide b) {
 }
 static inline wide mod(wide a, wide b) { return a - b * floordiv(a, b); }
 
+//@ hash: vectors wide
+// A random-looking integer of 31 bits from the lower 32 bits of two integers (lowbias32, Wellons 2018).
+static inline int64_t hash(int64_t x, int64_t y) {
+    uint32_t z = (uint32_t(x) + 0x6a09e667u) ^ (uint32_t(y) * 0x9e3779b9u);
+    z = (z ^ (z >> 16)) * 0x7feb352du;
+    z = (z ^ (z >> 15)) * 0x846ca68bu;
+    return (z ^ (z >> 16)) & 0x7fffffffu;
+}
+static inline real unit(int64_t x) { return real(x >> 7) * real(0x1p-24); }
+static inline ivec narrow_bits(wide x) { return __builtin_convertvector(x, ivec); }
+static inline ivec hash(ivec x, ivec y) {
+    uvec z = ((uvec)x + 0x6a09e667u) ^ ((uvec)y * 0x9e3779b9u);
+    z = (((z & 0xffffffffu) ^ ((z & 0xffffffffu) >> 16)) * 0x7feb352du) & 0xffffffffu;
+    z = ((z ^ (z >> 15)) * 0x846ca68bu) & 0xffffffffu;
+    return (ivec)((z ^ (z >> 16)) & 0x7fffffffu);
+}
+static inline vec unit(ivec x) { return to_real(x >> 7) * real(0x1p-24); }
+
 //@ absolute: vectors
 static inline int64_t absolute(int64_t x) { return x < 0 ? -x : x; }
 static inline ivec absolute(ivec x) { return x < 0 ? -x : x; }
