@@ -115,9 +115,10 @@ def nodes_to_draw(program: Program) -> dict[str, Node]:
 
     found: dict[str, Node] = {}
     nodes = postorder(program.roots())
-    domains = [n.domain for n in nodes if isinstance(n, Sum | Max) and "j" in n.bound and n.domain]
-    if domains:
-        found["mask"] = call("and", *domains[-1])
+    domains = [set(n.domain) for n in nodes if isinstance(n, Sum | Max) and "j" in n.bound and n.domain]
+    everywhere = set.intersection(*domains) if domains else set()
+    if everywhere:
+        found["mask"] = call("and", *everywhere)
     noted = {note.name: node for node, note in program.notes.items()}
     score = noted.get("s") or next((n.body for n in nodes if isinstance(n, Max) and n.bound == frozenset("j")), None)
     if score is not None:

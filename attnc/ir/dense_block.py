@@ -165,6 +165,8 @@ class Block:
         if name == "pow":
             x, y = node.args
             return zd.power(self._over(x, node.axes, "f"), self._over(y, node.axes, None if y.kind == "i" else "f"))
+        if name == "unit":
+            return hashing_torch.unit(self._over(node.args[0], node.axes), self.dtype)
         args = [self._over(x, node.axes, kind) for x in node.args]
         match name:
             case "and" | "or":
@@ -179,8 +181,6 @@ class Block:
                 return torch.floor(args[0].detach()).to(torch.int64)
             case "hash":
                 return hashing_torch.mixed(args[0], args[1])
-            case "unit":
-                return hashing_torch.unit(args[0], self.dtype)
             case "floordiv" | "mod":
                 return _integer_division(name, args[0], args[1])
             case "abs" if node.kind == "i":

@@ -42,6 +42,13 @@ def test_triton(name: str) -> None:
     assert not found, "\n".join(found)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_reference(name: str) -> None:
+    shape = shapes(name, [Shape(33, 70, tail=True)])[0]
+    found = complaints(name, "dense", shape, torch.float32)
+    assert not found, "\n".join(found)
+
+
 @pytest.mark.sweep
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["f32", "bf16", "f16"])
