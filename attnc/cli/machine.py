@@ -38,15 +38,26 @@ def listing(program: Program, emit: str, target: str, dtype: str, channels: int)
 
 
 def resource_table(program: Program, target: str, dtype: str, channels: int) -> Table:
-    """Registers, spills and shared memory of every kernel."""
+    """Registers, spills, shared memory, hot loop and failed gates of every kernel (`attnc.testing.artefacts`)."""
     from rich.table import Table
+
+    from attnc.testing.artefacts import report
 
     table = Table(title=f"{program.name}, {target}, {dtype}", title_justify="left", box=None, pad_edge=False)
     table.add_column("kernel")
-    for title in ("registers", "spilled", "shared memory"):
+    for title in ("registers", "spilled", "shared memory", "programs", "loop", "work"):
         table.add_column(title, justify="right", min_width=len(title) + 2)
     table.add_column("")
     for kernel, a in compiled_kernels(program, target, dtype, channels):
-        verdict = "[green]fits[/]" if a.fits else "[bold red]does not fit[/]"
-        table.add_row(kernel.name, str(a.registers), str(a.spilled), f"{a.shared:,} B", verdict)
+        r = report(kernel, a)
+        verdict = f"[bold red]{'; '.join(r.problems)}[/]" if r.problems else "[green]passes[/]"
+        loop = "" if r.loop is None else str(r.loop.length)
+        work = "" if r.work is None else f"{r.work:.2f}"
+        programs = "" if r.programs is None else str(r.programs)
+        table.add_row(kernel.name, str(r.registers), str(r.spilled), f"{r.shared:,} B", programs, loop, work, verdict)
+    table.caption = (
+        "programs: at once on a multiprocessor. loop: instructions over full blocks. work: of the matrix instructions, "
+        "over that of the products."
+    )
+    table.caption_justify = "left"
     return table

@@ -33,6 +33,8 @@ class _Budget:
         tile: elements of one tile per thread.
         shared: bytes of shared memory per program.
         stages: of the load pipeline, where shared memory suffices.
+        rows: of the outer axis that one warp multiplies at a time; with fewer per warp, warps repeat each other's work.
+        warps: that multiply matrices together, at least.
     """
 
     elements: int
@@ -40,11 +42,14 @@ class _Budget:
     tile: int
     shared: int
     stages: int = 3
+    rows: int = 16
+    warps: int = 1
 
 
 LADDER = (
-    (128, 128, 8), (128, 64, 8), (64, 64, 4), (128, 32, 8), (64, 32, 8), (64, 32, 4), (128, 16, 8), (64, 16, 4),
-    (32, 64, 4), (32, 32, 4), (32, 32, 8), (32, 16, 8), (32, 16, 4), (16, 64, 4), (16, 32, 4), (16, 16, 4),
+    (128, 128, 8), (128, 64, 8), (128, 64, 4), (64, 64, 4), (128, 32, 8), (128, 32, 4), (64, 32, 8), (64, 64, 2),
+    (64, 32, 4), (64, 32, 2), (128, 16, 8), (64, 16, 4), (64, 16, 2), (32, 64, 4), (32, 32, 4), (32, 32, 2),
+    (32, 32, 8), (32, 16, 8), (32, 16, 4), (32, 16, 2), (16, 64, 4), (16, 32, 4), (16, 16, 4), (16, 16, 1),
 )  # fmt: skip
 """Lanes of the outer and the inner axis, and warps."""
 LONGEST_BLOCK = max(max(outer, inner) for outer, inner, _ in LADDER)
@@ -52,11 +57,11 @@ BUDGETS = {
     "sm_80": _Budget(96, 73, 32, 163 * 1024),
     "sm_86": _Budget(96, 73, 32, 99 * 1024),
     "sm_89": _Budget(96, 73, 32, 99 * 1024),
-    "sm_90": _Budget(130, 75, 64, 227 * 1024),
-    "sm_100": _Budget(100, 58, 64, 227 * 1024),
+    "sm_90": _Budget(130, 75, 64, 227 * 1024, warps=4),
+    "sm_100": _Budget(100, 58, 64, 227 * 1024, warps=4),
     "sm_120": _Budget(96, 73, 32, 99 * 1024),
-    "gfx942": _Budget(64, 40, 32, 64 * 1024, 2),
-    "gfx950": _Budget(64, 40, 32, 160 * 1024, 2),
+    "gfx942": _Budget(100, 60, 32, 64 * 1024, 2, 32),
+    "gfx950": _Budget(100, 60, 32, 160 * 1024, 2, 32),
 }
 FALLBACK = BUDGETS["sm_80"]
 EXACT = 24
@@ -90,6 +95,8 @@ def candidates(kernel: Kernel, sizes: Mapping[str, int], target: str) -> tuple[C
         choice = Configuration(blocks, warps, budget.stages if deep else 2)
         if target.startswith("gfx") and warps > 4 and load.products > 1:
             continue  # waves of such programs have half the registers
+        if warps < budget.warps or load.repeats(outer, warps, budget):
+            continue
         if load.fits(outer, inner, lanes * warps, budget) and all(c.blocks != blocks for c in found):
             found.append(choice)
     if not found:
@@ -129,6 +136,7 @@ class _Load:
         products: matrix products over the plane in one loop.
         outer_bytes, inner_bytes: loaded per position.
         exact: whether products are taken in f32.
+        multiplies: whether there are matrix products in the loop.
     """
 
     width: int
@@ -137,6 +145,11 @@ class _Load:
     outer_bytes: int
     inner_bytes: int
     exact: bool
+    multiplies: bool
+
+    def repeats(self, outer: int, warps: int, budget: _Budget) -> bool:
+        """Whether warps would compute the same rows of a matrix product."""
+        return not self.exact and self.multiplies and outer < budget.rows * warps
 
     def shared(self, outer: int, inner: int, stages: int) -> int:
         return outer * self.outer_bytes + stages * inner * self.inner_bytes
@@ -157,7 +170,7 @@ def _load(kernel: Kernel, sizes: Mapping[str, int]) -> _Load:
     width = {a: padded(evaluate(kernel.lane(a).extent, known), p.least) for a, p in paddings(kernel).items()}
     roles = {x.axis: x.role for x in kernel.lanes}
     accumulated: dict[Var, int] = {}
-    products = 1
+    products = 0
     for s in statements(kernel.body):
         if isinstance(s, Accumulate | AccumulateAt):
             accumulated[s.target] = sum(width.get(a, 0) for a in s.target.axes)
@@ -167,10 +180,11 @@ def _load(kernel: Kernel, sizes: Mapping[str, int]) -> _Load:
     return _Load(
         max(width.values(), default=1),
         sum(accumulated.values()),
-        products,
+        max(1, products),
         loaded.get("outer", 0),
         loaded.get("inner", 0),
         exact=not any(a.dtype in ("f16", "bf16") for a in kernel.arguments),
+        multiplies=products > 0,
     )
 
 

@@ -1,0 +1,103 @@
+"""Gates on machine code: loops found as natural loops, sizes of matrix instructions, and kernels that pass."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from attnc import driver
+from attnc.codegen.triton.printer import print_module
+from attnc.runtime.triton_aot import aot
+from attnc.testing.artefacts import instruction_flops, report
+from attnc.testing.listing import loops
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+BUDGETS = Path(__file__).parent / "budgets.json"
+TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+
+SASS = """\
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+.L_x_1:
+        /*0010*/                   IADD3 R2, R2, 0x1, RZ ;
+.L_x_2:
+        /*0020*/                   HMMA.16816.F32.BF16 R4, R8, R12, R4 ;
+        /*0030*/               @P0 BRA `(.L_x_2) ;
+        /*0040*/              @!P1 BRA `(.L_x_1) ;
+        /*0050*/               @P2 BRA `(.L_x_4) ;
+.L_x_3:
+        /*0060*/                   EXIT ;
+.L_x_4:
+        /*0070*/                   BRA `(.L_x_3) ;
+"""
+AMD = """\
+\ts_mov_b32 s0, 0
+.LBB0_1:
+\tv_mfma_f32_32x32x8_bf16 v[0:15], v[16:17], v[18:19], v[0:15]
+\ts_cbranch_scc1 .LBB0_1
+\ts_endpgm
+"""
+
+
+def test_loops_are_natural_loops() -> None:
+    outer, inner = loops(SASS)
+    assert (outer.length, outer.depth) == (4, 1)
+    assert (inner.length, inner.depth) == (2, 2)
+    assert inner.count("HMMA") == 1
+
+
+def test_a_jump_back_from_behind_the_end_makes_no_loop() -> None:
+    """The stub at .L_x_4 jumps back to .L_x_3, which can be reached without it."""
+    assert all("EXIT" not in loop.names for loop in loops(SASS))
+
+
+def test_amd_loops() -> None:
+    (loop,) = loops(AMD)
+    assert loop.names == {"v_mfma_f32_32x32x8_bf16": 1, "s_cbranch_scc1": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "flops"),
+    [
+        ("HMMA.16816.F32.BF16", 2 * 16 * 8 * 16),
+        ("HMMA.1688.F32", 2 * 16 * 8 * 8),
+        ("HGMMA.64x128x16.F32.BF16", 2 * 64 * 128 * 16),
+        ("v_mfma_f32_32x32x8_bf16", 2 * 32 * 32 * 8),
+    ],
+)
+def test_sizes_of_matrix_instructions(name: str, flops: int) -> None:
+    assert instruction_flops(name) == flops
+
+
+def gated(spec: str, target: str, budgets: dict[str, int]) -> tuple[dict[str, int], list[str]]:
+    """Instructions of the hot loops by kernel, and every gate that fails."""
+    source = driver.read(EXAMPLES / f"{spec}.attn")
+    program = driver.lower(driver.definition(source), source)
+    sizes = dict.fromkeys(driver.channel_sizes(program), 64)
+    lengths, problems = {}, []
+    for kernel in driver.all_kernels(program, "bf16", 64):
+        found = report(kernel, aot(kernel, print_module([kernel]), target, sizes), budgets.get(kernel.name))
+        problems += [f"{kernel.name}: {p}" for p in found.problems]
+        if found.loop is not None:
+            lengths[kernel.name] = found.loop.length
+    return lengths, problems
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+def test_alibi_passes_the_gates(target: str, request: pytest.FixtureRequest) -> None:
+    """Forward and backward, within the recorded number of instructions (run with --update-goldens to record it)."""
+    recorded = json.loads(BUDGETS.read_text())
+    update = request.config.getoption("--update-goldens")
+    lengths, problems = gated("alibi", target, {} if update else recorded[target])
+    assert not problems
+    assert len(lengths) == 3
+    if update:
+        BUDGETS.write_text(json.dumps(recorded | {target: lengths}, indent=2) + "\n")
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("spec", sorted(p.stem for p in EXAMPLES.glob("*.attn")))
+def test_examples_pass_the_gates(spec: str, target: str) -> None:
+    assert not gated(spec, target, {})[1]
