@@ -1,6 +1,6 @@
 """Gates on compiled kernels: what machine code must have and must not have, checked without a GPU.
 
-A kernel is compiled ahead of time (`attnc.runtime.triton_aot`) and its assembly read. The hot loop is the natural loop
+A kernel is compiled ahead of time (`attnc.runtime.triton_aot`) and its assembly read. The hot loop is the loop
 with matrix products that is shortest: the one over full blocks, which evaluates no mask.
 """
 

@@ -1,4 +1,4 @@
-"""Machine code as instructions and natural loops: what SASS and AMD assembly say about a kernel's hot loop."""
+"""Machine code as instructions and loops: what SASS and AMD assembly say about a kernel's hot loop."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ _LABEL = re.compile(r"^(\.L\w+):")
 _SASS = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)\s*(.*?);")
 _AMD = re.compile(r"^\s+([vs]_\w+|ds_\w+|buffer_\w+|global_\w+|flat_\w+|scratch_\w+)\s*(.*)$")
 _TARGET = re.compile(r"(\.L\w+)")
+_PREDICATE = re.compile(r"!?U?P\d")  # BRA.U takes its condition as an operand
 _LEAVES = ("EXIT", "RET", "BRA", "s_branch", "s_endpgm", "s_setpc_b64")
 
 
@@ -25,7 +26,7 @@ class Instruction:
 
 @dataclass(frozen=True, slots=True)
 class Loop:
-    """A natural loop: the instructions that can reach the jump back to its header without passing the header.
+    """Instructions that control can go round in.
 
     Attributes:
         names: how often each instruction occurs.
@@ -56,29 +57,29 @@ def instructions(text: str) -> tuple[list[Instruction], dict[str, int]]:
             name, operands = match[1], match[2]
             branch = name.split(".")[0] in ("BRA", "BRX") or name.startswith(("s_branch", "s_cbranch"))
             target = _TARGET.search(operands) if branch else None
-            guarded = "@" in line.split(name)[0] or name.startswith("s_cbranch")
-            goes_on = guarded or not name.startswith(_LEAVES)
+            guarded = "@" in line.split(name)[0] or name.startswith("s_cbranch") or _PREDICATE.match(operands)
+            goes_on = bool(guarded) or not name.startswith(_LEAVES)
             found.append(Instruction(name, target[1] if target else None, goes_on))
     return found, labels
 
 
 def loops(text: str) -> list[Loop]:
-    """The natural loops of a listing, outermost first. Jumps back that do not come from inside (stubs behind the end)
-    make none."""
+    """The loops of a listing, outer ones before those inside.
+
+    Loops are strongly connected parts of the control flow; inner loops are what remains strongly connected without the
+    jumps to the first instruction of the outer one. A jump back from code behind the end makes no loop unless the loop
+    also jumps there, and loops with two entries, which compilers for AMD make, are found.
+    """
     code, labels = instructions(text)
     after = [_successors(k, code, labels) for k in range(len(code))]
-    before: list[list[int]] = [[] for _ in code]
-    for k, targets in enumerate(after):
-        for t in targets:
-            before[t].append(k)
-    dominators = _dominators(after, before)
-    bodies: dict[int, set[int]] = {}
-    for k, targets in enumerate(after):
-        for header in targets:
-            if header <= k and header in dominators[k]:
-                bodies.setdefault(header, {header}).update(_reaching(k, header, before))
-    found = sorted(bodies.values(), key=len, reverse=True)
-    return [Loop(Counter(code[k].name for k in body), sum(body <= other for other in found)) for body in found]
+    found: list[Loop] = []
+    pending = [(set(range(len(code))), -1, 1)]
+    while pending:
+        inside, header, depth = pending.pop(0)
+        for part in _connected(inside, header, after):
+            found.append(Loop(Counter(code[k].name for k in part), depth))
+            pending.append((part, min(part), depth + 1))
+    return found
 
 
 def _successors(k: int, code: list[Instruction], labels: Mapping[str, int]) -> list[int]:
@@ -89,33 +90,48 @@ def _successors(k: int, code: list[Instruction], labels: Mapping[str, int]) -> l
     return [t for t in targets if t < len(code)]
 
 
-def _reaching(tail: int, header: int, before: list[list[int]]) -> set[int]:
-    """What reaches `tail` without passing `header`."""
-    seen, stack = {header, tail}, [tail]
-    while stack:
-        k = stack.pop()
-        if k == header:
-            continue
-        for p in before[k]:
-            if p not in seen:
-                seen.add(p)
-                stack.append(p)
-    return seen
+def _connected(inside: set[int], header: int, after: list[list[int]]) -> list[set[int]]:
+    """The strongly connected parts of some instructions that hold a jump, jumps to `header` left out (Kosaraju)."""
+    forward = {k: [t for t in after[k] if t in inside and t != header] for k in inside}
+    backward: dict[int, list[int]] = {k: [] for k in inside}
+    for k, targets in forward.items():
+        for t in targets:
+            backward[t].append(k)
+    left = set(inside)
+    parts = []
+    for root in reversed(_finished(forward)):
+        if root in left:
+            part = _reached(root, backward, left)
+            left -= part
+            if len(part) > 1 or root in forward[root]:
+                parts.append(part)
+    return sorted(parts, key=min)
 
 
-def _dominators(after: list[list[int]], before: list[list[int]]) -> list[set[int]]:
-    """For every instruction the headers that lie on every way to it: instructions that something jumps back to."""
-    headers = sorted({t for k, targets in enumerate(after) for t in targets if t <= k})
-    result: list[set[int]] = [set() for _ in after]
-    for header in headers:
-        seen = {0} - {header}
-        stack = list(seen)
+def _finished(edges: Mapping[int, list[int]]) -> list[int]:
+    """Instructions in the order in which a depth-first search leaves them."""
+    order: list[int] = []
+    seen: set[int] = set()
+    for root in sorted(edges):
+        stack = [(root, iter(edges[root]))] if root not in seen else []
+        seen.add(root)
         while stack:
-            for t in after[stack.pop()]:
-                if t not in seen and t != header:
-                    seen.add(t)
-                    stack.append(t)
-        for k in range(len(after)):
-            if k not in seen:
-                result[k].add(header)
-    return result
+            k, targets = stack[-1]
+            fresh = next((t for t in targets if t not in seen), None)
+            if fresh is None:
+                order.append(k)
+                stack.pop()
+            else:
+                seen.add(fresh)
+                stack.append((fresh, iter(edges[fresh])))
+    return order
+
+
+def _reached(root: int, edges: Mapping[int, list[int]], within: set[int]) -> set[int]:
+    seen, stack = {root}, [root]
+    while stack:
+        for t in edges[stack.pop()]:
+            if t in within and t not in seen:
+                seen.add(t)
+                stack.append(t)
+    return seen

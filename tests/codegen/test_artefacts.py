@@ -1,4 +1,4 @@
-"""Gates on machine code: loops found as natural loops, sizes of matrix instructions, and kernels that pass."""
+"""Gates on machine code: loops, sizes of matrix instructions, and kernels that pass."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import triton
 
 from attnc import driver
 from attnc.codegen.triton.printer import print_module
@@ -25,11 +26,21 @@ SASS = """\
         /*0020*/                   HMMA.16816.F32.BF16 R4, R8, R12, R4 ;
         /*0030*/               @P0 BRA `(.L_x_2) ;
         /*0040*/              @!P1 BRA `(.L_x_1) ;
-        /*0050*/               @P2 BRA `(.L_x_4) ;
+        /*0050*/                   BRA.U UP2, `(.L_x_4) ;
 .L_x_3:
         /*0060*/                   EXIT ;
 .L_x_4:
         /*0070*/                   BRA `(.L_x_3) ;
+"""
+ROTATED = """\
+\ts_cbranch_vccz .LBB0_2
+.LBB0_1:
+\ts_cbranch_execnz .LBB0_3
+.LBB0_2:
+\tv_mfma_f32_32x32x8_bf16 v[0:15], v[16:17], v[18:19], v[0:15]
+\ts_cbranch_execz .LBB0_1
+.LBB0_3:
+\ts_endpgm
 """
 AMD = """\
 \ts_mov_b32 s0, 0
@@ -40,7 +51,7 @@ AMD = """\
 """
 
 
-def test_loops_are_natural_loops() -> None:
+def test_loops_are_what_control_goes_round_in() -> None:
     outer, inner = loops(SASS)
     assert (outer.length, outer.depth) == (4, 1)
     assert (inner.length, inner.depth) == (2, 2)
@@ -48,8 +59,13 @@ def test_loops_are_natural_loops() -> None:
 
 
 def test_a_jump_back_from_behind_the_end_makes_no_loop() -> None:
-    """The stub at .L_x_4 jumps back to .L_x_3, which can be reached without it."""
+    """The stub at .L_x_4 jumps back to .L_x_3, from where nothing leads to it again."""
     assert all("EXIT" not in loop.names for loop in loops(SASS))
+
+
+def test_a_loop_may_have_two_entries() -> None:
+    (loop,) = loops(ROTATED)
+    assert loop.length == 3
 
 
 def test_amd_loops() -> None:
@@ -86,14 +102,20 @@ def gated(spec: str, target: str, budgets: dict[str, int]) -> tuple[dict[str, in
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90"])
 def test_alibi_passes_the_gates(target: str, request: pytest.FixtureRequest) -> None:
-    """Forward and backward, within the recorded number of instructions (run with --update-goldens to record it)."""
+    """Forward and backward, within the number of instructions recorded for this version of Triton, if there is one.
+
+    Run with --update-goldens, and without other workers, to record it.
+    """
     recorded = json.loads(BUDGETS.read_text())
+    version = ".".join(triton.__version__.split(".")[:2])
+    budgets = recorded.setdefault(version, {})
     update = request.config.getoption("--update-goldens")
-    lengths, problems = gated("alibi", target, {} if update else recorded[target])
+    lengths, problems = gated("alibi", target, {} if update else budgets.get(target, {}))
     assert not problems
     assert len(lengths) == 3
     if update:
-        BUDGETS.write_text(json.dumps(recorded | {target: lengths}, indent=2) + "\n")
+        budgets[target] = lengths
+        BUDGETS.write_text(json.dumps(recorded, indent=2) + "\n")
 
 
 @pytest.mark.sweep
