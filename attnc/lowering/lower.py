@@ -95,6 +95,7 @@ def lower_with_warnings(
         notes=state.notes,
         source=source,
         observed=tuple(names.observations),
+        lines={n: source.position(s.span.start)[0] for n, s in (names.sections | names.observations).items()},
     )
     _warn_of_unused(state, scope)
     return program, report.warnings

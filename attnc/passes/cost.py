@@ -285,13 +285,10 @@ def visited(plan: Plan, item: Pass) -> Visits | None:
     program = plan.program
     extent = program.extent(item.inner)
     everything = Visits((extent,))
-    plane_stores = any({item.outer, item.inner} <= set(axes) for _, axes, _ in item.stores)
-    if plane_stores or not program.options.applies("bounds") or item.outer is None:
+    common = common_conditions(plan, item)
+    if common is None or item.outer is None:
         return everything
-    domains = [set(r.domain) for r in item.reductions if isinstance(r, Sum | Max)]
-    looped = frozenset(a for a, _, _ in item.groups)
-    common = [c for c in set.intersection(*domains) if not is_group_condition(c, looped)] if domains else []
-    found = inner_range(sorted(common, key=lambda n: n.order), item.outer, item.inner, extent)
+    found = inner_range(common, item.outer, item.inner, extent)
     length = call("maximum", sub(found.high, found.low), const(0))
     if length is extent or any(isinstance(n, Load) for n in postorder([length])):
         return everything
@@ -302,3 +299,14 @@ def visited(plan: Plan, item: Pass) -> Visits | None:
         row = call("floordiv", mul(const(2 * k + 1), rows), const(2 * SAMPLES))
         lengths += replace([length], middle | {first(item.outer): row, last(item.outer): row})
     return Visits(tuple(lengths))
+
+
+def common_conditions(plan: Plan, item: Pass) -> list[Node] | None:
+    """The conditions under which a pass's loop may skip pairs; None if it must see all of them."""
+    plane_stores = any({item.outer, item.inner} <= set(axes) for _, axes, _ in item.stores)
+    if item.inner is None or plane_stores or not plan.program.options.applies("bounds"):
+        return None
+    domains = [set(r.domain) for r in item.reductions if isinstance(r, Sum | Max)]
+    looped = frozenset(a for a, _, _ in item.groups)
+    common = set.intersection(*domains) if domains else set[Node]()
+    return sorted((c for c in common if not is_group_condition(c, looped)), key=lambda n: n.order)
