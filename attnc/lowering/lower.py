@@ -163,7 +163,8 @@ def _observation(state: Lowering, name: str) -> Value:
     if not checks.want_number(state, value, tree, scope):
         return POISON
     if is_plane(value.axes):
-        return Value(mul(value.node, iverson(mask(state).node)), value.axes)
+        allowed = mask(state)
+        return POISON if allowed.poisoned else Value(mul(value.node, iverson(allowed.node)), value.axes | allowed.axes)
     return value
 
 
