@@ -156,5 +156,7 @@ def text(program: Program, target: str, dtype: str = "f32", channels: int = 64) 
 def explanation(program: Program) -> str:
     """What the compiler found in a spec and decided, for people."""
     from attnc.passes.explain import explain
+    from attnc.passes.weigh import weighed
 
-    return explain(*plans(program))
+    forward, gradient = plans(program)
+    return explain(forward, gradient, weighed(program, plans))

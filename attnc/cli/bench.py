@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from attnc.cli.compiling import Disable
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -24,6 +26,7 @@ def bench(
     backend: Annotated[str, typer.Option(help="auto, cpp, triton, tiled or dense.")] = "auto",
     name: Annotated[str | None, typer.Option(help="Which definition of a file that holds several.")] = None,
     const: Annotated[list[str] | None, typer.Option("--const", help="NAME=VALUE, in place of the spec's own.")] = None,
+    disable: Disable = None,
     rounds: Annotated[int, typer.Option(min=2, help="Timing rounds.")] = 9,
     flex: Annotated[
         bool, typer.Option("--flex", help="Time compiled FlexAttention too (its CPU backward does not exist).")
@@ -43,7 +46,7 @@ def bench(
 
     kind = dtype_named(dtype)
     given = sizes_given(size)
-    op = compiled(file, const, backend, name)
+    op = compiled(file, const, backend, name, disable)
     found: list[dict[str, object]] = []
     for n in numbers(lengths):
         sizes = checked_sizes(op, {"H": 4, "D": 64} | given | {"N": n})

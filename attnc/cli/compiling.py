@@ -5,7 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from attnc.ir.options import REWRITES
 
 if TYPE_CHECKING:
     from attnc.runtime.op import Op
@@ -13,11 +17,29 @@ if TYPE_CHECKING:
 DTYPES = {"f16": "float16", "bf16": "bfloat16", "f32": "float32", "f64": "float64"}
 
 
-def compiled(path: Path, const: Sequence[str] | None, backend: str | None, name: str | None = None) -> Op:
+Disable = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--disable",
+        metavar="NAME",
+        help="Leave out a rewrite; may be given again. Results stay the same. "
+        + " ".join(f"[bold]{name}[/]: {what}." for name, what in REWRITES.items()),
+    ),
+]
+"""The option of every command that compiles."""
+
+
+def compiled(
+    path: Path,
+    const: Sequence[str] | None,
+    backend: str | None,
+    name: str | None = None,
+    disable: Sequence[str] | None = None,
+) -> Op:
     """The op of a spec.
 
     Raises:
-        SpecError: the spec is wrong, or cannot be read.
+        SpecError: the spec is wrong, or cannot be read, or there is no such rewrite to disable.
     """
     from attnc.cli import report, specs
     from attnc.grammar.load import load
@@ -29,7 +51,7 @@ def compiled(path: Path, const: Sequence[str] | None, backend: str | None, name:
     with report.console(error=True).status(f"compiling {source.name}"):
         import attnc
 
-        return attnc.compile(path, name=name, **extra)
+        return attnc.compile(path, name=name, disable=disable or (), **extra)
 
 
 def interpret_triton(backends: Sequence[str]) -> None:

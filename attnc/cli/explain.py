@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from attnc.cli.compiling import Disable
+
 EXAMPLE = "attnc explain E001, or attnc explain examples/alibi.attn"
 
 
@@ -15,6 +17,7 @@ def explain(
     what: Annotated[str, typer.Argument(help="An error code such as E001, or a spec.")],
     name: Annotated[str | None, typer.Option(help="Which definition of a file that holds several.")] = None,
     const: Annotated[list[str] | None, typer.Option("--const", help="NAME=VALUE, in place of the spec's own.")] = None,
+    disable: Disable = None,
     backend: Annotated[str | None, typer.Option(help="The backend to explain the decisions for.")] = None,
 ) -> None:
     """Explain an error code, or a spec: what the compiler found and decided, and why."""
@@ -25,7 +28,7 @@ def explain(
         return
     from attnc.cli.compiling import compiled
 
-    report.console().print(compiled(Path(what), const, backend, name).explain(), markup=False)
+    report.console().print(compiled(Path(what), const, backend, name, disable).explain(), markup=False)
 
 
 def _explain_code(code: str) -> None:

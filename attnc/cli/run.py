@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from attnc.cli.compiling import Disable
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -28,6 +30,7 @@ def run(
     backend: Annotated[str | None, typer.Option(help="auto, cpp, triton, tiled or dense.")] = None,
     name: Annotated[str | None, typer.Option(help="Which definition of a file that holds several.")] = None,
     const: Annotated[list[str] | None, typer.Option("--const", help="NAME=VALUE, in place of the spec's own.")] = None,
+    disable: Disable = None,
     backward: Annotated[
         bool, typer.Option("--backward/--no-backward", help="Check and time the gradients too.")
     ] = True,
@@ -49,7 +52,7 @@ def run(
     console = report.console()
     kind = dtype_named(dtype)
     given = sizes_given(size)
-    op = compiled(file, const, backend, name)
+    op = compiled(file, const, backend, name, disable)
     length = {} if "N" in given or "M" in given or grid_length(op.program) else {"N": DEFAULT_LENGTH}
     sizes = checked_sizes(op, DEFAULT_SIZES | length | given)
     tensors = make_inputs(op.program, sizes, kind, seed=seed)

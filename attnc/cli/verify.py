@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from attnc.cli.compiling import Disable
+
 if TYPE_CHECKING:
     from attnc.testing.sweep import Outcome
 
@@ -23,6 +25,7 @@ def verify(
     lengths: Annotated[str, typer.Option(help="Sequence lengths, with commas.")] = "1,7,63,257",
     backward: Annotated[bool, typer.Option("--backward/--no-backward", help="Compare gradients too.")] = True,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    disable: Disable = None,
 ) -> None:
     """Sweep shapes, dtypes and backends.
 
@@ -33,6 +36,7 @@ def verify(
     from attnc.cli.compiling import dtype_named, interpret_triton
     from attnc.cli.files import expand
     from attnc.cli.listing import EXAMPLES
+    from attnc.ir.options import options
     from attnc.runtime.backends import requested
 
     paths = expand([*(files or ()), *([EXAMPLES] if every else [])])
@@ -45,7 +49,8 @@ def verify(
     for word in _words(backends):
         requested(word)
     named = [(path, item.program.name) for path in paths for item in specs.lower_all(specs.read(path), {})]
-    jobs = [Job(path, name, b, d) for path, name in named for b in _words(backends) for d in _words(dtypes)]
+    off = options(disable or ()).disabled
+    jobs = [Job(path, name, b, d, off) for path, name in named for b in _words(backends) for d in _words(dtypes)]
     _sweep(jobs, counts, backward, device)
     out = report.console()
     out.print(_summary(jobs))
@@ -58,12 +63,13 @@ def verify(
 
 @dataclass
 class Job:
-    """One spec on one backend in one dtype."""
+    """One spec on one backend in one dtype, without the rewrites in `disabled`."""
 
     path: Path
     name: str
     backend: str
     dtype: str
+    disabled: frozenset[str] = frozenset()
     outcomes: list[Outcome] = field(default_factory=list)
     problem: str | None = None
 
@@ -117,7 +123,7 @@ def _outcomes(job: Job, lengths: list[int], backward: bool, device: str) -> Iter
     from attnc.testing.sweep import attempt, cases
 
     try:
-        op = attnc.compile(job.path, name=job.name, backend=job.backend)
+        op = attnc.compile(job.path, name=job.name, backend=job.backend, disable=job.disabled)
     except AttncError as wrong:
         job.problem = str(wrong)
         return

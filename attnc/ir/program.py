@@ -115,6 +115,8 @@ class Program:
     source: Source | None = None
     observed: tuple[str, ...] = ()
     """Names of the outputs that are observations, returned only when asked for."""
+    lines: dict[str, int] = field(default_factory=dict)
+    """Where a spec says what: 1-based lines of its sections by keyword, and of its observations by name."""
     options: Options = DEFAULT
     """What the caller asks of the optimiser."""
 

@@ -95,6 +95,7 @@ def lower_with_warnings(
         notes=state.notes,
         source=source,
         observed=tuple(names.observations),
+        lines={n: source.position(s.span.start)[0] for n, s in (names.sections | names.observations).items()},
     )
     _warn_of_unused(state, scope)
     return program, report.warnings
@@ -162,7 +163,8 @@ def _observation(state: Lowering, name: str) -> Value:
     if not checks.want_number(state, value, tree, scope):
         return POISON
     if is_plane(value.axes):
-        return Value(mul(value.node, iverson(mask(state).node)), value.axes)
+        allowed = mask(state)
+        return POISON if allowed.poisoned else Value(mul(value.node, iverson(allowed.node)), value.axes | allowed.axes)
     return value
 
 

@@ -64,6 +64,12 @@ def _inner_axis(pair: Axes) -> str:
 
 
 def _order(node: Sum, planes: Planes, grouped: bool) -> Node:
+    """One sum as nested ones. A place of a scatter that no bound axis moves (a table's entry per row) is a bracket."""
+    fixed = [s for s in node.scatter if planes.sequences(s[1].axes) and not s[1].axes & node.bound]
+    if fixed:
+        rest = raw_sum(node.bound, node.factors, node.domain, [s for s in node.scatter if s not in fixed])
+        inner = _order(rest, planes, grouped) if rest.bound or rest.scatter else product([*rest.factors])
+        return product([inner, *(iverson(call("eq", axis(a), index)) for a, index in fixed)])
     placed = planes.channels(node.bound & free_axes(index for _, index in node.scatter))
     batch = planes.batches(node.bound) | placed
     per_batch = [s for s in node.scatter if not planes.sequences(s[1].axes)]

@@ -81,19 +81,25 @@ def _load_adjoints(program: Program, names: set[str]) -> dict[str, dict[Load, No
         for axes, node in out.parts:
             if node in reaches:
                 seed = load(f"grad_{out.name}", [axis(a) for a in axes])
-                adjoint.setdefault(node, []).append(_reduce(seed, node))
+                adjoint.setdefault(node, []).append(_reduce(program, seed, node))
     found: dict[str, dict[Load, Node]] = {}
     for node in reversed(order):
         if node not in adjoint or node not in reaches:
             continue
-        g = _combined(adjoint.pop(node), node)
+        g = _combined(program, adjoint.pop(node), node)
         if isinstance(node, Load):
             found.setdefault(node.tensor, {})[node] = g
             continue
         for child, contribution, bound in _contributions(node, g, reaches):
             deferred = _deferred(program, child, contribution)
-            adjoint.setdefault(child, []).append(_reduce(contribution, child, bound, deferred))
+            reduced = _reduce(program, contribution, child, _kept(node) | bound, deferred)
+            adjoint.setdefault(child, []).append(reduced)
     return found
+
+
+def _kept(node: Node) -> Axes:
+    """The axes of a node that its operands share: all but those a scatter makes."""
+    return node.axes - {a for a, _ in node.scatter} if isinstance(node, Sum) else node.axes
 
 
 def _deferred(program: Program, child: Node, contribution: Node) -> Axes:
@@ -104,12 +110,12 @@ def _deferred(program: Program, child: Node, contribution: Node) -> Axes:
     return frozenset(a for a in contribution.axes - child.axes if program.axis(a).role == "batch")
 
 
-def _combined(contributions: list[Node], node: Node) -> Node:
+def _combined(program: Program, contributions: list[Node], node: Node) -> Node:
     """The adjoint of a node; contributions with different axes left to sum are summed first."""
     if len({c.axes - node.axes for c in contributions}) > 1:
-        contributions = [_reduce(c, node) for c in contributions]
+        contributions = [_reduce(program, c, node) for c in contributions]
     total = add(*contributions)
-    return _reduce(total, node) if isinstance(node, Sum | Max | Load) else total
+    return _reduce(program, total, node) if isinstance(node, Sum | Max | Load) else total
 
 
 def _reaching(order: list[Node], names: set[str]) -> set[Node]:
@@ -134,14 +140,19 @@ def _reaching(order: list[Node], names: set[str]) -> set[Node]:
     return reaches
 
 
-def _reduce(value: Node, target: Node, bound: Iterable[str] = (), deferred: Axes = NO_AXES) -> Node:
-    """Sum `value` over every axis the target lacks, except `deferred` ones."""
-    extra = (value.axes | frozenset(bound)) - target.axes - deferred
-    return sum_over(extra, [value]) if extra else value
+def _reduce(program: Program, value: Node, target: Node, reads: Axes = NO_AXES, deferred: Axes = NO_AXES) -> Node:
+    """Sum `value` over every axis the target lacks, except `deferred` ones: its own, and those of what `reads` it.
+
+    An axis that `value` does not vary along multiplies it by its extent.
+    """
+    extra = (value.axes | reads) - target.axes - deferred
+    extents = [program.extent(a) for a in sorted(extra - value.axes)]
+    return mul(*extents, sum_over(extra & value.axes, [value])) if extra else value
 
 
 def _contributions(node: Node, g: Node, reaches: set[Node]) -> list[tuple[Node, Node, Axes]]:
-    """For a node with adjoint g: each child, what it receives before summing, and the axes the node binds."""
+    """For a node with adjoint g: each child, what it receives before summing, and axes besides the node's to sum it
+    over."""
     match node:
         case Add():
             return [(t, g, NO_AXES) for t in node.terms if t in reaches]

@@ -312,13 +312,16 @@ class Emitter:
     # ------------------------------------------------------------------------------------------ contractions
 
     def _contraction(self, node: Sum | Max, home: Block) -> Node:
-        """A sum or maximum over one channel."""
+        """A sum or maximum over one channel, or a sum over batch axes."""
+        for axis in node.bound:
+            if any(b.axis == axis for b in self.blocks):
+                raise InternalError(f"a sum over {axis} inside a loop over {axis}: {node}")
+        if isinstance(node, Sum) and any(a not in self.lanes for a in node.bound):
+            return self._sum_over_batch(node, home)
         (axis,) = node.bound
-        if any(b.axis == axis for b in self.blocks):
-            raise InternalError(f"a sum over {axis} inside a loop over {axis}: {node}")
         if isinstance(node, Max):
-            body = self.variable(node.body)
-            return self.assign(node, max_over({axis}, body), "largest", home)
+            kept = call("where", call("and", *node.domain), node.body, const(-math.inf)) if node.domain else node.body
+            return self.assign(node, max_over({axis}, self.variable(kept)), "largest", home)
         factors = [*node.factors, *(iverson(c) for c in node.domain)]
         operands = self.operands(factors, axis)
         if operands is not None:
@@ -328,6 +331,23 @@ class Emitter:
         total = self.assign(node, ZERO, "total", home)
         self.each(axis, home, lambda: self._add_product(total, factors))
         return total
+
+    def _sum_over_batch(self, node: Sum, home: Block) -> Node:
+        """A sum over the batch, or over heads, of tiles: the gradient of a bias that they share."""
+        factors = [*node.factors, *(iverson(c) for c in node.domain)]
+        total = self.assign(node, ZERO, "total", home)
+
+        keep, self.blocks = self.blocks, self.blocks[: self.blocks.index(home) + 1]
+        self._nested(sorted(node.bound), lambda: self._add_product(total, factors))
+        self.blocks = keep
+        return total
+
+    def _nested(self, axes: Sequence[str], emit: Callable[[], None]) -> None:
+        """Run `emit` inside a loop over single positions of every axis."""
+        if axes:
+            self.each(axes[0], self.blocks[-1], lambda: self._nested(axes[1:], emit))
+        else:
+            emit()
 
     def _add_product(self, total: Var, factors: Sequence[Node]) -> None:
         self.blocks[-1].body.append(Accumulate(total, self.product(factors)))
@@ -395,15 +415,15 @@ class Emitter:
         channel = [a for a in result if self.program.axis(a).role == "channel"]
         without = [f for f in factors if not (set(channel) & f.axes)]
         with_channel = [f for f in factors if set(channel) & f.axes]
-        plane = self.guarded(without, conditions)
         home = self.blocks[-1]
         if not channel:
-            weight = self._plane_variable(plane, axis, result)
+            weight = self._plane_variable(self.guarded(without, conditions), axis, result)
             home.body.append(Accumulate(target, raw_sum({axis}, [weight]), self.note(node)))
             return
         c = channel[0]
-        if len(channel) == 1 and all(not (self.spread(f) - {axis, c}) for f in with_channel):
-            weight = self._plane_variable(plane, axis, result - {c})
+        joint = any(c in condition.axes for condition in conditions)
+        if len(channel) == 1 and not joint and all(not (self.spread(f) - {axis, c}) for f in with_channel):
+            weight = self._plane_variable(self.guarded(without, conditions), axis, result - {c})
             other = self._seen(self._operand(with_channel, axis), conditions, axis)
             home.body.append(Accumulate(target, raw_sum({axis}, [weight, other]), self.note(node)))
             return
@@ -440,7 +460,9 @@ class Emitter:
     def _accumulate_channel(
         self, target: Var, c: str, without: list[Node], with_channel: list[Node], conditions: Sequence[Node], axis: str
     ) -> None:
-        plane = self.guarded([*without, *with_channel], conditions)
+        own = [x for x in conditions if c in x.axes]
+        selected = [*without, *with_channel, *map(iverson, own)]
+        plane = self.guarded(selected, [x for x in conditions if x not in own])
         block = self.blocks[-1]
         weight = self._plane_variable(plane, axis, self.spread(target) - {c})
         part = var(self.name(weight, "part", inside=True), self.spread(target) - {c})
@@ -484,6 +506,17 @@ class Emitter:
             self.blocks[-1].body.append(Assign(target, body))
             body = target
         return max_over({axis}, body)
+
+    def place(self, node: Sum, buffer: str, axes: Sequence[str]) -> None:
+        """Add a plane value, summed over the batch, into a buffer with a table axis."""
+        index_of = dict(node.scatter)
+
+        def emit() -> None:
+            index = tuple(self.value(index_of.get(a, axis_node(a))) for a in axes)
+            factors = [*node.factors, *map(iverson, node.domain)]
+            self.blocks[-1].body.append(Scatter(buffer, index, self.product(factors), None, self.note(node)))
+
+        self._nested(sorted(node.bound), emit)
 
     def scatter(self, node: Sum, buffer: str, axes: Sequence[str], conditions: Sequence[Node]) -> None:
         """Add a plane value into a table."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from attnc.ir.printer import show
 from attnc.ir.program import Program
@@ -14,15 +14,21 @@ REFERENCE = {"B": 1, "H": 8, "G": 8, "M": 4096, "N": 4096, "D": 64, "E": 64}
 """The call that costs in an explanation are predicted for."""
 
 
-def explain(forward: Plan, gradient: Plan) -> str:
-    """The passes of a program and of its gradient, what is kept between them, what each call checks, and why."""
+def explain(forward: Plan, gradient: Plan, weighed: Iterable[Decision] = ()) -> str:
+    """The passes of a program and of its gradient, what is kept between them, what each call checks, and why.
+
+    Args:
+        forward: the plan of the program.
+        gradient: the plan of its gradient.
+        weighed: decisions besides those that the passes recorded, see `attnc.passes.weigh`.
+    """
     program = forward.program
     lines = [f"{program.name}: {program.doc}" if program.doc else program.name]
     if program.consts:
         lines.append("constants: " + ", ".join(f"{n} = {v}" for n, v in program.consts.items()))
     lines += ["", *_plan("forward", forward), *_kept(forward)]
     lines += ["", *_plan("backward", gradient)]
-    decisions = dict.fromkeys((*forward.decisions, *gradient.decisions))
+    decisions = dict.fromkeys((*forward.decisions, *gradient.decisions, *weighed))
     if decisions:
         lines += ["", f"decisions (costs for {_spelled(REFERENCE)}, 4 bytes a number)"]
         lines += [line for d in decisions for line in _decision(d, program)]

@@ -15,6 +15,7 @@ Saved values enter as inputs: as expressions they would merge back into the sums
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -186,7 +187,7 @@ def _fold_quotients(roots: list[Node], state: _State, memo: dict[Node, Node], ou
 
 def _divide(node: Node, leaf: Load, quotient: Load, divisors: list[Node]) -> Node | None:
     """A product of S, alone or under a sum over channels, with all its reciprocals: S / Z takes their place."""
-    if not isinstance(node, Prod | Sum) or not all(d in node.factors for d in divisors):
+    if not isinstance(node, Prod | Sum) or not Counter(divisors) <= Counter(node.factors):
         return None
 
     def build(*factors: Node) -> Node:

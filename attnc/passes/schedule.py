@@ -143,14 +143,15 @@ class _Scheduler:
         self._connect()
         return self._emit(parts)
 
-    def key(self, unit: Reduction) -> Key:
+    def key(self, unit: Reduction, level: int | None = None) -> Key:
+        """The pass a reduction belongs to, at its level or at a given one."""
         planes = self.planes
         bound = planes.sequences(unit.bound)
         pair = planes.span(unit)
         inner = preferred_inner(pair) if len(bound) == 2 else next(iter(bound))
         looped = planes.batches(unit.bound)
         batch = planes.batches(free_axes(unit.children)) - looped
-        return Key(self.levels[unit], pair, inner, batch, looped)
+        return Key(self.levels[unit] if level is None else level, pair, inner, batch, looped)
 
     def level(self, unit: Reduction) -> int:
         """One more than the latest reduction it must wait for."""
@@ -160,7 +161,7 @@ class _Scheduler:
         return level
 
     def _online(self, unit: Reduction, r: Reduction) -> bool:
-        same = unit.bound == r.bound and self.planes.span(unit) == self.planes.span(r)
+        same = unit.bound == r.bound and self.key(unit, 0) == self.key(r, 0)
         return same and (position_of(unit) is r or self.planes.rescale(unit, r) is not None)
 
     def _delay(self, units: list[Reduction]) -> None:
@@ -234,6 +235,8 @@ class _Scheduler:
         if len(pair) != 1 or set(planes.batches(node.axes)) != set(planes.batches(axes)):
             return None
         if planes.sequences(node.axes) != pair or self._vector_reductions([node]):
+            return None
+        if any(planes.role(a) == "table" for a in axes):
             return None
         outer = next(iter(pair))
         deps = set(planes.direct(node))

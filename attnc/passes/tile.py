@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from attnc.codegen.tile import (
     Accumulate,
@@ -25,13 +25,17 @@ from attnc.codegen.tile import (
     verify,
 )
 from attnc.ir.node import (
+    NO_AXES,
     Add,
     Axes,
+    Axis,
     Call,
     Const,
+    Iverson,
     Load,
     Max,
     Node,
+    Prod,
     Size,
     Sum,
     Var,
@@ -39,17 +43,19 @@ from attnc.ir.node import (
     axis,
     call,
     const,
+    factors_of,
     max_over,
     mul,
     neg,
     position_of,
     raw_call,
     raw_prod,
+    raw_sum,
     size,
     terms_of,
     var,
 )
-from attnc.ir.walk import postorder, rewrite
+from attnc.ir.walk import postorder, replace, rewrite
 from attnc.passes.associate import is_group_condition
 from attnc.passes.bounds import inner_range
 from attnc.passes.emit import Block, Emitter, count_uses
@@ -102,13 +108,15 @@ class _Lowering:
         self.blocks = {a: blocks.get(a, DEFAULT_BLOCK) for a in (self.outer, self.inner) if a is not None}
         self.reductions: list[Reduction] = [r for r in item.reductions if isinstance(r, Sum | Max)]
         self.roots = [*self.reductions, *(n for _, _, n in item.stores)]
-        channels = sorted(
-            {a for n in postorder(self.roots) for a in self._axes_of(n) if self.planes.role(a) == "channel"}
-        )
+        mentioned = {a for n in postorder(self.roots) for a in self._axes_of(n)}
+        mentioned.update(a for _, axes, _ in item.stores for a in axes)
+        channels = sorted(a for a in mentioned if self.planes.role(a) == "channel")
         self.lanes = tuple(a for a in (self.outer, self.inner) if a is not None) + tuple(channels)
         sums = tuple(n for n in postorder(self.roots) if isinstance(n, Add))
         self.emitter = Emitter(self.program, self.lanes, self.inner, count_uses(self.roots), sums, self._names())
         self.plane_stores = [s for s in item.stores if self.inner is not None and self._is_plane_store(s)]
+        stored = {a for _, axes, _ in item.stores for a in axes}
+        self.tables = frozenset(a for a in stored if self.planes.role(a) == "table")
         self.found: dict[Node, tuple[Max, Var]] = {}
         self.scatters = [r for r in self.reductions if isinstance(r, Sum) and r.scatter]
 
@@ -307,7 +315,11 @@ class _Lowering:
         for r in self._leaders():
             block.body.append(Assign(_as_var(accumulators[r]), emitter.running[r]))
         for name, axes, node in self.plane_stores:
-            block.body.append(Store(name, tuple(axis(a) for a in axes), emitter.value(node)))
+            if any(a in self.tables for a in axes):
+                for term in terms_of(node):
+                    emitter.place(placed(term, self.tables), name, axes)
+            else:
+                block.body.append(Store(name, tuple(axis(a) for a in axes), emitter.value(node)))
         emitter.blocks = around
         emitter.running = accumulators
         emitter.leave_loop()
@@ -369,8 +381,9 @@ class _Lowering:
         if not moving:
             return
         emitter = self.emitter
-        new = add(*dict.fromkeys(moving))
-        old = rewrite([new], lambda n: _unguarded(n, accumulators), canonical=True)[0]
+        change = add(*dict.fromkeys(moving))
+        old = rewrite([change], lambda n: _unguarded(n, accumulators), canonical=True)[0]
+        new = _guarded(change, self._leaders())
         factor = call("exp2", add(new, neg(old)))
         if factor not in block.values:
             alpha = var(emitter.name(factor, "alpha", inside=True), emitter.spread(r) - self.planes.channels(r.axes))
@@ -396,9 +409,57 @@ class _Lowering:
             block.body.append(Store(name, tuple(axis(a) for a in axes), value, emitter.note(node)))
 
 
+def placed(node: Node, tables: Axes) -> Sum:
+    """A plane value as a sum that scatters into table axes.
+
+    A factor ``[r == f(i, j)]`` puts the value at f(i, j) of the table axis r; a sum over the batch may scatter already.
+    """
+    rest: list[Node] = []
+    domain: list[Node] = []
+    bound: Axes = NO_AXES
+    scatter: dict[str, Node] = {}
+    for f in _flat(node):
+        place = _table_place(f, tables)
+        if place is not None and place[0] not in scatter:
+            scatter[place[0]] = place[1]
+        elif isinstance(f, Sum) and f.scatter and not bound:
+            bound, domain = f.bound, [*domain, *f.domain]
+            rest += f.factors
+            scatter |= dict(f.scatter)
+        else:
+            rest.append(f)
+    return raw_sum(bound, rest, domain, list(scatter.items()))
+
+
+def _flat(node: Node) -> Iterator[Node]:
+    """The factors of a product of products."""
+    for f in factors_of(node):
+        if isinstance(f, Prod):
+            yield from _flat(f)
+        else:
+            yield f
+
+
+def _table_place(factor: Node, tables: Axes) -> tuple[str, Node] | None:
+    """``(r, f)`` of a bracket ``[r == f]`` where r is a table axis and f is free of it."""
+    if not isinstance(factor, Iverson) or not isinstance(factor.condition, Call) or factor.condition.fn != "eq":
+        return None
+    a, b = factor.condition.args
+    for place, index in ((a, b), (b, a)):
+        if isinstance(place, Axis) and place.name in tables and place.name not in index.axes:
+            return place.name, index
+    return None
+
+
 def _as_var(node: Node) -> Var:
     assert isinstance(node, Var)
     return node
+
+
+def _guarded(node: Node, leaders: Sequence[Node]) -> Node:
+    """While no key has been seen the new maximum is -inf too: 0 in its place makes the factor exp2(-inf), not NaN."""
+    guards: dict[Node, Node] = {m: call("finite_or_zero", m) for m in leaders}
+    return replace([node], guards | {g: g for g in guards.values()})[0]
 
 
 def _unguarded(node: Node, accumulators: Mapping[Node, Node]) -> Node | None:

@@ -103,7 +103,7 @@ class Addresses:
     def _bounded(self, node: Node, dim: Node) -> list[Bound]:
         if isinstance(node, Axis) and self.env.within(node.name) and self._extent(node.name) in (dim, None):
             return []
-        text, known = self.expressions.text(node), self.env.defined(node)
+        text, known = self.expressions.text(node), self.env.explained(node)
         conditions = [] if never_negative(known) else [Bound(text, ">=", Text("0"))]
         return conditions if below(known, dim) else [*conditions, Bound(text, "<", self.expressions.text(dim))]
 

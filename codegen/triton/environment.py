@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from attnc.codegen.tile import Kernel
 from attnc.codegen.triton.expression import Expressions
 from attnc.codegen.triton.facts import HALF, Fact, scalar_definitions
@@ -33,6 +35,7 @@ class Environment:
         self.paddings = paddings(kernel)
         self.layout = Layout([x.axis for x in kernel.lanes])
         self.definitions = scalar_definitions(kernel)
+        self.everywhere = scalar_definitions(kernel, loops=True)
         self.names = Names(frozenset(HELPERS) | {p.name for p in self.parameters})
         self.facts: dict[Var, Fact] = {}
         self.singles: dict[str, str] = {}
@@ -77,9 +80,12 @@ class Environment:
         return name
 
     def defined(self, node: Node) -> Node:
-        for name, definition in reversed(self.definitions.items()):
-            node = replace([node], {name: definition})[0]
-        return node
+        """The node with scalars known outside all loops in place of their names."""
+        return _expanded(node, self.definitions)
+
+    def explained(self, node: Node) -> Node:
+        """The node with every scalar in place of its name, to reason about its value where it is used."""
+        return _expanded(node, self.everywhere)
 
     # -------------------------------------------------------------------------------------------- parameters
 
@@ -151,3 +157,9 @@ class Environment:
 
     def shape(self, axes: tuple[str, ...]) -> str:
         return f"[{', '.join(self.length(a) for a in axes)}]"
+
+
+def _expanded(node: Node, definitions: Mapping[Var, Node]) -> Node:
+    for name, definition in reversed(definitions.items()):
+        node = replace([node], {name: definition})[0]
+    return node

@@ -67,15 +67,15 @@ def selection(node: Node) -> Var | None:
     return rest[0] if len(rest) == 1 and isinstance(rest[0], Var) and rest[0].kind == "f" else None
 
 
-def scalar_definitions(kernel: Kernel) -> dict[Var, Node]:
-    """Integer scalars assigned once, outside all loops, and what they are assigned; in order."""
+def scalar_definitions(kernel: Kernel, *, loops: bool = False) -> dict[Var, Node]:
+    """Integer scalars assigned once, outside all loops or (`loops`) anywhere, and what they are assigned; in order."""
     counts: dict[Var, int] = {}
     for s in statements(kernel.body):
         if isinstance(s, Assign | Accumulate | AccumulateAt):
             counts[s.target] = counts.get(s.target, 0) + 1
     return {
         s.target: s.value
-        for s in kernel.body
+        for s in (statements(kernel.body) if loops else kernel.body)
         if isinstance(s, Assign)
         and counts[s.target] == 1
         and s.target.kind == "i"

@@ -14,6 +14,7 @@ from typer.testing import Result
 
 from attnc.cli.app import COMMANDS
 from attnc.cli.new import template_names
+from attnc.ir.options import REWRITES
 
 Attnc = Callable[..., Result]
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -205,3 +206,32 @@ def test_a_file_of_several_definitions(attnc: Attnc, tmp_path: Path) -> None:
     assert chosen.stdout.startswith("two ")
     swept = attnc("verify", "two.attn", "--backends", "dense", "--lengths", "3").stdout
     assert [line.split()[0] for line in swept.splitlines()[1:]] == ["one", "two"]
+
+
+@pytest.mark.parametrize("command", ["explain", "inspect", "run", "verify", "bench"])
+def test_rewrites_to_disable_are_listed_with_what_they_do(attnc: Attnc, command: str) -> None:
+    text = " ".join(attnc(command, "--help").stdout.replace("│", " ").split())
+    assert "--disable" in text
+    for name, what in REWRITES.items():
+        assert f"{name}: {what}." in text
+
+
+def test_disabled_rewrites_reach_every_command(attnc: Attnc, tmp_path: Path) -> None:
+    path = tmp_path / "a.attn"
+    path.write_text("attention a\nmask = j <= i\n")
+    off = ("--disable", "online", "--disable", "bounds")
+    for name in ("online", "bounds"):
+        assert f"* without {name}" in attnc("explain", path, *off).stdout
+        assert f"* with {name}" in attnc("explain", path).stdout
+    assert "row_row_max" in attnc("inspect", path, "--emit", "plan", *off).stdout
+    assert "row_row_max" not in attnc("inspect", path, "--emit", "plan").stdout
+    assert attnc("verify", path, "--backends", "tiled", "--lengths", "5", *off).exit_code == 0
+    assert "agrees" in attnc("run", path, "--backend", "tiled", *SMALL, *off).stdout
+    assert attnc("bench", path, "--backend", "tiled", "--lengths", "32", "--rounds", "2", *off).exit_code == 0
+
+
+@pytest.mark.parametrize("command", ["explain", "inspect", "run", "verify", "bench"])
+def test_an_unknown_rewrite_is_reported(attnc: Attnc, command: str) -> None:
+    result = attnc(command, EXAMPLES / "alibi.attn", "--disable", "onlin")
+    assert result.exit_code == 1
+    assert "E320" in result.stderr and "did you mean `online`" in result.stderr
