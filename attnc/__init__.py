@@ -22,6 +22,9 @@ def compile(
     name: str | None = None,
     backend: str = "auto",
     disable: str | Iterable[str] = (),
+    bias: str = "auto",
+    rank: int | str | None = None,
+    rtol: float = 1e-3,
     **consts: float,
 ) -> Op:
     """Compile an attention variant.
@@ -32,13 +35,20 @@ def compile(
         backend: ``"auto"`` (Triton for CUDA tensors; for CPU tensors C++, or tiled PyTorch where there is no compiler),
             ``"cpp"``, ``"triton"``, ``"tiled"`` or ``"dense"``.
         disable: rewrites not to apply, by name (`attnc explain --help` lists them). Results are the same without them.
+        bias: how the part of the score that depends on both positions but not on q and k is computed: ``"registers"``,
+            ``"factors"`` (exact products of one position each, as further channels), ``"dense"`` (a tensor, loaded), or
+            ``"auto"``: what the cost model finds cheapest.
+        rank: stand factors of this many channels, from a truncated singular value decomposition made at call time, for a
+            bias that has no exact ones (a learned table); ``"auto"`` takes as many as `rtol` needs. Gradients of the
+            table are then those of its projection on the factors.
+        rtol: with ``rank="auto"``, the relative error in the Frobenius norm that the factors may have in each head.
         consts: values for the spec's constants.
 
     Returns:
         An op to call with q, k, v and the spec's tensors.
 
     Raises:
-        SpecError: the spec cannot be read or is wrong; the message says where and what to do.
+        SpecError: the spec cannot be read or is wrong, or has no such form; the message says where and what to do.
 
     Example:
         >>> import attnc, torch
@@ -51,7 +61,7 @@ def compile(
     from attnc.ir.options import options
 
     try:
-        chosen = options(disable)
+        chosen = options(disable, bias, rank, rtol)
         source = driver.read(spec)
         definition = driver.definition(source, name)
         from attnc.runtime.op import Op

@@ -93,7 +93,7 @@ def stage_text(program: Program, emit: str, target: str, dtype: str, channels: i
         case "backward":
             return stages.program_text(gradient_program(program))
         case "plan":
-            return "\n\n".join(stages.plan_text(p) for p in driver.plans(program))
+            return "\n\n".join(stages.plan_text(p) for p in (*driver.bias_plans(program), *driver.plans(program)))
         case "tile":
             kernels = driver.all_kernels(program, dtype, channels)
             return "\n\n".join(stages.kernel_text(k) for k in kernels)

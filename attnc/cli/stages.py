@@ -105,7 +105,7 @@ def plan_text(plan: Plan) -> str:
     lines += [f"  {b.role} {b.name}: {b.dtype}{_shape(b.dims)}" for b in plan.buffers]
     for step in plan.steps:
         lines += _pass_lines(step) if isinstance(step, Pass) else _finish_lines(step)
-    lines += [f"  because: {d}" for d in plan.decisions]
+    lines += [f"  because: {d.found}; {d.chosen}" for d in plan.decisions]
     return "\n".join(lines)
 
 

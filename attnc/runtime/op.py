@@ -16,9 +16,9 @@ from attnc.grammar.tree import Definition
 from attnc.ir.options import DEFAULT, Options
 from attnc.ir.program import Program
 from attnc.runtime.arguments import FIXED, Signature, check_names, position
-from attnc.runtime.backends import is_planned, requested
-from attnc.runtime.computation import computation
-from attnc.runtime.transforms import active, functional
+from attnc.runtime.backends import requested, targets_of
+from attnc.runtime.computation import Computation
+from attnc.runtime.stages import Stages
 
 Observed = dict[str, Tensor]
 
@@ -28,16 +28,21 @@ class Variant:
 
     def __init__(self, program: Program, backend: str) -> None:
         self.signature = Signature(program)
-        plan = driver.plan_forward(program) if is_planned(backend) else None
-        self.computation = computation(program, plan, backend)
-        self._count = len(program.outputs)
+        chosen = {t: driver.choose(program, t) for t in targets_of(backend)}
+        forms = {c.form: Stages(c.split, backend) for c in chosen.values()}
+        self.stages = {t: forms[c.form] for t, c in chosen.items()}
+        self._default = next(iter(self.stages.values()))
+
+    @property
+    def computation(self) -> Computation:
+        """The attention itself, where the op runs first of all."""
+        return self._default.attention.computation
 
     def __call__(self, tensors: Sequence[Any], q_start: Any) -> tuple[Tensor, ...]:
         """The outputs, for tensors in the order of the signature."""
         ready = self.signature.accept(tensors, q_start)
-        if active():
-            return functional(self.computation, ready, q_start)[: self._count]
-        return self.computation.op(*ready, q_start)[: self._count]
+        stages = self.stages["gpu"] if ready[0].is_cuda else self._default
+        return stages(self.signature.names, ready, q_start)
 
 
 class Op:

@@ -1,0 +1,117 @@
+"""What a bias costs in each of its forms, per pair of positions, forward and backward together.
+
+The forms differ in what they do on the plane (Wu et al. 2025, arXiv:2505.12044): registers recompute every operation of
+the bias for each pair in each of the three passes, and reduce its gradient channel by channel; factors add matrix
+products of `rank` channels, two more of them for gradients; a dense bias is read by each pass and its gradient written.
+What is linear in the length does not count.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+from attnc.ir.node import Axes, Axis, Call, Const, Iverson, Load, Node, Prod, Size, Sum
+from attnc.ir.program import Program
+from attnc.ir.walk import postorder
+
+Form = Literal["registers", "factors", "dense"]
+FORMS: tuple[Form, ...] = ("registers", "factors", "dense")
+
+PASSES = 3
+"""Passes over the plane that evaluate the score: one forward, two backward."""
+NOMINAL_CHANNELS = 64
+"""Channels of an axis whose extent is not known at compile time."""
+OPERATIONS = {
+    "exp": 6,
+    "exp2": 6,
+    "log": 10,
+    "log2": 10,
+    "sin": 20,
+    "cos": 20,
+    "tanh": 10,
+    "sigmoid": 8,
+    "softplus": 14,
+}
+OPERATIONS |= {"erf": 20, "pow": 20, "sqrt": 4, "rsqrt": 4, "reciprocal": 4, "floordiv": 10, "mod": 10}
+"""Pointwise functions in units of one addition; others count as one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Nanoseconds of one core or one device, per pair: measured on a CPU, from data sheets for a GPU.
+
+    Attributes:
+        operation: one pointwise operation.
+        product: one matrix product, besides its channels.
+        channel: one channel of a matrix product.
+        reduction: adding one channel of a plane gradient up without a matrix product.
+        byte: reading or writing one byte per pair that no other pair shares.
+        gather: loading one element per pair from where its subscripts say.
+        least: channels that a matrix product has at least.
+    """
+
+    name: str
+    operation: float
+    product: float
+    channel: float
+    reduction: float
+    byte: float
+    gather: float
+    least: int
+
+
+CPU = Target("cpu", 0.04, 0.12, 0.012, 0.6, 0.1, 1.5, 1)
+GPU = Target("gpu", 2e-5, 0.0, 1.5e-5, 2e-5, 2.1e-4, 2e-4, 16)
+TARGETS = {"cpu": CPU, "gpu": GPU}
+
+
+def registers(target: Target, program: Program, value: Node, plane: Axes) -> float:
+    """A bias computed where it is used."""
+    total = sum(_operations(program, n) for n in postorder([value]) if plane <= n.axes or _inside(n, plane))
+    loads = [n for n in postorder([value]) if isinstance(n, Load)]
+    gathered = [n for n in loads if plane <= n.axes]
+    reduced = sum(_channels(program, n.axes) for n in loads if program.tensor(n.tensor).is_real)
+    return PASSES * (total * target.operation + len(gathered) * target.gather) + reduced * target.reduction
+
+
+def factors(target: Target, rank: int, *, trained: bool) -> float:
+    """A bias as a product of `rank` channels, with gradients of both factors where they come from tensors."""
+    products = PASSES + (2 if trained else 0)
+    return products * (target.product + max(rank, target.least) * target.channel)
+
+
+def dense(target: Target, *, trained: bool) -> float:
+    """A bias in memory, in reals."""
+    times = 2 if trained else 1
+    return times * PASSES * (4 * target.byte + target.gather)
+
+
+def trained(program: Program, value: Node) -> bool:
+    """Whether a bias reads tensors that may want a gradient."""
+    return any(isinstance(n, Load) and program.tensor(n.tensor).is_real for n in postorder([value]))
+
+
+def _inside(node: Node, plane: Axes) -> bool:
+    return isinstance(node, Sum) and any(plane <= f.axes for f in node.factors)
+
+
+def _channels(program: Program, axes: Axes) -> int:
+    extents = [program.extent(a) for a in axes if program.axis(a).role == "channel"]
+    return prod(int(e.value) if isinstance(e, Const) else NOMINAL_CHANNELS for e in extents)
+
+
+def _operations(program: Program, node: Node) -> int:
+    """Operations of one node per pair, its channels counted."""
+    match node:
+        case Const() | Axis() | Size() | Load() | Iverson():
+            return 0
+        case Sum():
+            channels = _channels(program, node.bound | node.axes)
+            return channels * len(node.factors)
+        case Call():
+            return OPERATIONS.get(node.fn, 1) * _channels(program, node.axes)
+        case _:
+            signs = sum(isinstance(f, Const) and f.value == -1 for f in node.children) if isinstance(node, Prod) else 0
+            return max(0, len(node.children) - 1 - signs) * _channels(program, node.axes)

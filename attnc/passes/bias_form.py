@@ -1,0 +1,161 @@
+"""How the bias of a score is computed: in registers, as factors, or from memory, by cost or as the caller says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from attnc.diagnostics.diagnostic import Diagnostic, SpecError
+from attnc.ir.node import Node
+from attnc.ir.printer import show
+from attnc.ir.program import Program
+from attnc.passes import bias_cost
+from attnc.passes.bias_cost import Form
+from attnc.passes.cost import FREE, Cost, plan_cost
+from attnc.passes.decision import Alternative, Decision
+from attnc.passes.plan import Plan
+from attnc.passes.separable import Inseparable
+from attnc.passes.separate import Bias, Factors, Split, factorise, find_bias, with_dense_bias, with_factors
+
+TargetName = Literal["cpu", "gpu"]
+Planner = Callable[[Program], Sequence[Plan]]
+
+NAMES: dict[Form, str] = {"registers": "registers", "factors": "factors", "dense": "dense bias"}
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """How the bias of a program is computed on one target.
+
+    Attributes:
+        form: which of the forms.
+        split: the program in that form.
+        forms: every form the bias has, by name.
+        bias: what was found; None where there is no bias.
+        factors: its exact factors; None where there are none.
+        refusal: why there are none.
+        by_rank: whether factors of a stated rank stand for the bias, made at call time.
+    """
+
+    form: Form
+    split: Split
+    forms: dict[Form, Split]
+    bias: Bias | None = None
+    factors: Factors | None = None
+    refusal: str = ""
+    by_rank: bool = False
+
+
+def choose(program: Program, target: TargetName) -> Choice:
+    """The form of a program's bias on a target.
+
+    Raises:
+        SpecError: E331, if the caller asks for a form the bias does not have.
+    """
+    options = program.options
+    forms: dict[Form, Split] = {"registers": Split(program)}
+    wanted = options.bias
+    optional = options.rank is None and wanted in ("auto", "registers")
+    if not options.applies("separate") and optional:
+        return Choice("registers", forms["registers"], forms)
+    bias = find_bias(program)
+    if bias is None:
+        if optional:
+            return Choice("registers", forms["registers"], forms)
+        raise _missing(program, "the score has no bias: no term reads neither q nor k and depends on both positions")
+    forms["dense"] = with_dense_bias(program, bias)
+    factors, refusal = None, ""
+    try:
+        factors = factorise(program, bias)
+        forms["factors"] = with_factors(program, bias, factors)
+    except Inseparable as reason:
+        refusal = str(reason)
+    by_rank = factors is None and options.rank is not None
+    if wanted == "factors" and factors is None and not by_rank:
+        raise _missing(program, f"the bias has no exact factors: {refusal}")
+    form: Form = "factors" if by_rank else _cheapest(program, bias, factors, target) if wanted == "auto" else wanted
+    split = forms.get(form, forms["registers"])
+    return Choice(form, split, forms, bias, factors, refusal, by_rank)
+
+
+def _missing(program: Program, message: str) -> SpecError:
+    remedy = (
+        'a learned table has factors with rank="auto" or a number; otherwise leave out bias='
+        if program.options.rank is None
+        else "leave out rank="
+    )
+    return SpecError([Diagnostic("E331", f"{program.name}: {message}", remedy=remedy)])
+
+
+def _cheapest(program: Program, bias: Bias, factors: Factors | None, target: TargetName) -> Form:
+    """The cheapest form, of those that need no tensor of both positions."""
+    if factors is None:
+        return "registers"
+    costs = pair_costs(program, bias, factors, target)
+    return "factors" if costs["factors"] < costs["registers"] else "registers"
+
+
+def pair_costs(program: Program, bias: Bias, factors: Factors | None, target: TargetName) -> dict[Form, float]:
+    """Nanoseconds per pair of positions that each form of a bias adds on a target."""
+    device = bias_cost.TARGETS[target]
+    learns = bias_cost.trained(program, bias.value)
+    plane = frozenset({bias.row, bias.column})
+    costs: dict[Form, float] = {"registers": bias_cost.registers(device, program, bias.value, plane)}
+    if factors is not None:
+        costs["factors"] = bias_cost.factors(device, factors.rank, trained=learns)
+    costs["dense"] = bias_cost.dense(device, trained=learns)
+    return costs
+
+
+# ------------------------------------------------------------------------------------------------------ decisions
+
+
+def decisions(program: Program, chosen: Choice, plans: Planner, target: TargetName) -> tuple[Decision, ...]:
+    """What was found and chosen, with the predicted traffic and operations of a call and its gradient in each form."""
+    bias = chosen.bias
+    if bias is None:
+        return ()
+    ways = [chosen.form, *(f for f in chosen.forms if f != chosen.form)]
+    costs = {f: _cost(chosen.forms[f], plans) for f in ways if f in chosen.forms}
+    alternatives = tuple(Alternative(NAMES[f], c.bytes, c.flops) for f, c in costs.items())
+    return (
+        Decision("separate", _found(bias, chosen), _chosen(program, bias, chosen, target), alternatives, bias.line),
+    )
+
+
+def _cost(split: Split, plans: Planner) -> Cost:
+    total = FREE
+    for program in (split.first, split.attention):
+        for plan in plans(program) if program is not None else ():
+            total += plan_cost(plan)
+    return total
+
+
+def _found(bias: Bias, chosen: Choice) -> str:
+    shown = _shown(bias.value)
+    if chosen.factors is not None:
+        rank = chosen.factors.rank
+        return f"the bias {shown} is a sum of {rank} product{'' if rank == 1 else 's'} of one position each"
+    return f"the bias {shown} has no exact factors: {chosen.refusal}"
+
+
+def _shown(node: Node) -> str:
+    text = show(node)
+    return text if len(text) <= 90 else f"{text[:87]}..."
+
+
+def _chosen(program: Program, bias: Bias, chosen: Choice, target: TargetName) -> str:
+    options = program.options
+    if chosen.by_rank:
+        rank = f"as many channels as a relative error of {options.rtol:g} takes" if options.rank == "auto" else None
+        return f"factors of {rank or f'{options.rank} channels'}, by singular values at call time; dense if they do not pay"
+    costs = pair_costs(program, bias, chosen.factors, target)
+    shown = ", ".join(f"{NAMES[f]} {x:.3g}" for f, x in sorted(costs.items(), key=lambda c: c[1]))
+    why = "asked for" if options.bias != "auto" else f"ns per pair, forward and backward on a {target}: {shown}"
+    return f"{NAMES[chosen.form]} ({why})"
+
+
+def with_decisions(plan: Plan, found: Sequence[Decision]) -> Plan:
+    """The plan with these decisions first."""
+    return replace(plan, decisions=(*found, *plan.decisions))
