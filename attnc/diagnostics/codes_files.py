@@ -69,9 +69,9 @@ ENTRIES = listed(
     Entry(
         "E331",
         "a form that the bias of a spec does not have",
-        "Factors exist where the bias, the part of the score that reads neither q nor k but depends on both positions, is "
-        "a sum of products of one position each. A learned table has factors of a stated rank when they are asked for "
-        "with rank=.",
+        "Factors exist where the bias, the part of the score that reads neither q nor k but depends on both positions, "
+        "is a sum of products of one position each. A learned table has factors of a stated rank when they are asked "
+        "for with rank=.",
         '# bias = table[h, clamp(i - j, -R, R) + R]\nattnc.compile("relative_table.attn", bias="factors")',
         'attnc.compile("relative_table.attn", rank="auto", rtol=1e-3)',
     ),
@@ -82,13 +82,5 @@ ENTRIES = listed(
         "as the relative error rtol, between 0 and 1, takes.",
         'attnc.compile("relative_table.attn", rank=0)',
         'attnc.compile("relative_table.attn", rank=16)',
-    ),
-    Entry(
-        "E333",
-        "inputs from which no factors can be fitted",
-        "A fitted factorisation needs the bias as a tensor that ends in queries and keys, features of every query and of "
-        "every key with the same leading dimensions or none, and a rank of at least 1.",
-        "attnc.fit_bias_factors(bias, coordinates.T, coordinates, rank=8)    # [2, M] where [M, 2] is meant",
-        "attnc.fit_bias_factors(bias, coordinates, coordinates, rank=8)",
     ),
 )

@@ -94,7 +94,7 @@ def options(
     if rank is not None and bias in ("registers", "dense"):
         message = f"a rank asks for factors, and bias = {bias!r} rules them out"
         raise SpecError([Diagnostic("E332", message, remedy="leave out one of the two")])
-    return Options(frozenset(names), cast("BiasForm", bias), cast("Rank", rank), float(rtol))
+    return Options(frozenset(names), bias, cast("Rank", rank), float(rtol))
 
 
 def _unknown(code: str, message: str, name: object, known: Iterable[str]) -> SpecError:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
-from attnc.ir.node import Axes, Axis, Call, Const, Iverson, Load, Node, Prod, Size, Sum
+from attnc.ir.node import Axes, Axis, Call, Const, Iverson, Load, Node, Prod, Size, Sum, axis
 from attnc.ir.program import Program
 from attnc.ir.walk import postorder
 
@@ -62,7 +62,7 @@ class Target:
     least: int
 
 
-CPU = Target("cpu", 0.04, 0.12, 0.012, 0.6, 0.1, 1.5, 1)
+CPU = Target("cpu", 0.035, 0.13, 0.025, 0.1, 0.1, 1.5, 1)
 GPU = Target("gpu", 2e-5, 0.0, 1.5e-5, 2e-5, 2.1e-4, 2e-4, 16)
 TARGETS = {"cpu": CPU, "gpu": GPU}
 
@@ -72,8 +72,10 @@ def registers(target: Target, program: Program, value: Node, plane: Axes) -> flo
     total = sum(_operations(program, n) for n in postorder([value]) if plane <= n.axes or _inside(n, plane))
     loads = [n for n in postorder([value]) if isinstance(n, Load)]
     gathered = [n for n in loads if plane <= n.axes]
+    whole = [n for n in gathered if {axis(a) for a in plane} <= set(n.index)]
     reduced = sum(_channels(program, n.axes) for n in loads if program.tensor(n.tensor).is_real)
-    return PASSES * (total * target.operation + len(gathered) * target.gather) + reduced * target.reduction
+    memory = len(gathered) * target.gather + len(whole) * 4 * target.byte
+    return PASSES * (total * target.operation + memory) + reduced * target.reduction
 
 
 def factors(target: Target, rank: int, *, trained: bool) -> float:

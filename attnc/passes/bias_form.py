@@ -16,7 +16,18 @@ from attnc.passes.cost import FREE, Cost, plan_cost
 from attnc.passes.decision import Alternative, Decision
 from attnc.passes.plan import Plan
 from attnc.passes.separable import Inseparable
-from attnc.passes.separate import Bias, Factors, Split, factorise, find_bias, with_dense_bias, with_factors
+from attnc.passes.separate import (
+    HIGHEST_RANK,
+    Bias,
+    ByRank,
+    Factors,
+    Split,
+    factorise,
+    find_bias,
+    with_dense_bias,
+    with_factors,
+    with_rank,
+)
 
 TargetName = Literal["cpu", "gpu"]
 Planner = Callable[[Program], Sequence[Plan]]
@@ -35,7 +46,7 @@ class Choice:
         bias: what was found; None where there is no bias.
         factors: its exact factors; None where there are none.
         refusal: why there are none.
-        by_rank: whether factors of a stated rank stand for the bias, made at call time.
+        by_rank: factors of a stated rank that stand for the bias, made at call time; `split` runs without them.
     """
 
     form: Form
@@ -44,7 +55,7 @@ class Choice:
     bias: Bias | None = None
     factors: Factors | None = None
     refusal: str = ""
-    by_rank: bool = False
+    by_rank: ByRank | None = None
 
 
 def choose(program: Program, target: TargetName) -> Choice:
@@ -71,8 +82,8 @@ def choose(program: Program, target: TargetName) -> Choice:
         forms["factors"] = with_factors(program, bias, factors)
     except Inseparable as reason:
         refusal = str(reason)
-    by_rank = factors is None and options.rank is not None
-    if wanted == "factors" and factors is None and not by_rank:
+    by_rank = with_rank(program, bias) if factors is None and options.rank is not None else None
+    if wanted == "factors" and factors is None and by_rank is None:
         raise _missing(program, f"the bias has no exact factors: {refusal}")
     form: Form = "factors" if by_rank else _cheapest(program, bias, factors, target) if wanted == "auto" else wanted
     split = forms.get(form, forms["registers"])
@@ -108,6 +119,15 @@ def pair_costs(program: Program, bias: Bias, factors: Factors | None, target: Ta
     return costs
 
 
+def highest_rank(program: Program, bias: Bias, target: TargetName) -> int:
+    """The largest number of channels at which factors cost less than the bias as it is written."""
+    device = bias_cost.TARGETS[target]
+    learns = bias_cost.trained(program, bias.value)
+    written = pair_costs(program, bias, None, target)["registers"]
+    ranks = range(1, HIGHEST_RANK + 1)
+    return max((r for r in ranks if bias_cost.factors(device, r, trained=learns) < written), default=0)
+
+
 # ------------------------------------------------------------------------------------------------------ decisions
 
 
@@ -116,8 +136,8 @@ def decisions(program: Program, chosen: Choice, plans: Planner, target: TargetNa
     bias = chosen.bias
     if bias is None:
         return ()
-    ways = [chosen.form, *(f for f in chosen.forms if f != chosen.form)]
-    costs = {f: _cost(chosen.forms[f], plans) for f in ways if f in chosen.forms}
+    ways = sorted(chosen.forms, key=lambda f: f != chosen.form)
+    costs = {f: _cost(chosen.forms[f], plans) for f in ways}
     alternatives = tuple(Alternative(NAMES[f], c.bytes, c.flops) for f, c in costs.items())
     return (
         Decision("separate", _found(bias, chosen), _chosen(program, bias, chosen, target), alternatives, bias.line),
@@ -147,9 +167,12 @@ def _shown(node: Node) -> str:
 
 def _chosen(program: Program, bias: Bias, chosen: Choice, target: TargetName) -> str:
     options = program.options
-    if chosen.by_rank:
-        rank = f"as many channels as a relative error of {options.rtol:g} takes" if options.rank == "auto" else None
-        return f"factors of {rank or f'{options.rank} channels'}, by singular values at call time; dense if they do not pay"
+    if chosen.by_rank is not None:
+        if options.rank != "auto":
+            return f"factors of {options.rank} channels, from singular vectors at call time"
+        most = highest_rank(program, bias, target)
+        error = f"a relative error of {options.rtol:g}"
+        return f"factors of as many channels as {error} takes, at most {most} on a {target}, else as without rank="
     costs = pair_costs(program, bias, chosen.factors, target)
     shown = ", ".join(f"{NAMES[f]} {x:.3g}" for f, x in sorted(costs.items(), key=lambda c: c[1]))
     why = "asked for" if options.bias != "auto" else f"ns per pair, forward and backward on a {target}: {shown}"

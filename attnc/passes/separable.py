@@ -153,8 +153,8 @@ class Expansion:
         both = bound & pair.left.axes & pair.right.axes
         right = bound & pair.right.axes - both
         left = bound - both - right
-        sides = (sum_over(a, [x]) if a else x for a, x in ((left, pair.left), (right, pair.right)))
-        return Pair(*sides, pair.along | both)
+        summed = [sum_over(a, [x]) if a else x for a, x in ((left, pair.left), (right, pair.right))]
+        return Pair(summed[0], summed[1], pair.along | both)
 
     def _parts(self, node: Node) -> tuple[Node, Node]:
         """A value as the sum of one of the row and one of the column."""

@@ -1,9 +1,9 @@
 """A bias that separates becomes a product of factors: ``b(i, j) = sum_r f_r(i) g_r(j)`` (FlashBias, arXiv:2505.12044).
 
-A program whose score has such a bias is split in two. The first computes the factors, tensors of one position and `rank`
-channels, in reals; the second is the program with a product of the factors in place of the bias. Both are ordinary
-programs, so gradients flow through the factors to the original tensors by the usual derivation. A bias can also stay
-what it is, computed in registers, or be computed first as a dense tensor and loaded.
+A program whose score has such a bias is split in two. The first computes the factors, tensors of one position and
+`rank` channels, in reals; the second is the program with a product of the factors in place of the bias. Both are
+ordinary programs, so gradients flow through the factors to the original tensors by the usual derivation. A bias can
+also stay what it is, computed in registers, or be computed first as a dense tensor and loaded.
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ from attnc.ir.node import (
     iverson,
     load,
     mul,
+    size,
     sum_over,
 )
-from attnc.ir.program import AxisInfo, Note, Output, Program, Tensor
+from attnc.ir.program import AxisInfo, Note, Output, Program, SizeBinding, Tensor
 from attnc.ir.walk import postorder
 from attnc.ir.walk import rewrite as rewritten
 from attnc.passes.planes import Planes
@@ -96,6 +97,25 @@ class Split:
     attention: Program
     first: Program | None = None
     made: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ByRank:
+    """A program whose bias is replaced by factors made at call time from the bias itself.
+
+    Attributes:
+        attention: reads the factors `left` [.., i, r] and `right` [.., j, r].
+        table: computes the bias as a dense tensor, its one output; its last two dimensions are those of the positions.
+        project: computes `left` from `right`, ``left[i, r] = sum_j bias(i, j) right[j, r]``.
+        left: the name of the factor of queries.
+        right: the name of the factor of keys.
+    """
+
+    attention: Program
+    table: Program
+    project: Program
+    left: str
+    right: str
 
 
 # -------------------------------------------------------------------------------------------------------- finding
@@ -230,6 +250,31 @@ def with_dense_bias(program: Program, bias: Bias) -> Split:
     return _split(program, bias, [output], load(name, [axis(a) for a in output.parts[0][0]]))
 
 
+def with_rank(program: Program, bias: Bias) -> ByRank:
+    """The program over factors whose rank is a size that each call tells."""
+    channel, size_name = _fresh_axis(program, "r"), _fresh_size(program, "R")
+    left, right = (_fresh_tensor(program, f"bias_{a}") for a in (bias.row, bias.column))
+    batch = bias.value.axes - {bias.row, bias.column}
+    names = {a: (*ordered(batch), a, channel) for a in (bias.row, bias.column)}
+    info = AxisInfo(channel, size(size_name), "channel")
+    base = replace(
+        program,
+        axes=program.axes | {channel: info},
+        sizes=(*program.sizes, SizeBinding(size_name, right, len(batch) + 1)),
+    )
+    at_row, at_column = (load(n, [axis(a) for a in names[p]]) for n, p in ((left, bias.row), (right, bias.column)))
+    dims = {a: tuple(base.extent(x) for x in names[a]) for a in names}
+    given = Tensor(right, dims[bias.column], "real")
+    projected = sum_over({bias.column}, [bias.value, at_column])
+    output = Output(left, ((names[bias.row], projected),), dims[bias.row], "real")
+    project = _first(base, [output], (given,))
+    attention = _attention(
+        base, bias, sum_over({channel}, [at_row, at_column]), (Tensor(left, dims[bias.row], "real"), given)
+    )
+    dense = _output(program, _fresh_tensor(program, "bias"), bias.value, {bias.row, bias.column})
+    return ByRank(attention, _first(program, [dense]), project, left, right)
+
+
 def _side(program: Program, factors: Factors, channel: str, *, left: bool) -> Node:
     """All left or all right sides of the pairs in one value with a channel axis: each pair fills its own channels."""
     parts: list[Node] = []
@@ -254,23 +299,22 @@ def _output(program: Program, name: str, value: Node, kept: set[str]) -> Output:
 
 def _split(program: Program, bias: Bias, outputs: Sequence[Output], value: Node) -> Split:
     made = tuple(Tensor(o.name, o.dims, o.dtype) for o in outputs)
-    note = Note("bias", bias.line)
+    return Split(_attention(program, bias, value, made), _first(program, outputs), tuple(t.name for t in made))
+
+
+def _attention(program: Program, bias: Bias, value: Node, made: tuple[Tensor, ...]) -> Program:
+    """The program with `value` in place of its bias, reading the tensors `made`."""
     attention = replaced(program, bias, value)
-    attention = replace(attention, tensors=_needed(attention, [*attention.tensors, *made]))
-    attention.notes.setdefault(value, note)
-    for factor in factors_of(value):
-        if isinstance(factor, Sum):
-            attention.notes.setdefault(factor, Note("bias", bias.line))
-    first = replace(
-        program,
-        name=f"{program.name}_bias",
-        doc="The bias of the score",
-        outputs=tuple(outputs),
-        observed=(),
-        checks=(),
-    )
-    first = replace(first, tensors=_needed(first, first.tensors))
-    return Split(attention, first, tuple(t.name for t in made))
+    for node in (value, *(f for f in factors_of(value) if isinstance(f, Sum))):
+        attention.notes.setdefault(node, Note("bias", bias.line))
+    return replace(attention, tensors=_needed(attention, (*attention.tensors, *made)))
+
+
+def _first(program: Program, outputs: Sequence[Output], given: tuple[Tensor, ...] = ()) -> Program:
+    """The program that computes what the attention reads."""
+    doc = "The bias of the score"
+    first = replace(program, name=f"{program.name}_bias", doc=doc, outputs=tuple(outputs), observed=(), checks=())
+    return replace(first, tensors=_needed(first, (*first.tensors, *given)))
 
 
 def replaced(program: Program, bias: Bias, value: Node) -> Program:
@@ -296,6 +340,11 @@ def _needed(program: Program, tensors: Iterable[Tensor]) -> tuple[Tensor, ...]:
 
 def _fresh_axis(program: Program, stem: str) -> str:
     taken = set(program.axes) | {t.name for t in program.tensors} | free_axes(program.roots())
+    return next(n for n in (stem, *(f"{stem}_{k}" for k in range(2, 99))) if n not in taken)
+
+
+def _fresh_size(program: Program, stem: str) -> str:
+    taken = {s.name for s in program.sizes}
     return next(n for n in (stem, *(f"{stem}_{k}" for k in range(2, 99))) if n not in taken)
 
 

@@ -18,6 +18,7 @@ from attnc.ir.program import Program
 from attnc.runtime.arguments import FIXED, Signature, check_names, position
 from attnc.runtime.backends import requested, targets_of
 from attnc.runtime.computation import Computation
+from attnc.runtime.rank import RankStages, staged
 from attnc.runtime.stages import Stages
 
 Observed = dict[str, Tensor]
@@ -28,15 +29,22 @@ class Variant:
 
     def __init__(self, program: Program, backend: str) -> None:
         self.signature = Signature(program)
-        chosen = {t: driver.choose(program, t) for t in targets_of(backend)}
-        forms = {c.form: Stages(c.split, backend) for c in chosen.values()}
-        self.stages = {t: forms[c.form] for t, c in chosen.items()}
+        self.stages: dict[str, Stages | RankStages] = {}
+        shared: dict[object, Stages | RankStages] = {}
+        for target in targets_of(backend):
+            choice = driver.choose(program, target)
+            key = target if choice.by_rank is not None else choice.form
+            self.stages[target] = shared.setdefault(key, staged(choice, program, target, backend))
         self._default = next(iter(self.stages.values()))
 
     @property
     def computation(self) -> Computation:
         """The attention itself, where the op runs first of all."""
         return self._default.attention.computation
+
+    def reports(self) -> list[str]:
+        """What calls found out about the bias that compiling could not."""
+        return [s.report for s in self.stages.values() if isinstance(s, RankStages) and s.report is not None]
 
     def __call__(self, tensors: Sequence[Any], q_start: Any) -> tuple[Tensor, ...]:
         """The outputs, for tensors in the order of the signature."""
@@ -180,7 +188,8 @@ class Op:
 
     def explain(self) -> str:
         """What the compiler found in the spec, what it decided, and why."""
-        return driver.explanation(self.program)
+        reports = dict.fromkeys(r for v in self._variants.values() for r in v.reports())
+        return "\n".join([driver.explanation(self.program), *(f"at the latest call: {r}" for r in reports)])
 
     def __repr__(self) -> str:
         consts = "".join(f", {k}={v}" for k, v in self._consts.items())
