@@ -8,6 +8,7 @@ What is linear in the length does not count.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from math import prod
 from typing import Literal
@@ -69,13 +70,34 @@ TARGETS = {"cpu": CPU, "gpu": GPU}
 
 def registers(target: Target, program: Program, value: Node, plane: Axes) -> float:
     """A bias computed where it is used."""
-    total = sum(_operations(program, n) for n in postorder([value]) if plane <= n.axes or _inside(n, plane))
-    loads = [n for n in postorder([value]) if isinstance(n, Load)]
+    learned = trained(program, value)
+    products = {n for n in postorder([value]) if isinstance(n, Sum) and _is_product(n, plane)}
+    total = sum(factors(target, _channels(program, n.bound), trained=learned) for n in products)
+    reached = _above(value, products)
+    loads = [n for n in reached if isinstance(n, Load)]
     gathered = [n for n in loads if plane <= n.axes]
     whole = [n for n in gathered if {axis(a) for a in plane} <= set(n.index)]
     reduced = sum(_channels(program, n.axes) for n in loads if program.tensor(n.tensor).is_real)
     memory = len(gathered) * target.gather + len(whole) * 4 * target.byte
-    return PASSES * (total * target.operation + memory) + reduced * target.reduction
+    computed = sum(_operations(program, n) for n in reached if plane <= n.axes or _inside(n, plane))
+    return total + PASSES * (computed * target.operation + memory) + reduced * target.reduction
+
+
+def _is_product(node: Sum, plane: Axes) -> bool:
+    """Whether a sum over channels is a matrix product already: no factor has both positions, and each has some."""
+    return plane <= node.axes and all(len(f.axes & plane) == 1 for f in node.factors if f.axes & node.bound)
+
+
+def _above(value: Node, stops: Collection[Node]) -> list[Node]:
+    """Nodes reached without entering those of `stops`."""
+    seen: dict[Node, None] = {}
+    stack = [value]
+    while stack:
+        node = stack.pop()
+        if node not in seen and node not in stops:
+            seen[node] = None
+            stack += node.children
+    return list(seen)
 
 
 def factors(target: Target, rank: int, *, trained: bool) -> float:

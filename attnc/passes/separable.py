@@ -68,11 +68,12 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Expansion:
-    """Expands values over the positions `row` and `column` of one program."""
+    """Expands values over the positions `row` and `column` of one program, with differences centred or as they are."""
 
     program: Program
     row: str
     column: str
+    centre: bool = True
 
     def pairs(self, node: Node) -> list[Pair]:
         """`node` as a sum of pairs, as few as the rules give.
@@ -115,7 +116,7 @@ class Expansion:
         columns = [t for t in node.terms if t.axes & {self.row, self.column} == {self.column}]
         mixed = [t for t in node.terms if {self.row, self.column} <= t.axes]
         found = [p for t in mixed for p in self._expand(t)]
-        if rows and columns:
+        if rows and columns and self.centre:
             at_row, at_column = self.centred(add(*rows), add(*columns))
             found += [*self._expand(at_row), *self._expand(at_column)]
         else:
@@ -176,7 +177,7 @@ class Expansion:
         return [Pair(cos_a, cos_b), Pair(mul(const(-1.0), sin_a), sin_b)]
 
     def _exponential(self, node: Call) -> list[Pair]:
-        a, b = self._parts(node.args[0])
+        a, b = replace(self, centre=False)._parts(node.args[0])
         largest = max(abs(x) for part in (a, b) for x in interval(part))
         if largest > SAFE_EXPONENT:
             raise Inseparable(f"{_short(node)} may overflow when split: its exponents are not bounded")

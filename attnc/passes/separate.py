@@ -8,9 +8,9 @@ also stay what it is, computed in registers, or be computed first as a dense ten
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from math import prod
 
 from attnc.ir.node import (
     ONE,
@@ -39,8 +39,7 @@ from attnc.ir.node import (
     sum_over,
 )
 from attnc.ir.program import AxisInfo, Note, Output, Program, SizeBinding, Tensor
-from attnc.ir.walk import postorder
-from attnc.ir.walk import rewrite as rewritten
+from attnc.ir.walk import postorder, rebuild, rewrite
 from attnc.passes.planes import Planes
 from attnc.passes.reuse import ordered
 from attnc.passes.separable import Expansion, Inseparable, Pair, under
@@ -221,7 +220,7 @@ def _scale(value: Node, bias: Bias) -> tuple[Node, Node]:
 
 def _width(program: Program, pair: Pair) -> int:
     extents = [program.extent(a) for a in pair.along]
-    return prod(int(e.value) for e in extents if isinstance(e, Const))
+    return math.prod(int(e.value) for e in extents if isinstance(e, Const))
 
 
 # ------------------------------------------------------------------------------------------------------ splitting
@@ -289,7 +288,16 @@ def _side(program: Program, factors: Factors, channel: str, *, left: bool) -> No
         here = iverson(call("eq", axis(channel), at))
         parts.append(sum_over(pair.along, [here, side]) if pair.along else mul(here, side))
         first += _width(program, pair)
-    return add(ZERO, *parts)
+    return rewrite([add(ZERO, *parts)], _guarded)[0]
+
+
+def _guarded(node: Node) -> Node | None:
+    """A number read from a tensor, whose gradient is 0 where it is inf or NaN: keys the mask hides may hold those, and
+    the gradient 0 that arrives would be multiplied by them."""
+    if not isinstance(node, Load) or node.kind != "f":
+        return None
+    finite = call("lt", call("abs", node), const(math.inf))
+    return call("where", finite, node, call("detach", node))
 
 
 def _output(program: Program, name: str, value: Node, kept: set[str]) -> Output:
@@ -318,16 +326,25 @@ def _first(program: Program, outputs: Sequence[Output], given: tuple[Tensor, ...
 
 
 def replaced(program: Program, bias: Bias, value: Node) -> Program:
-    """The program with `value` in place of its bias."""
+    """The program with `value` in place of its bias wherever it is a value; what conditions compare stays."""
     gone = set(bias.terms)
-
-    def rule(node: Node) -> Node | None:
-        if isinstance(node, Add) and gone <= set(node.terms):
-            return add(value, *(t for t in node.terms if t not in gone))
-        return None
-
-    roots = iter(rewritten(program.roots(), rule))
-    outputs = tuple(replace(o, parts=tuple((axes, next(roots)) for axes, _ in o.parts)) for o in program.outputs)
+    roots = program.roots()
+    values = set(_values(roots))
+    memo: dict[Node, Node] = {}
+    for node in postorder(roots):
+        new = node
+        if node in values and not isinstance(node, Load):
+            kept = (
+                len(node.domain) + (len(node.scatter) if isinstance(node, Sum) else 0)
+                if isinstance(node, Sum | Max)
+                else 0
+            )
+            split = len(node.children) - kept
+            new = rebuild(node, (*(memo[c] for c in node.children[:split]), *node.children[split:]))
+        if node in values and isinstance(new, Add) and gone <= set(new.terms):
+            new = add(value, *(t for t in new.terms if t not in gone))
+        memo[node] = new
+    outputs = tuple(replace(o, parts=tuple((axes, memo[n]) for axes, n in o.parts)) for o in program.outputs)
     return replace(program, outputs=outputs, notes=dict(program.notes))
 
 

@@ -80,6 +80,8 @@ class Op:
         self.backend = backend
         self.program = driver.lower(definition, source, consts, options=options)
         self.name = self.program.name
+        for target in targets_of(backend):
+            driver.choose(self.program, target)  # refuses now what the bias cannot be
         self.optional = frozenset(t.name for t in self.program.tensors if t.default is not None)
         self._variants: dict[tuple[bool, frozenset[str]], Variant] = {}
         self._calls: dict[tuple[bool, tuple[str, ...]], tuple[Variant, tuple[int, ...]]] = {}
