@@ -106,12 +106,7 @@ def table_tensors(length: int) -> Tensors:
 
 
 CASES = {
-    "alibi": Case(
-        ALIBI,
-        {"auto": {}, "registers": {"bias": "registers"}, "factors": {"bias": "factors"}},
-        alibi_tensors,
-        alibi_dense,
-    ),
+    "alibi": Case(ALIBI, {"auto": {}, "factors": {"bias": "factors"}}, alibi_tensors, alibi_dense),
     "spatial": Case(
         SPATIAL,
         {"auto": {}, "registers": {"bias": "registers"}},

@@ -12,7 +12,7 @@ from attnc.ir.printer import show
 from attnc.ir.program import Program
 from attnc.passes import bias_cost
 from attnc.passes.bias_cost import Form
-from attnc.passes.cost import FREE, Cost, plan_cost
+from attnc.passes.cost import FREE, plan_cost
 from attnc.passes.decision import Alternative, Decision
 from attnc.passes.plan import Plan
 from attnc.passes.separable import Inseparable
@@ -30,6 +30,7 @@ from attnc.passes.separate import (
 )
 
 TargetName = Literal["cpu", "gpu"]
+TARGETS: tuple[TargetName, ...] = ("cpu", "gpu")
 Planner = Callable[[Program], Sequence[Plan]]
 
 NAMES: dict[Form, str] = {"registers": "registers", "factors": "factors", "dense": "dense bias"}
@@ -136,20 +137,18 @@ def decisions(program: Program, chosen: Choice, plans: Planner, target: TargetNa
     bias = chosen.bias
     if bias is None:
         return ()
-    ways = sorted(chosen.forms, key=lambda f: f != chosen.form)
-    costs = {f: _cost(chosen.forms[f], plans) for f in ways}
-    alternatives = tuple(Alternative(NAMES[f], c.bytes, c.flops) for f, c in costs.items())
-    return (
-        Decision("separate", _found(bias, chosen), _chosen(program, bias, chosen, target), alternatives, bias.line),
-    )
+    ways = sorted(chosen.forms.items(), key=lambda form: form[0] != chosen.form)
+    alternatives = [_alternative(NAMES[form], split, plans) for form, split in ways]
+    said = _chosen(program, bias, chosen, target)
+    return (Decision("separate", _found(bias, chosen), said, tuple(alternatives), bias.line),)
 
 
-def _cost(split: Split, plans: Planner) -> Cost:
+def _alternative(name: str, split: Split, plans: Planner) -> Alternative:
     total = FREE
     for program in (split.first, split.attention):
         for plan in plans(program) if program is not None else ():
             total += plan_cost(plan)
-    return total
+    return Alternative(name, total.bytes, total.flops)
 
 
 def _found(bias: Bias, chosen: Choice) -> str:
@@ -173,10 +172,22 @@ def _chosen(program: Program, bias: Bias, chosen: Choice, target: TargetName) ->
         most = highest_rank(program, bias, target)
         error = f"a relative error of {options.rtol:g}"
         return f"factors of as many channels as {error} takes, at most {most} on a {target}, else as without rank="
+    if options.bias != "auto":
+        return f"{NAMES[chosen.form]}, as asked"
+    others: list[TargetName] = [
+        t for t in TARGETS if t != target and _cheapest(program, bias, chosen.factors, t) != chosen.form
+    ]
+    shown = [f"{NAMES[chosen.form]} on a {target} ({_priced(program, bias, chosen, target)})"]
+    for other in others:
+        form = _cheapest(program, bias, chosen.factors, other)
+        shown.append(f"{NAMES[form]} on a {other} ({_priced(program, bias, chosen, other)})")
+    return "; ".join(shown)
+
+
+def _priced(program: Program, bias: Bias, chosen: Choice, target: TargetName) -> str:
     costs = pair_costs(program, bias, chosen.factors, target)
-    shown = ", ".join(f"{NAMES[f]} {x:.3g}" for f, x in sorted(costs.items(), key=lambda c: c[1]))
-    why = "asked for" if options.bias != "auto" else f"ns per pair, forward and backward on a {target}: {shown}"
-    return f"{NAMES[chosen.form]} ({why})"
+    shown = sorted((x, NAMES[f]) for f, x in costs.items())
+    return "forward and backward, per pair: " + ", ".join(f"{name} {x * 1e3:.3g} ps" for x, name in shown)
 
 
 def with_decisions(plan: Plan, found: Sequence[Decision]) -> Plan:

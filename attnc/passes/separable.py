@@ -113,7 +113,7 @@ class Expansion:
 
     def _sum(self, node: Add) -> list[Pair]:
         rows = [t for t in node.terms if self.column not in t.axes]
-        columns = [t for t in node.terms if t.axes & {self.row, self.column} == {self.column}]
+        columns = [t for t in node.terms if self.column in t.axes and self.row not in t.axes]
         mixed = [t for t in node.terms if {self.row, self.column} <= t.axes]
         found = [p for t in mixed for p in self._expand(t)]
         if rows and columns and self.centre:

@@ -49,7 +49,7 @@ class Variant:
     def __call__(self, tensors: Sequence[Any], q_start: Any) -> tuple[Tensor, ...]:
         """The outputs, for tensors in the order of the signature."""
         ready = self.signature.accept(tensors, q_start)
-        stages = self.stages["gpu"] if ready[0].is_cuda else self._default
+        stages = self.stages.get("gpu", self._default) if ready[0].is_cuda else self._default
         return stages(self.signature.names, ready, q_start)
 
 

@@ -46,7 +46,8 @@ class Entry:
 def staged(choice: Choice, program: Program, target: TargetName, backend: str) -> Stages | RankStages:
     """What runs a program on a target, with its bias in the form chosen."""
     if choice.by_rank is None or choice.bias is None:
-        return Stages(choice.split, backend)
+        plain = backend == "dense" and program.options.bias == "auto"
+        return Stages(Split(program) if plain else choice.split, backend)
     most = highest_rank(program, choice.bias, target)
     return RankStages(choice.by_rank, choice.split, program.options, most, backend)
 

@@ -76,13 +76,13 @@ def test_transforms_agree_with_registers() -> None:
     given = points(torch.float32)
     found = []
     for form in ("registers", "factors"):
-        op = attnc.compile(SPATIAL, bias=form, backend="tiled")
+        op: Any = attnc.compile(SPATIAL, bias=form, backend="tiled")
 
         def run(x: Tensor, op: Any = op) -> Tensor:
             out: Tensor = op(q, k, v, **(given | {"x": x}))
             return out
 
-        _, tangent = torch.func.jvp(run, (given["x"],), (torch.ones_like(given["x"]),))
+        tangent = torch.func.jvp(run, (given["x"],), (torch.ones_like(given["x"]),))[1]
         gradient = torch.func.grad(lambda x, run=run: run(x).square().sum())(given["x"])
         mapped = torch.func.vmap(run)(torch.stack([given["x"], given["x"] + 0.5]))
         found.append((tangent, gradient, mapped))
@@ -91,7 +91,7 @@ def test_transforms_agree_with_registers() -> None:
 
 
 def test_torch_compile_sees_two_ops() -> None:
-    op = attnc.compile(SPATIAL, bias="factors", backend="tiled")
+    op: Any = attnc.compile(SPATIAL, bias="factors", backend="tiled")
     q, k, v = content(torch.float32)
     given = points()
     compiled = torch.compile(lambda q: op(q, k, v, **given) * 2, fullgraph=True, backend="aot_eager")
