@@ -109,7 +109,7 @@ CASES = {
     "alibi": Case(ALIBI, {"auto": {}, "factors": {"bias": "factors"}}, alibi_tensors, alibi_dense),
     "spatial": Case(
         SPATIAL,
-        {"auto": {}, "registers": {"bias": "registers"}},
+        {"auto": {}, "factors": {"bias": "factors"}},
         spatial_tensors,
         spatial_dense,
     ),
@@ -303,22 +303,14 @@ def main() -> None:
 
     told = found["machine"]
     lengths = [int(n) for n in given.lengths.split(",")]
-    print(f"{told['processor']}, {told['threads']} threads, torch {told['torch']}, B1 H8 D64\n")
-    print("| bias | N | dtype | way | forward | forward + backward | error |\n|---|---|---|---|---|---|---|")
-    for name in given.cases.split(","):
-        for length in lengths:
-            for dtype in given.dtypes.split(","):
-                found["rows"].append(measure(name, length, dtype, given.rounds))
-                print("\n".join(lines(found["rows"][-1])), flush=True)
-                write()
+    print(f"{told['processor']}, {told['threads']} threads, torch {told['torch']}, B1 H8 D64")
     print("\n| bias | N | way | peak memory, forward + backward, f32 |\n|---|---|---|---|")
-    for name in (n for n in given.cases.split(",") if CASES[n].trained):
-        for length in lengths:
-            for way in ("auto", "SDPA"):
-                row = {"case": name, "N": length, "way": way, **memory_of(name, length, way)}
-                found["memory"].append(row)
-                print(f"| {name} | {length} | {way} | {row['grown']:.0f} MB |", flush=True)
-                write()
+    for length in lengths:
+        for way in ("auto", "factors", "SDPA"):
+            row = {"case": "spatial", "N": length, "way": way, **memory_of("spatial", length, way)}
+            found["memory"].append(row)
+            print(f"| spatial | {length} | {way} | {row['grown']:.0f} MB |", flush=True)
+            write()
     if given.points:
         found["points"] = {"N": given.points, "channels": 16, **memory_of("spatial", given.points, "auto", 16)}
         row, dense = found["points"], HEADS * given.points**2 * 4 / 1e9
@@ -328,6 +320,13 @@ def main() -> None:
             f"peak of the whole process {row['peak']:.0f} MB; the dense bias alone would be {dense:.0f} GB"
         )
         write()
+    print("\n| bias | N | dtype | way | forward | forward + backward | error |\n|---|---|---|---|---|---|---|")
+    for length in lengths:
+        for name in given.cases.split(","):
+            for dtype in given.dtypes.split(","):
+                found["rows"].append(measure(name, length, dtype, given.rounds))
+                print("\n".join(lines(found["rows"][-1])), flush=True)
+                write()
     print(f"written to {given.out}")
 
 

@@ -101,8 +101,8 @@ def _missing(program: Program, message: str) -> SpecError:
 
 
 def _cheapest(program: Program, bias: Bias, factors: Factors | None, target: TargetName) -> Form:
-    """The cheapest form, of those that need no tensor of both positions."""
-    if factors is None:
+    """The cheapest form, of those that need no tensor of both positions and are as accurate as the spec as written."""
+    if factors is None or factors.cancels:
         return "registers"
     costs = pair_costs(program, bias, factors, target)
     return "factors" if costs["factors"] < costs["registers"] else "registers"
@@ -155,7 +155,8 @@ def _found(bias: Bias, chosen: Choice) -> str:
     shown = _shown(bias.value)
     if chosen.factors is not None:
         rank = chosen.factors.rank
-        return f"the bias {shown} is a sum of {rank} product{'' if rank == 1 else 's'} of one position each"
+        found = f"the bias {shown} is a sum of {rank} product{'' if rank == 1 else 's'} of one position each"
+        return f"{found}, which may be larger than it and cancel" if chosen.factors.cancels else found
     return f"the bias {shown} has no exact factors: {chosen.refusal}"
 
 
@@ -181,6 +182,8 @@ def _chosen(program: Program, bias: Bias, chosen: Choice, target: TargetName) ->
     for other in others:
         form = _cheapest(program, bias, chosen.factors, other)
         shown.append(f"{NAMES[form]} on a {other} ({_priced(program, bias, chosen, other)})")
+    if chosen.factors is not None and chosen.factors.cancels:
+        shown.append('factors round more than the bias as written, and are taken when asked for with bias="factors"')
     return "; ".join(shown)
 
 

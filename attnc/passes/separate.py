@@ -75,12 +75,15 @@ class Bias:
 class Factors:
     """A bias as ``scale * sum_r left[.., r] right[.., r]``, the `pairs` side by side in `rank` channels.
 
-    `scale` has no position; it stays outside where the pairs are integers, whose products and sums are exact.
+    `scale` has no position; it stays outside where the pairs are integers, whose products and sums are exact. `cancels`
+    tells that reals of one position are added to products of both, as in ``|x|^2 - 2 x y + |y|^2``: these may be larger
+    than the bias, and rounding leaves more of them than of the bias itself.
     """
 
     pairs: tuple[Pair, ...]
     scale: Node
     rank: int
+    cancels: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +201,9 @@ def factorise(program: Program, bias: Bias) -> Factors:
     value = under(bias.value, bias.conditions)
     scale, rest = _scale(value, bias)
     pairs = expansion.pairs(rest)
-    if not all(p.exact for p in pairs):
+    exact = all(p.exact for p in pairs)
+    alone = [bias.row not in p.left.axes or bias.column not in p.right.axes for p in pairs]
+    if not exact:
         pairs, scale = [replace(p, left=mul(scale, p.left)) for p in pairs], ONE
     extents = [program.extent(a) for p in pairs for a in p.along]
     if not all(isinstance(e, Const) for e in extents):
@@ -206,7 +211,7 @@ def factorise(program: Program, bias: Bias) -> Factors:
     rank = sum(_width(program, p) for p in pairs)
     if rank > HIGHEST_RANK:
         raise Inseparable(f"its factors have {rank} channels, and more than {HIGHEST_RANK} do not pay")
-    return Factors(tuple(pairs), scale, rank)
+    return Factors(tuple(pairs), scale, rank, cancels=not exact and any(alone) and not all(alone))
 
 
 def _scale(value: Node, bias: Bias) -> tuple[Node, Node]:

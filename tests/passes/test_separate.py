@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 import attnc
 from attnc import driver
 from attnc.ir.dense import bind_sizes, evaluate
+from attnc.ir.options import options
 from attnc.ir.program import Program
 from attnc.passes.bias_form import TargetName
 from attnc.passes.separable import Inseparable
@@ -233,8 +234,8 @@ def _nodes(program: Program) -> list[object]:
 CHOICES = [
     ("alibi", "cpu", "registers"),
     ("cosine", "cpu", "factors"),
-    ("spatial", "cpu", "factors"),
-    ("spatial", "gpu", "registers"),
+    ("cosine", "gpu", "registers"),
+    ("spatial", "cpu", "registers"),  # its squares cancel
     ("one position", "cpu", "registers"),
 ]
 
@@ -257,17 +258,20 @@ def test_plans_show_the_factors(name: str) -> None:
     from attnc.cli.stages import plan_text
 
     program = program_of(CASES[name].text)
+    program = replace(program, options=options(bias="factors"))
     text = "\n".join(plan_text(p) for p in (*driver.bias_plans(program), *driver.plans(program)))
     assert re.search(r"output bias_i: real\[.*, M, \d\]", text)
     assert "sum[r](" in text and "grad_bias_j" in text
 
 
 def test_the_decision_weighs_all_forms() -> None:
-    forward, _ = driver.plans(program_of(CASES["spatial"].text))
+    forward, _ = driver.plans(program_of(CASES["cosine"].text))
     (decision,) = (d for d in forward.decisions if d.rewrite == "separate")
     assert [a.name for a in decision.alternatives] == ["factors", "registers", "dense bias"]
-    assert "5 products" in decision.found
-    assert decision.line == 6
+    assert "2 products" in decision.found
+    assert "factors on a cpu" in decision.chosen
+    assert "registers on a gpu" in decision.chosen
+    assert decision.line == 3
 
 
 @pytest.mark.parametrize(
