@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 import attnc
@@ -79,35 +81,75 @@ def inputs_of(program: Program, dtype: torch.dtype, **sizes: int) -> dict[str, T
     return make_inputs(program, found, dtype)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_factors_multiply_to_the_bias(name: str) -> None:
-    program = program_of(CASES[name].text)
+def expanded(text: str) -> tuple[Tensor, Tensor, int] | None:
+    """The product of the factors of a bias, the bias itself, both [.., M, N], and the rank; None if it has none."""
+    program = program_of(text)
     bias = find_bias(program)
-    assert bias is not None
-    factors = factorise(program, bias)
-    assert factors.rank == CASES[name].rank
+    if bias is None:
+        return None
+    try:
+        factors = factorise(program, bias)
+    except Inseparable:
+        return None
     split = with_factors(program, bias, factors)
     assert split.first is not None
     tensors = inputs_of(program, torch.float64)
     sizes = bind_sizes(program, tensors, 3)
     made = evaluate(split.first, {t.name: tensors[t.name] for t in split.first.tensors}, sizes)
-    left, right = (made[n] for n in split.made)
-    if left.dim() == 4 and right.dim() == 3:
-        right = right[:, None]
-    if left.dim() == 3 and right.dim() == 4:
-        left = left[:, None]
-    product = left @ right.mT
-    whole = replace_output(program, bias.value, (bias.row, bias.column))
-    exact = evaluate(whole, tensors, sizes)["bias"]
-    scale = replace_output(program, factors.scale, ())
-    if factors.scale.axes:
-        product = evaluate(scale, tensors, sizes)["bias"][:, None, None] * product
-    elif factors.pairs[0].exact:
-        product = float(evaluate(scale, tensors, sizes)["bias"]) * product
+    (axes, right_axes), product = (o.parts[0][0] for o in split.first.outputs), factors.scale
+    whole = {"left": (made[split.made[0]], axes), "right": (made[split.made[1]], right_axes)}
+    letters = {a: chr(97 + k) for k, a in enumerate(dict.fromkeys((*axes, *right_axes, "b", "h", "i", "j")))}
+    spelled = ["".join(letters[a] for a in names) for _, names in whole.values()]
+    kept = [a for a in ("b", "h", "i", "j") if a in bias.value.axes or a in axes or a in right_axes]
+    target = "".join(letters[a] for a in kept)
+    scale = evaluate(replace_output(program, product, ()), tensors, sizes)["bias"]
+    scaled = "".join(letters[a] for a in ("b", "h") if a in product.axes)
+    kept_all = [a for a in ("b", "h", "i", "j") if a in kept or a in product.axes]
+    target = "".join(letters[a] for a in kept_all)
+    found = torch.einsum(f"{spelled[0]},{spelled[1]},{scaled}->{target}", whole["left"][0], whole["right"][0], scale)
+    exact = evaluate(replace_output(program, bias.value, tuple(kept_all)), tensors, sizes)["bias"]
+    return found, exact, factors.rank
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_factors_multiply_to_the_bias(name: str) -> None:
+    made = expanded(CASES[name].text)
+    assert made is not None
+    product, exact, rank = made
+    assert rank == CASES[name].rank
     if "abs" in CASES[name].bias or "max" in CASES[name].bias:
         seen = torch.arange(63)[None] <= torch.arange(7)[:, None] + 3
         product, exact = product * seen, exact * seen
     torch.testing.assert_close(product.expand(exact.shape), exact, rtol=1e-10, atol=1e-10)
+
+
+LEAVES = st.sampled_from(
+    ["x[b, i, 0]", "y[b, j, 1]", "(x[b, i, 2] - y[b, j, 0])", "(i - j)", "slope[h]", "0.3", "w[b, h, i]", "(j % 3)"]
+)
+BIASES = st.recursive(
+    LEAVES,
+    lambda inner: st.one_of(
+        st.tuples(inner, inner).map(lambda t: f"({t[0]} + {t[1]})"),
+        st.tuples(inner, inner).map(lambda t: f"({t[0]} * {t[1]})"),
+        inner.map(lambda t: f"cos({t})"),
+        inner.map(lambda t: f"sin({t})"),
+        inner.map(lambda t: f"({t}) ** 2"),
+        inner.map(lambda t: f"exp(0.1 * tanh({t}))"),
+        inner.map(lambda t: f"({t} if j < 9 else 0.5)"),
+    ),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(BIASES)
+def test_any_expansion_is_exact(bias: str) -> None:
+    head = SLOPE + POINTS + "tensor w: f32[B, H, M]\n"
+    made = expanded(f"attention case\n{head}bias = slope[h] * x[b, i, 0] * y[b, j, 0] * ({bias})\n")
+    if made is not None:
+        product, exact, _ = made
+        scale = exact.abs().max().item() + 1
+        torch.testing.assert_close(product, exact, rtol=0, atol=1e-9 * scale)
 
 
 def replace_output(program: Program, value: object, positions: tuple[str, ...]) -> Program:
