@@ -111,20 +111,20 @@ def plans(program: Program, target: TargetName = "cpu") -> tuple[Plan, Plan]:
     What computes the bias before it, if anything does, has `bias_plans` of its own.
     """
     chosen = choose(program, target)
-    forward, gradient = _both(chosen.split.attention)
+    forward, gradient = _both(chosen.split.attention, chosen.split.fixed)
     return bias_form.with_decisions(forward, bias_form.decisions(program, chosen, _both, target)), gradient
 
 
 def bias_plans(program: Program, target: TargetName = "cpu") -> tuple[Plan, ...]:
     """The plans of the program that computes the factors of a bias, or the bias, and of its gradient; none without."""
     first = choose(program, target).split.first
-    return () if first is None else _both(first)
+    return () if first is None else tuple(p for p in _both(first) if p.steps)
 
 
-def _both(program: Program) -> tuple[Plan, Plan]:
-    """The plans of a program and of the gradients of what it reads."""
+def _both(program: Program, fixed: Collection[str] = ()) -> tuple[Plan, Plan]:
+    """The plans of a program and of the gradients of what it reads, except of the tensors `fixed`."""
     seeds = [o.name for o in program.outputs]
-    read = {n.tensor for n in postorder(program.roots()) if isinstance(n, Load)}
+    read = {n.tensor for n in postorder(program.roots()) if isinstance(n, Load)} - set(fixed)
     wanted = [t.name for t in program.tensors if t.is_real and t.name in read]
     return plan_forward(program), plan_gradient(program, seeds, wanted)
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from attnc.ir.options import BIAS_FORMS
+
 if TYPE_CHECKING:
     from attnc.ir.program import Program
 
@@ -23,6 +25,7 @@ def inspect(
     channels: Annotated[int, typer.Option(min=1, help="Extent of d and e.")] = 64,
     name: Annotated[str | None, typer.Option(help="Which definition of a file that holds several.")] = None,
     const: Annotated[list[str] | None, typer.Option("--const", help="NAME=VALUE, in place of the spec's own.")] = None,
+    bias: Annotated[str, typer.Option(help="How a bias is computed: " + ", ".join(BIAS_FORMS) + ".")] = "auto",
     resources: Annotated[
         bool,
         typer.Option("--resources", help="Registers, spills and shared memory per kernel, compiled for the target."),
@@ -44,10 +47,12 @@ def inspect(
     if resources:
         from attnc.cli.machine import resource_table
 
-        report.console().print(resource_table(_program(file, name, const), target, dtype, channels))
+        report.console().print(resource_table(_program(file, name, const, bias), target, dtype, channels))
         return
     text = (
-        _tree(file, name) if emit == "tree" else stage_text(_program(file, name, const), emit, target, dtype, channels)
+        _tree(file, name)
+        if emit == "tree"
+        else stage_text(_program(file, name, const, bias), emit, target, dtype, channels)
     )
     _print(text, {"triton": "python", "cpp": "cpp"}.get(emit))
 
@@ -73,12 +78,14 @@ def _tree(file: Path, name: str | None) -> str:
     return tree_text(driver.definition(specs.read(file), name))
 
 
-def _program(file: Path, name: str | None, const: list[str] | None) -> Program:
+def _program(file: Path, name: str | None, const: list[str] | None, bias: str) -> Program:
     from attnc import driver
     from attnc.cli import specs
+    from attnc.ir.options import options
 
+    chosen = options(bias=bias)
     source = specs.read(file)
-    return driver.lower(driver.definition(source, name), source, specs.constants(const))
+    return driver.lower(driver.definition(source, name), source, specs.constants(const), options=chosen)
 
 
 def stage_text(program: Program, emit: str, target: str, dtype: str, channels: int) -> str:

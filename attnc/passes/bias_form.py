@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -31,7 +31,7 @@ from attnc.passes.separate import (
 
 TargetName = Literal["cpu", "gpu"]
 TARGETS: tuple[TargetName, ...] = ("cpu", "gpu")
-Planner = Callable[[Program], Sequence[Plan]]
+Planner = Callable[[Program, Collection[str]], Sequence[Plan]]
 
 NAMES: dict[Form, str] = {"registers": "registers", "factors": "factors", "dense": "dense bias"}
 
@@ -146,7 +146,7 @@ def decisions(program: Program, chosen: Choice, plans: Planner, target: TargetNa
 def _alternative(name: str, split: Split, plans: Planner) -> Alternative:
     total = FREE
     for program in (split.first, split.attention):
-        for plan in plans(program) if program is not None else ():
+        for plan in plans(program, split.fixed) if program is not None else ():
             total += plan_cost(plan)
     return Alternative(name, total.bytes, total.flops)
 

@@ -100,6 +100,14 @@ class Split:
     first: Program | None = None
     made: tuple[str, ...] = ()
 
+    @property
+    def fixed(self) -> tuple[str, ...]:
+        """Those of `made` that come from positions alone, and need no gradient."""
+        if self.first is None:
+            return ()
+        read = {n.tensor for n in postorder(self.first.roots()) if isinstance(n, Load)}
+        return () if any(t.is_real and t.name in read for t in self.first.tensors) else self.made
+
 
 @dataclass(frozen=True, slots=True)
 class ByRank:

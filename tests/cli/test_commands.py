@@ -205,3 +205,14 @@ def test_a_file_of_several_definitions(attnc: Attnc, tmp_path: Path) -> None:
     assert chosen.stdout.startswith("two ")
     swept = attnc("verify", "two.attn", "--backends", "dense", "--lengths", "3").stdout
     assert [line.split()[0] for line in swept.splitlines()[1:]] == ["one", "two"]
+
+
+def test_inspect_shows_the_factors_of_a_bias(attnc: Attnc) -> None:
+    text = attnc("inspect", EXAMPLES / "alibi.attn", "--emit", "plan", "--bias", "factors").stdout
+    assert "output bias_i: real[M, 2]" in text
+    assert "sum[r](bias_i[i, r] * bias_j[j, r])" in text
+    assert "for each block of i" in text
+    assert "grad_bias" not in text  # positions have no gradient
+    result = attnc("inspect", EXAMPLES / "relative_table.attn", "--emit", "plan", "--bias", "factors")
+    assert result.exit_code != 0
+    assert "E331" in result.stderr
