@@ -10,10 +10,11 @@ from attnc.diagnostics.diagnostic import AttncError, CallError, SpecError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from attnc.runtime.fit import BiasFactors, fit_bias_factors
     from attnc.runtime.op import Op
 
 __version__ = "0.1.0"
-__all__ = ["AttncError", "CallError", "Op", "SpecError", "compile"]
+__all__ = ["AttncError", "BiasFactors", "CallError", "Op", "SpecError", "compile", "fit_bias_factors"]
 
 
 def compile(
@@ -22,6 +23,9 @@ def compile(
     name: str | None = None,
     backend: str = "auto",
     disable: str | Iterable[str] = (),
+    bias: str = "auto",
+    rank: int | str | None = None,
+    rtol: float = 1e-3,
     **consts: float,
 ) -> Op:
     """Compile an attention variant.
@@ -32,13 +36,20 @@ def compile(
         backend: ``"auto"`` (Triton for CUDA tensors; for CPU tensors C++, or tiled PyTorch where there is no compiler),
             ``"cpp"``, ``"triton"``, ``"tiled"`` or ``"dense"``.
         disable: rewrites not to apply, by name (`attnc explain --help` lists them). Results are the same without them.
+        bias: how the part of the score that depends on both positions but not on q and k is computed: ``"registers"``,
+            ``"factors"`` (exact products of one position each, as further channels), ``"dense"`` (a tensor, loaded),
+            or ``"auto"``: what the cost model finds cheapest.
+        rank: for a bias that has no exact factors (a learned table), take factors of this many channels from a
+            truncated singular value decomposition made at call time; ``"auto"`` takes as many as `rtol` needs.
+            Gradients of the table are then those of its projection on the factors.
+        rtol: with ``rank="auto"``, the relative error in the Frobenius norm that the factors may have in each head.
         consts: values for the spec's constants.
 
     Returns:
         An op to call with q, k, v and the spec's tensors.
 
     Raises:
-        SpecError: the spec cannot be read or is wrong; the message says where and what to do.
+        SpecError: the spec cannot be read or is wrong, or has no such form; the message says where and what to do.
 
     Example:
         >>> import attnc, torch
@@ -51,7 +62,7 @@ def compile(
     from attnc.ir.options import options
 
     try:
-        chosen = options(disable)
+        chosen = options(disable, bias, rank, rtol)
         source = driver.read(spec)
         definition = driver.definition(source, name)
         from attnc.runtime.op import Op
@@ -61,9 +72,13 @@ def compile(
         raise error.with_traceback(None) from None
 
 
-def __getattr__(name: str) -> object:
-    if name == "Op":
-        from attnc.runtime.op import Op
+_LATE = {"Op": "attnc.runtime.op", "BiasFactors": "attnc.runtime.fit", "fit_bias_factors": "attnc.runtime.fit"}
+"""What needs torch, and is imported when it is first asked for."""
 
-        return Op
+
+def __getattr__(name: str) -> object:
+    if name in _LATE:
+        from importlib import import_module
+
+        return getattr(import_module(_LATE[name]), name)
     raise AttributeError(f"module 'attnc' has no attribute {name!r}")

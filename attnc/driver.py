@@ -3,6 +3,7 @@
 read           path or text            -> Source         grammar/load.py
 definition     Source                  -> Definition     grammar/parser.py
 lower          Definition              -> Program        attnc/lowering
+choose         Program                 -> Choice         attnc/passes/bias_form.py
 plan_forward   Program                 -> Plan           attnc/passes/pipeline.py
 plan_gradient  Program                 -> Plan           the same passes, reading what the forward saved
 kernels        Plan, dtypes            -> tile programs  attnc/passes/tile.py
@@ -20,11 +21,12 @@ from attnc.codegen.tile import Kernel
 from attnc.diagnostics.diagnostic import Diagnostic, SpecError
 from attnc.diagnostics.source import Source
 from attnc.grammar.tree import Definition
-from attnc.ir.node import Size
+from attnc.ir.node import Load, Size
 from attnc.ir.options import DEFAULT, Options
 from attnc.ir.program import Program
 from attnc.ir.walk import postorder
-from attnc.passes import modes, pipeline
+from attnc.passes import bias_form, modes, pipeline
+from attnc.passes.bias_form import Choice, TargetName
 from attnc.passes.derive import gradient_program
 from attnc.passes.plan import Pass, Plan
 from attnc.passes.tile import DEFAULT_BLOCK, lower_pass
@@ -94,10 +96,37 @@ def plan_alone(program: Program) -> Plan:
     return pipeline.plan_forward(program, training=False).forward
 
 
-def plans(program: Program) -> tuple[Plan, Plan]:
-    """The plans of a program and of its whole gradient."""
+def choose(program: Program, target: TargetName = "cpu") -> Choice:
+    """How the bias of a program's score is computed on a target, and the one or two programs that makes.
+
+    Raises:
+        SpecError: E331, if the caller asks for a form that the bias does not have.
+    """
+    return bias_form.choose(program, target)
+
+
+def plans(program: Program, target: TargetName = "cpu") -> tuple[Plan, Plan]:
+    """The plans of a program and of its whole gradient, with the bias in the form chosen for a target.
+
+    What computes the bias before it, if anything does, has `bias_plans` of its own.
+    """
+    chosen = choose(program, target)
+    forward, gradient = _both(chosen.split.attention, chosen.split.fixed)
+    return bias_form.with_decisions(forward, bias_form.decisions(program, chosen, _both, target)), gradient
+
+
+def bias_plans(program: Program, target: TargetName = "cpu") -> tuple[Plan, ...]:
+    """The plans of the program that computes the factors of a bias, or the bias, and of its gradient; none without."""
+    first = choose(program, target).split.first
+    return () if first is None else tuple(p for p in _both(first) if p.steps)
+
+
+def _both(program: Program, fixed: Collection[str] = ()) -> tuple[Plan, Plan]:
+    """The plans of a program and of the gradients of what it reads, except of the tensors `fixed`."""
     seeds = [o.name for o in program.outputs]
-    return plan_forward(program), plan_gradient(program, seeds, [t.name for t in program.tensors if t.is_real])
+    read = {n.tensor for n in postorder(program.roots()) if isinstance(n, Load)} - set(fixed)
+    wanted = [t.name for t in program.tensors if t.is_real and t.name in read]
+    return plan_forward(program), plan_gradient(program, seeds, wanted)
 
 
 def kernels(
@@ -126,12 +155,12 @@ def channel_sizes(program: Program) -> tuple[str, ...]:
     return tuple(sorted({n.name for n in postorder(extents) if isinstance(n, Size)}))
 
 
-def all_kernels(program: Program, dtype: str = "f32", channels: int = 64) -> list[Kernel]:
+def all_kernels(program: Program, dtype: str = "f32", channels: int = 64, target: TargetName = "cpu") -> list[Kernel]:
     """The tile programs of a program and of its gradient, for queries of `dtype` and channel sizes of `channels`."""
     real = "f64" if dtype == "f64" else "f32"
     concrete = {"q": dtype, "real": real}
     found = []
-    for plan in plans(program):
+    for plan in (*bias_plans(program, target), *plans(program, target)):
         declared = [*((t.name, t.dtype) for t in plan.program.tensors), *((b.name, b.dtype) for b in plan.buffers)]
         dtypes = {name: concrete.get(d, d) for name, d in declared}
         constants = dict.fromkeys(channel_sizes(plan.program), channels)
@@ -141,7 +170,7 @@ def all_kernels(program: Program, dtype: str = "f32", channels: int = 64) -> lis
 
 def text(program: Program, target: str, dtype: str = "f32", channels: int = 64) -> str:
     """The kernels of a program and of its gradient as C++ (``cpp``) or Triton (``triton``) source."""
-    found = all_kernels(program, dtype, channels)
+    found = all_kernels(program, dtype, channels, "cpu" if target == "cpp" else "gpu")
     if target == "cpp":
         from attnc.codegen.cpu.printer import print_unit
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from attnc.cli.compiling import Disable
+from attnc.ir.options import BIAS_FORMS
 
 if TYPE_CHECKING:
     from attnc.ir.program import Program
@@ -26,6 +27,7 @@ def inspect(
     name: Annotated[str | None, typer.Option(help="Which definition of a file that holds several.")] = None,
     const: Annotated[list[str] | None, typer.Option("--const", help="NAME=VALUE, in place of the spec's own.")] = None,
     disable: Disable = None,
+    bias: Annotated[str, typer.Option(help="How a bias is computed: " + ", ".join(BIAS_FORMS) + ".")] = "auto",
     resources: Annotated[
         bool,
         typer.Option("--resources", help="Registers, spills and shared memory per kernel, compiled for the target."),
@@ -47,12 +49,12 @@ def inspect(
     if resources:
         from attnc.cli.machine import resource_table
 
-        report.console().print(resource_table(_program(file, name, const, disable), target, dtype, channels))
+        report.console().print(resource_table(_program(file, name, const, disable, bias), target, dtype, channels))
         return
     text = (
         _tree(file, name)
         if emit == "tree"
-        else stage_text(_program(file, name, const, disable), emit, target, dtype, channels)
+        else stage_text(_program(file, name, const, disable, bias), emit, target, dtype, channels)
     )
     _print(text, {"triton": "python", "cpp": "cpp"}.get(emit))
 
@@ -78,12 +80,12 @@ def _tree(file: Path, name: str | None) -> str:
     return tree_text(driver.definition(specs.read(file), name))
 
 
-def _program(file: Path, name: str | None, const: list[str] | None, disable: list[str] | None) -> Program:
+def _program(file: Path, name: str | None, const: list[str] | None, disable: list[str] | None, bias: str) -> Program:
     from attnc import driver
     from attnc.cli import specs
     from attnc.ir.options import options
 
-    chosen = options(disable or ())
+    chosen = options(disable or (), bias=bias)
     source = specs.read(file)
     return driver.lower(driver.definition(source, name), source, specs.constants(const), options=chosen)
 
@@ -100,7 +102,7 @@ def stage_text(program: Program, emit: str, target: str, dtype: str, channels: i
         case "backward":
             return stages.program_text(gradient_program(program))
         case "plan":
-            return "\n\n".join(stages.plan_text(p) for p in driver.plans(program))
+            return "\n\n".join(stages.plan_text(p) for p in (*driver.bias_plans(program), *driver.plans(program)))
         case "tile":
             kernels = driver.all_kernels(program, dtype, channels)
             return "\n\n".join(stages.kernel_text(k) for k in kernels)

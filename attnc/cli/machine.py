@@ -21,7 +21,7 @@ def compiled_kernels(program: Program, target: str, dtype: str, channels: int) -
     from attnc.runtime.triton_aot import aot
 
     out = report.console(error=True)
-    for kernel in driver.all_kernels(program, dtype, channels):
+    for kernel in driver.all_kernels(program, dtype, channels, "gpu"):
         sizes = dict.fromkeys(driver.channel_sizes(program), channels)
         with out.status(f"compiling {kernel.name} for {target}"):
             artefact = aot(kernel, print_module([kernel]), target, sizes)

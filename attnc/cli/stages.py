@@ -110,7 +110,9 @@ def plan_text(plan: Plan) -> str:
 
 
 def _pass_lines(step: Pass) -> list[str]:
-    over = f"for each {', '.join(step.grid)}" + (f" and block of {step.outer}" if step.outer else "")
+    over = "for each " + " and ".join(
+        [*([", ".join(step.grid)] if step.grid else []), *([f"block of {step.outer}"] if step.outer else [])]
+    )
     loop = f", loop over {step.inner}" if step.inner else ""
     within = "".join(f", over {a} in {show(low)} .. {show(high)}" for a, low, high in step.groups)
     lines = [f"  {step.direction} pass {step.name}: {over}{within}{loop}"]

@@ -129,4 +129,12 @@ ENTRIES = listed(
         "op(q, k, v)  # N = 2**27 keys",
         "op(q, k[:, :, :N // 2], v[:, :, :N // 2])  # a part of the keys a call",
     ),
+    Entry(
+        "E240",
+        "inputs from which no factors can be fitted",
+        "A fitted factorisation needs the bias as a finite tensor that ends in queries and keys, features of every "
+        "query and of every key with the same leading dimensions, and a rank of at least 1.",
+        "attnc.fit_bias_factors(bias, coordinates.T, coordinates, rank=8)    # [2, M] where [M, 2] is meant",
+        "attnc.fit_bias_factors(bias, coordinates, coordinates, rank=8)",
+    ),
 )

@@ -58,4 +58,29 @@ ENTRIES = listed(
         'attnc.compile("alibi.attn", disable="onlin")',
         'attnc.compile("alibi.attn", disable="online")',
     ),
+    Entry(
+        "E330",
+        "a way to compute a bias that does not exist",
+        'A bias is computed in registers, as a product of factors, or loaded as a dense tensor; bias="auto" leaves the '
+        "choice to the compiler.",
+        'attnc.compile("spatial.attn", bias="factor")',
+        'attnc.compile("spatial.attn", bias="factors")',
+    ),
+    Entry(
+        "E331",
+        "a form that the bias of a spec does not have",
+        "Factors exist where the bias, the part of the score that reads neither q nor k but depends on both positions, "
+        "is a sum of products of one position each. A learned table has factors of a stated rank when they are asked "
+        "for with rank=.",
+        '# bias = table[h, clamp(i - j, -R, R) + R]\nattnc.compile("relative_table.attn", bias="factors")',
+        'attnc.compile("relative_table.attn", rank="auto", rtol=1e-3)',
+    ),
+    Entry(
+        "E332",
+        "a rank or tolerance that cannot be asked for",
+        'Factors that stand for a table have rank channels, a number of at least 1; with rank="auto" there are as many '
+        "as the relative error rtol, between 0 and 1, takes.",
+        'attnc.compile("relative_table.attn", rank=0)',
+        'attnc.compile("relative_table.attn", rank=16)',
+    ),
 )

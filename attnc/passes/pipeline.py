@@ -67,12 +67,14 @@ def saved_values(program: Program, gradient: Program) -> tuple[Program, tuple[Sa
 
 
 def _sums_rows(gradient: Program, output: Output) -> bool:
-    """Whether a gradient has no channels: then it sums the score's gradient itself.
+    """Whether a gradient has no channels, or those of factors of a bias: then it sums the score's gradient itself.
 
     That sums to 0 over a row (softmax's row term sees to it), except for the rounding of the row term, which is made
     from the output. A bias that grows with the distance multiplies what is left by thousands.
     """
-    return not any(gradient.axis(a).role == "channel" for axes, _ in output.parts for a in axes)
+    return output.dtype == "real" or not any(
+        gradient.axis(a).role == "channel" for axes, _ in output.parts for a in axes
+    )
 
 
 def _scatters(node: Node) -> bool:

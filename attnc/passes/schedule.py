@@ -234,7 +234,7 @@ class _Scheduler:
             return next(d for d in self.drafts if d.key == key)
         if len(pair) != 1 or set(planes.batches(node.axes)) != set(planes.batches(axes)):
             return None
-        if planes.sequences(node.axes) != pair or self._vector_reductions([node]):
+        if planes.sequences(node.axes) != pair or not all(map(self._is_shared, self._vector_reductions([node]))):
             return None
         if any(planes.role(a) == "table" for a in axes):
             return None
@@ -254,6 +254,10 @@ class _Scheduler:
             return self.drafts[last + 1]
         self.drafts.append(Draft(None, batch, outer, None))
         return self.drafts[-1]
+
+    def _is_shared(self, vector: Reduction) -> bool:
+        """Whether a reduction over vectors is the same at every position (a mean over keys), and so computed before."""
+        return not self.planes.sequences(vector.axes) and not (isinstance(vector, Sum) and vector.scatter)
 
     def _vector_reductions(self, roots: Iterable[Node]) -> list[Reduction]:
         """Sums over batch or over one sequence that are reached without crossing a plane reduction."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from attnc.codegen.tile import Kernel
 from attnc.diagnostics.diagnostic import CallError, Diagnostic
+from attnc.passes.bias_form import TargetName
 from attnc.runtime.execute import Executor, KernelBackend, Launch, PlanExecutor
 
 if TYPE_CHECKING:
@@ -37,6 +38,17 @@ def requested(name: str) -> str:
 def is_planned(backend: str) -> bool:
     """Whether a backend runs kernels, and so needs a plan."""
     return backend != "dense"
+
+
+def targets_of(backend: str) -> tuple[TargetName, ...]:
+    """The kinds of device a backend may run on, the usual one first; what a bias costs differs between them."""
+    match backend:
+        case "triton":
+            return ("gpu",)
+        case "auto":
+            return ("cpu", "gpu")
+        case _:
+            return ("cpu",)
 
 
 def executor(computation: Computation, device: str) -> Executor:

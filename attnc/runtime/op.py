@@ -16,9 +16,10 @@ from attnc.grammar.tree import Definition
 from attnc.ir.options import DEFAULT, Options
 from attnc.ir.program import Program
 from attnc.runtime.arguments import FIXED, Signature, check_names, position
-from attnc.runtime.backends import is_planned, requested
-from attnc.runtime.computation import computation
-from attnc.runtime.transforms import active, functional
+from attnc.runtime.backends import requested, targets_of
+from attnc.runtime.computation import Computation
+from attnc.runtime.rank import RankStages, staged
+from attnc.runtime.stages import Stages
 
 Observed = dict[str, Tensor]
 
@@ -28,16 +29,28 @@ class Variant:
 
     def __init__(self, program: Program, backend: str) -> None:
         self.signature = Signature(program)
-        plan = driver.plan_forward(program) if is_planned(backend) else None
-        self.computation = computation(program, plan, backend)
-        self._count = len(program.outputs)
+        self.stages: dict[str, Stages | RankStages] = {}
+        shared: dict[object, Stages | RankStages] = {}
+        for target in targets_of(backend):
+            choice = driver.choose(program, target)
+            key = target if choice.by_rank is not None else choice.form
+            self.stages[target] = shared.setdefault(key, staged(choice, program, target, backend))
+        self._default = next(iter(self.stages.values()))
+
+    @property
+    def computation(self) -> Computation:
+        """The attention itself, where the op runs first of all."""
+        return self._default.attention.computation
+
+    def reports(self) -> list[str]:
+        """What calls found out about the bias that compiling could not."""
+        return [s.report for s in self.stages.values() if isinstance(s, RankStages) and s.report is not None]
 
     def __call__(self, tensors: Sequence[Any], q_start: Any) -> tuple[Tensor, ...]:
         """The outputs, for tensors in the order of the signature."""
         ready = self.signature.accept(tensors, q_start)
-        if active():
-            return functional(self.computation, ready, q_start)[: self._count]
-        return self.computation.op(*ready, q_start)[: self._count]
+        stages = self.stages.get("gpu", self._default) if ready[0].is_cuda else self._default
+        return stages(self.signature.names, ready, q_start)
 
 
 class Op:
@@ -67,6 +80,8 @@ class Op:
         self.backend = backend
         self.program = driver.lower(definition, source, consts, options=options)
         self.name = self.program.name
+        for target in targets_of(backend):
+            driver.choose(self.program, target)  # refuses now what the bias cannot be
         self.optional = frozenset(t.name for t in self.program.tensors if t.default is not None)
         self._variants: dict[tuple[bool, frozenset[str]], Variant] = {}
         self._calls: dict[tuple[bool, tuple[str, ...]], tuple[Variant, tuple[int, ...]]] = {}
@@ -175,7 +190,8 @@ class Op:
 
     def explain(self) -> str:
         """What the compiler found in the spec, what it decided, and why."""
-        return driver.explanation(self.program)
+        reports = dict.fromkeys(r for v in self._variants.values() for r in v.reports())
+        return "\n".join([driver.explanation(self.program), *(f"at the latest call: {r}" for r in reports)])
 
     def __repr__(self) -> str:
         consts = "".join(f", {k}={v}" for k, v in self._consts.items())

@@ -54,3 +54,18 @@ def test_cpu_ratios(tmp_path: Path) -> None:
     rows = json.loads(out.read_text())["rows"]
     assert rows[0]["forward_ratio"] > 0
     assert rows[1]["peer"].startswith("none: its weights are not a softmax")
+
+
+def test_low_rank_biases(tmp_path: Path) -> None:
+    out = tmp_path / "lowrank.json"
+    arguments = ("--cases", "spatial,table", "--dtypes", "f32", "--lengths", "64", "--rounds", "1", "--points", "100")
+    done = run("lowrank.py", *arguments, "--out", out)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    spatial, table = found["rows"]
+    assert spatial["chosen"] == "registers"
+    assert {"auto", "factors", "SDPA", "SDPA, trained"} == set(spatial["both_ratio"])
+    assert all(error < 1e-4 for error in spatial["errors"].values())
+    assert table["forward_ratio"]["loaded"] > 0
+    assert [row["way"] for row in found["memory"]] == ["auto", "factors", "SDPA"]
+    assert found["points"]["peak"] > 0

@@ -235,3 +235,14 @@ def test_an_unknown_rewrite_is_reported(attnc: Attnc, command: str) -> None:
     result = attnc(command, EXAMPLES / "alibi.attn", "--disable", "onlin")
     assert result.exit_code == 1
     assert "E320" in result.stderr and "did you mean `online`" in result.stderr
+
+
+def test_inspect_shows_the_factors_of_a_bias(attnc: Attnc) -> None:
+    text = attnc("inspect", EXAMPLES / "alibi.attn", "--emit", "plan", "--bias", "factors").stdout
+    assert "output bias_i: real[M, 2]" in text
+    assert "sum[r](bias_i[i, r] * bias_j[j, r])" in text
+    assert "for each block of i" in text
+    assert "grad_bias" not in text  # positions have no gradient
+    result = attnc("inspect", EXAMPLES / "relative_table.attn", "--emit", "plan", "--bias", "factors")
+    assert result.exit_code != 0
+    assert "E331" in result.stderr

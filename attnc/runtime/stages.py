@@ -1,0 +1,55 @@
+"""A program that runs in two stages: what computes its bias, then the attention that reads it.
+
+Each stage is a custom op of its own, so gradients of every order flow through both by autograd, and through the bias to
+the original tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from attnc import driver
+from attnc.ir.node import Load
+from attnc.ir.program import Program
+from attnc.ir.walk import postorder
+from attnc.passes.separate import Split
+from attnc.runtime.backends import is_planned
+from attnc.runtime.computation import Computation, computation
+from attnc.runtime.transforms import active, functional
+
+
+class Stage:
+    """One program as an op that takes its tensors by name."""
+
+    def __init__(self, program: Program, backend: str) -> None:
+        plan = driver.plan_forward(program) if is_planned(backend) else None
+        self.computation: Computation = computation(program, plan, backend)
+        read = {n.tensor for n in postorder(program.roots()) if isinstance(n, Load)}
+        self._operands = tuple((n, n in read) for n in self.computation.names)
+        self._count = len(program.outputs)
+
+    def __call__(self, tensors: Mapping[str, Tensor], q_start: Any) -> tuple[Tensor, ...]:
+        """The outputs. Tensors that only tell a size get no gradient."""
+        ready = [tensors[n] if reads else tensors[n].detach() for n, reads in self._operands]
+        if active():
+            return functional(self.computation, ready, q_start)[: self._count]
+        return self.computation.op(*ready, q_start)[: self._count]
+
+
+class Stages:
+    """Both stages of a split program."""
+
+    def __init__(self, split: Split, backend: str) -> None:
+        self.attention = Stage(split.attention, backend)
+        self.first = None if split.first is None else Stage(split.first, backend)
+        self.made = split.made
+
+    def __call__(self, names: Sequence[str], tensors: Sequence[Tensor], q_start: Any) -> tuple[Tensor, ...]:
+        """The outputs of the attention, for tensors that fit the spec."""
+        known = dict(zip(names, tensors, strict=True))
+        if self.first is not None:
+            known |= zip(self.made, self.first(known, q_start), strict=True)
+        return self.attention(known, q_start)
