@@ -1,0 +1,335 @@
+"""Many tiles of a mask classified at once: the rules of `attnc.passes.intervals` on tensors.
+
+What depends on one axis alone is computed once per block of that axis and gathered where the axes meet. Tensors that a
+mask reads are evaluated at every position once, then reduced to their least and greatest value per block.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnc.ir.dense import evaluate_nodes
+from attnc.ir.node import Axis, Load, Node, Size
+from attnc.ir.sizes import evaluator
+from attnc.ir.walk import postorder
+from attnc.passes.intervals import Interval, Truth, Walker
+
+FAR = 1 << 40
+"""Beyond every integer that kernels compute."""
+EVERYWHERE, OUTER, INNER, TILE = range(4)
+"""Spaces of values: the same for all tiles, one per row of tiles, one per column of tiles, one per tile."""
+
+
+class Tensors:
+    """Arithmetic on tensors and Python numbers, mixed."""
+
+    def minimum(self, a: Any, b: Any) -> Any:
+        return _extreme(a, b, torch.minimum, min, "max")
+
+    def maximum(self, a: Any, b: Any) -> Any:
+        return _extreme(a, b, torch.maximum, max, "min")
+
+    def where(self, c: Any, a: Any, b: Any) -> Any:
+        if isinstance(c, bool):
+            return a if c else b
+        return torch.where(c, a, b)
+
+    def floordiv(self, a: Any, b: int) -> Any:
+        if not isinstance(a, Tensor):
+            return a // b
+        if b & (b - 1) == 0:
+            return a >> (b.bit_length() - 1)
+        return torch.div(a, b, rounding_mode="floor")
+
+    def common_bits(self, low: Any, high: Any) -> tuple[Any, Any]:
+        """See `attnc.passes.intervals.Arithmetic`."""
+        differ = low ^ high
+        for shift in (1, 2, 4, 8, 16, 32):
+            differ = differ | (differ >> shift)
+        return low & ~differ, high | differ
+
+    def bitand(self, a: Any, b: Any) -> Any:
+        return a & b
+
+    def both(self, a: Any, b: Any) -> Any:
+        for x, y in ((a, b), (b, a)):
+            if isinstance(x, bool):
+                return y if x else False
+        return a & b
+
+    def either(self, a: Any, b: Any) -> Any:
+        for x, y in ((a, b), (b, a)):
+            if isinstance(x, bool):
+                return True if x else y
+        return a | b
+
+    def no(self, a: Any) -> Any:
+        return not a if isinstance(a, bool) else ~a
+
+    def real(self, name: str, a: Any) -> Any:
+        """A function that never falls, in double precision."""
+        x = torch.as_tensor(a).to(torch.float64)
+        match name:
+            case "floor":
+                return torch.floor(x).clamp(-FAR, FAR).to(torch.int64)
+            case "softplus":
+                return torch.logaddexp(x, torch.zeros_like(x))
+            case "detach":
+                return x
+            case _:
+                return getattr(torch, name)(x)
+
+    def ends(self, low: Any, high: Any) -> tuple[Any, Any]:
+        """Reals: an end that is no number bounds nothing."""
+        return (
+            low.nan_to_num(-math.inf, math.inf, -math.inf) if isinstance(low, Tensor) else low,
+            high.nan_to_num(math.inf, math.inf, -math.inf) if isinstance(high, Tensor) else high,
+        )
+
+
+def _extreme(a: Any, b: Any, tensors: Any, numbers: Any, keyword: str) -> Any:
+    if not isinstance(a, Tensor):
+        a, b = b, a
+    if not isinstance(a, Tensor):
+        return numbers(a, b)
+    if isinstance(b, Tensor):
+        return tensors(a, b)
+    return torch.clamp(a, **{keyword: b})
+
+
+ON_TENSORS = Tensors()
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """What is to be planned.
+
+    Attributes:
+        condition: true where a pair may attend.
+        outer, inner: the axes of the plane; runs are along `inner`.
+        batch: axes the condition mentions besides, in the order of the table's dimensions.
+        extents: of all these axes.
+        tensors, sizes: what the condition reads.
+    """
+
+    condition: Node
+    outer: str
+    inner: str
+    batch: tuple[str, ...]
+    extents: Mapping[str, int]
+    tensors: Mapping[str, Tensor]
+    sizes: Mapping[str, int]
+    device: torch.device
+    _dense: dict[Node, Tensor] = field(default_factory=dict)
+
+    @property
+    def combinations(self) -> int:
+        """How many masks there are: the product of the batch axes' extents."""
+        return math.prod(self.extents[a] for a in self.batch)
+
+    def is_vector(self, node: Node) -> bool:
+        """Whether an expression reads tensors and depends on at most one axis of the plane."""
+        return len(node.axes & {self.outer, self.inner}) < 2 and reads_tensor(node)
+
+    def dense(self, node: Node) -> Tensor:
+        """The value of an expression on one axis at every position, [combinations, extent]; extent 1 on none."""
+        if node not in self._dense:
+            order = (*self.batch, *(node.axes & {self.outer, self.inner}))
+            (value,) = evaluate_nodes(
+                [node], self.extents, self.tensors, self.sizes, dtype=torch.float64, order=order
+            )
+            shape = [self.extents[a] if a in node.axes else 1 for a in order]
+            full = value.reshape(shape).expand([self.extents[a] for a in order])
+            self._dense[node] = full.reshape(self.combinations, -1)
+        return self._dense[node]
+
+    def coordinates(self, count: int) -> dict[str, Tensor]:
+        """The position along each batch axis, for `count` entries per combination."""
+        found = {}
+        rest = torch.arange(self.combinations, device=self.device).repeat_interleave(count)
+        for a in reversed(self.batch):
+            found[a] = rest % self.extents[a]
+            rest = rest // self.extents[a]
+        return found
+
+
+def reads_tensor(node: Node) -> bool:
+    return any(isinstance(n, Load) for n in postorder([node]))
+
+
+@dataclass(slots=True)
+class Cells:
+    """Cells of equal length along one axis: the ranges that rows or columns of tiles cover."""
+
+    axis: str
+    length: int
+    extent: int
+
+    @property
+    def count(self) -> int:
+        return -(-self.extent // self.length)
+
+
+class Level:
+    """All tiles of one size: rows are cells of the outer axis for each combination, columns cells of the inner axis."""
+
+    def __init__(self, mask: Mask, outer: Cells, inner: Cells, finer: Level | None) -> None:
+        self.mask = mask
+        self.cells = {mask.outer: outer, mask.inner: inner}
+        self.finer = finer
+        self.ends: dict[Node, tuple[Tensor, Tensor]] = {}
+        """Least and greatest value of dense expressions, per combination and cell."""
+
+    @property
+    def rows(self) -> int:
+        """Cells of the outer axis, per combination."""
+        return self.cells[self.mask.outer].count
+
+    @property
+    def columns(self) -> int:
+        return self.cells[self.mask.inner].count
+
+    def classify(self, row: Tensor, column: Tensor) -> Truth:
+        """The mask over tiles: `row` counts over all combinations, `column` within one; both int64 [T]."""
+        index = {OUTER: row, INNER: column}
+        if self.mask.batch:
+            index[INNER] = torch.div(row, self.rows, rounding_mode="floor") * self.columns + column
+        lifted: dict[int, tuple[Any, Any]] = {}
+
+        def lift(value: Any) -> Any:
+            if value.space in (EVERYWHERE, TILE):
+                return value
+            if id(value) not in lifted:
+                lifted[id(value)] = value, _selected(value, index[value.space])
+            return lifted[id(value)][1]
+
+        def align(values: Sequence[Any]) -> list[Any]:
+            spaces = {v.space for v in values} - {EVERYWHERE}
+            return list(values) if len(spaces) <= 1 else [lift(v) for v in values]
+
+        walker = Walker(ON_TENSORS, frozenset({self.mask.outer, self.mask.inner}), self._leaf, align)
+        return lift(walker.truth(self.mask.condition))
+
+    def _leaf(self, node: Node) -> Interval | Truth | None:
+        mask = self.mask
+        match node:
+            case Size():
+                value = mask.sizes[node.name]
+                return Interval(value, value, True, True)
+            case Axis():
+                space = INNER if node.name == mask.inner else OUTER
+                cells = self.cells.get(node.name)
+                if cells is None:
+                    at = mask.coordinates(self.rows)[node.name]
+                    return Interval(at, at, True, True, OUTER)
+                first = torch.arange(0, cells.extent, cells.length, device=mask.device)
+                first = first.repeat(mask.combinations) if mask.batch else first
+                return Interval(first, (first + (cells.length - 1)).clamp(max=cells.extent - 1), True, True, space)
+            case _ if mask.is_vector(node):
+                low, high = self.extremes(node)
+                return _bounded(low, high, INNER if mask.inner in node.axes else OUTER, node.kind)
+            case _ if not node.axes and node.kind == "i" and not reads_tensor(node):
+                value = evaluator(node)(mask.sizes)
+                return Interval(value, value, True, True)
+            case _:
+                return None
+
+    def extremes(self, node: Node) -> tuple[Tensor, Tensor]:
+        """The least and greatest value in every cell, over all combinations one after another."""
+        if node not in self.ends:
+            axis = next(iter(node.axes & self.cells.keys()), None)
+            if axis is None:
+                every = self.mask.dense(node).flatten().repeat_interleave(self.rows)
+                self.ends[node] = every, every
+                return self.ends[node]
+            length = self.cells[axis].length
+            if self.finer is None:
+                low = high = self.mask.dense(node)
+            else:
+                low, high = (x.view(self.mask.combinations, -1) for x in self.finer.extremes(node))
+                length //= self.finer.cells[axis].length
+            self.ends[node] = _pooled(low, length, torch.amin), _pooled(high, length, torch.amax)
+        return self.ends[node]
+
+
+class Pieces:
+    """Tiles of any size inside blocks, each given by its own ranges; int64 [T] each, ends inclusive."""
+
+    def __init__(self, mask: Mask, ranges: Mapping[str, tuple[Tensor, Tensor]], combination: Tensor) -> None:
+        self.mask = mask
+        self.ranges = ranges
+        self.combination = combination
+
+    def classify(self) -> Truth:
+        """The mask over each tile."""
+        walker = Walker(ON_TENSORS, frozenset({self.mask.outer, self.mask.inner}), self._leaf)
+        return walker.truth(self.mask.condition)
+
+    def _leaf(self, node: Node) -> Interval | Truth | None:
+        mask = self.mask
+        match node:
+            case Size():
+                value = mask.sizes[node.name]
+                return Interval(value, value, True, True)
+            case Axis():
+                if node.name in self.ranges:
+                    return Interval(*self.ranges[node.name], True, True, TILE)
+                at = mask.coordinates(1)[node.name][self.combination]
+                return Interval(at, at, True, True, TILE)
+            case _ if mask.is_vector(node):
+                return self._read(node)
+            case _ if not node.axes and node.kind == "i" and not reads_tensor(node):
+                value = evaluator(node)(mask.sizes)
+                return Interval(value, value, True, True)
+            case _:
+                return None
+
+    def _read(self, node: Node) -> Interval | Truth:
+        values = self.mask.dense(node)
+        axis = next(iter(node.axes & self.ranges.keys()), None)
+        if axis is None:
+            found = values[self.combination, 0]
+            return _bounded(found, found, TILE, node.kind)
+        first, last = self.ranges[axis]
+        longest = int((last - first).max()) + 1 if len(first) else 1
+        at = torch.minimum(first[:, None] + torch.arange(longest, device=first.device), last[:, None])
+        found = values[self.combination[:, None], at]
+        return _bounded(found.amin(1), found.amax(1), TILE, node.kind)
+
+
+def _bounded(low: Tensor, high: Tensor, space: int, kind: str) -> Interval | Truth:
+    """What is known of values between the least and the greatest, which both occur."""
+    if kind == "b":
+        return Truth(high, low, high, ~low, space)
+    attained: Any = True
+    if low.is_floating_point():
+        attained = ~(low.isnan() | high.isnan())
+        low, high = ON_TENSORS.ends(low, high)
+    return Interval(low, high, attained, low == high, space)
+
+
+def _pooled(values: Tensor, length: int, reduce: Any) -> Tensor:
+    """The extreme of every `length` columns of [combinations, columns], flattened."""
+    short = -values.shape[1] % length
+    if short:
+        values = torch.cat([values, values[:, -1:].expand(-1, short)], 1)
+    return reduce(values.view(len(values), -1, length), 2).flatten()
+
+
+def _selected(value: Interval | Truth, index: Tensor) -> Interval | Truth:
+    """The entries of a value for each tile."""
+
+    def pick(x: Any) -> Any:
+        return x.index_select(0, index) if isinstance(x, Tensor) and x.dim() else x
+
+    if isinstance(value, Truth):
+        return Truth(pick(value.may), pick(value.every), pick(value.some), pick(value.lacking), TILE)
+    return replace(
+        value, low=pick(value.low), high=pick(value.high), attained=pick(value.attained), solid=pick(value.solid), space=TILE
+    )
