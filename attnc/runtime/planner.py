@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,9 +22,11 @@ FACTOR = 4
 """How many cells a cell is divided into, along each axis."""
 COARSEST = 8
 """Most cells per axis to begin with."""
-MOST_TILES = 1 << 21
-"""Tiles looked at in one step. Where a mask needs more, what is left counts as partly allowed, which is always sound."""
-OPEN, PARTIAL, FULL = range(3)
+MOST_TILES = 1 << 24
+"""Tiles looked at for one mask. Where it needs more, what is left counts as partly allowed, which is always sound."""
+BAND = 1 << 16
+"""Tiles looked at together: few enough that their tensors stay in a cache."""
+EMPTY, OPEN, PARTIAL, FULL = range(4)
 """Classes of tiles; open ones are not decided yet, empty ones are not kept."""
 
 
@@ -42,8 +44,7 @@ class Table:
     runs: Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class Segments:
+class Segments(NamedTuple):
     """Consecutive blocks of one class, ordered by row, then column; int64 [S] each, columns in cells of a level."""
 
     row: Tensor
@@ -51,8 +52,11 @@ class Segments:
     high: Tensor
     kind: Tensor
 
-    def select(self, keep: Tensor) -> Segments:
-        return Segments(self.row[keep], self.low[keep], self.high[keep], self.kind[keep])
+    def select(self, at: Tensor) -> Segments:
+        return Segments(*(x.index_select(0, at) for x in self))
+
+    def narrow(self, first: int, stop: int) -> Segments:
+        return Segments(*(x[first:stop] for x in self))
 
 
 def plan(mask: Mask, blocks: tuple[int, int]) -> Table:
@@ -67,11 +71,7 @@ def plan(mask: Mask, blocks: tuple[int, int]) -> Table:
     rows = torch.arange(level.rows * mask.combinations, device=mask.device).repeat_interleave(level.columns)
     low = torch.arange(level.columns, device=mask.device).repeat(level.rows * mask.combinations)
     found = Segments(rows, low, low + 1, torch.full_like(rows, OPEN))
-    for finer in reversed(levels[:-1]):
-        found = _divided(_judged(found, level), level, finer, mask.combinations)
-        level = finer
-    found = _settled(_judged(found, level), level)
-    return _table(found, level, mask)
+    return _table(Search(mask, levels).descend(found, len(levels) - 1), levels[0], mask)
 
 
 def _levels(mask: Mask, blocks: tuple[int, int]) -> list[Level]:
@@ -85,24 +85,58 @@ def _levels(mask: Mask, blocks: tuple[int, int]) -> list[Level]:
     return levels
 
 
-def _judged(found: Segments, level: Level) -> Segments:
-    """Open tiles classified: empty ones dropped, and where all blocks are alike, neighbours joined."""
-    at = torch.nonzero(found.kind == OPEN).flatten()
-    if not len(at):
-        return found
-    truth = level.classify(found.row[at], found.low[at])
-    shape, device = at.shape, at.device
-    may, every = _flags(truth.may, shape, device), _flags(truth.every, shape, device)
-    kind = torch.where(every, FULL, OPEN)
-    if level.finer is None:
-        mixed = _flags(truth.some, shape, device) & _flags(truth.lacking, shape, device)
-        kind = torch.where(mixed, PARTIAL, kind)
-    found.kind[at] = torch.where(may, kind, -1)
-    return _joined(found.select(found.kind >= 0))
+class Search:
+    """One mask's search from the coarsest level to the finest, a band of rows at a time."""
+
+    def __init__(self, mask: Mask, levels: list[Level]) -> None:
+        self.mask = mask
+        self.levels = levels
+        self.left = MOST_TILES
+
+    def descend(self, found: Segments, k: int) -> Segments:
+        """What becomes of segments of level `k` at the level of blocks."""
+        level = self.levels[k]
+        found = self._judged(found, level)
+        if k == 0:
+            return _joined(self._settled(found))
+        finer = self.levels[k - 1]
+        width = _widths(found, finer)
+        done = [
+            self.descend(_divided(found.narrow(a, b), width[a:b], level, finer), k - 1) for a, b in _bands(found, width)
+        ]
+        return done[0] if len(done) == 1 else Segments(*(torch.cat(parts) for parts in zip(*done, strict=True)))
+
+    def _judged(self, found: Segments, level: Level) -> Segments:
+        """Open tiles classified: empty ones dropped, and where all blocks are alike, neighbours joined."""
+        at = torch.nonzero(found.kind == OPEN).flatten()
+        if not len(at):
+            return found
+        self.left -= len(at)
+        if self.left < 0:
+            return Segments(found.row, found.low, found.high, found.kind.masked_fill(found.kind == OPEN, PARTIAL))
+        every = len(at) == len(found.row)
+        truth = level.classify(*((found.row, found.low) if every else (found.row[at], found.low[at])))
+        may, full = _flags(truth.may, at), _flags(truth.every, at)
+        kind = torch.where(full, FULL, OPEN)
+        if level.finer is None:
+            kind = kind.masked_fill(_flags(truth.some, at) & _flags(truth.lacking, at), PARTIAL)
+        kind = kind.masked_fill(~may, EMPTY)
+        found.kind[at] = kind
+        return _joined(found.select(torch.nonzero(found.kind != EMPTY).flatten()))
+
+    def _settled(self, found: Segments) -> Segments:
+        """Blocks still open are decided by their parts."""
+        at = torch.nonzero(found.kind == OPEN).flatten()
+        if not len(at):
+            return found
+        found.kind[at] = _inside(self.levels[0], found.row[at], found.low[at])
+        return found.select(torch.nonzero(found.kind != EMPTY).flatten())
 
 
-def _flags(value: Any, shape: torch.Size, device: torch.device) -> Tensor:
-    return value.expand(shape) if isinstance(value, Tensor) else torch.full(shape, bool(value), device=device)
+def _flags(value: Any, like: Tensor) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.expand(like.shape)
+    return torch.full(like.shape, bool(value), device=like.device)
 
 
 def _joined(found: Segments) -> Segments:
@@ -126,40 +160,47 @@ def _merged(found: Segments, same: Tensor) -> Segments:
     return Segments(found.row[begins], found.low[begins], found.high[ends], found.kind[begins])
 
 
-def _divided(found: Segments, level: Level, finer: Level, combinations: int) -> Segments:
+def _widths(found: Segments, finer: Level) -> Tensor:
+    """How many segments of a row of the finer level come from each segment."""
+    return torch.where(found.kind == OPEN, (finer.columns - found.low * FACTOR).clamp(max=FACTOR), 1)
+
+
+def _bands(found: Segments, width: Tensor) -> list[tuple[int, int]]:
+    """Ranges of segments, whole rows each, that give about `BAND` segments of the finer level or one row."""
+    total = len(width)
+    tiles = int(width.sum()) * FACTOR
+    if tiles <= BAND:
+        return [(0, total)]
+    steps = torch.arange(1, -(-tiles // BAND), device=width.device) * (BAND // FACTOR)
+    rows = found.row[torch.searchsorted(width.cumsum(0), steps).clamp(max=total - 1)]
+    places = [0, *torch.unique(torch.searchsorted(found.row, rows)).tolist(), total]
+    return [(a, b) for a, b in zip(places, places[1:], strict=False) if a < b]
+
+
+def _divided(found: Segments, width: Tensor, level: Level, finer: Level) -> Segments:
     """Every row becomes those of the finer level, and open tiles their finer ones; the order stays."""
-    device = found.row.device
-    width = torch.ones_like(found.row)
-    is_open = found.kind == OPEN
-    width[is_open] = (finer.columns - found.low[is_open] * FACTOR).clamp(max=FACTOR)
-    if int(width[is_open].sum()) * FACTOR > MOST_TILES:
-        found = _joined(Segments(found.row, found.low, found.high, found.kind.masked_fill(is_open, PARTIAL)))
-        width, is_open = torch.ones_like(found.row), torch.zeros_like(found.row, dtype=torch.bool)
-    per_row = torch.zeros(level.rows * combinations, dtype=torch.int64, device=device)
-    per_row.index_add_(0, found.row, width)
+    device = width.device
+    coarse, position = torch.unique_consecutive(found.row, return_inverse=True)
+    per_row = torch.zeros_like(coarse).index_add_(0, position, width)
     begins = per_row.cumsum(0) - per_row
-    row = torch.arange(finer.rows * combinations, device=device)
-    parent = row // finer.rows * level.rows + row % finer.rows // FACTOR
+    # Rows of the finer level: those of each combination follow each other, so the last cell may have fewer.
+    inside = coarse % level.rows
+    fine = (coarse // level.rows * finer.rows + inside * FACTOR)[:, None] + torch.arange(FACTOR, device=device)
+    exists = (inside * FACTOR)[:, None] + torch.arange(FACTOR, device=device) < finer.rows
+    fine, parent = fine[exists], torch.nonzero(exists)[:, 0]
     lengths = per_row[parent]
-    child = row.repeat_interleave(lengths)
-    source = torch.arange(len(child), device=device) + (begins[parent] - (lengths.cumsum(0) - lengths))[child]
-    segment = torch.arange(len(found.row), device=device).repeat_interleave(width)
+    child = fine.repeat_interleave(lengths)
+    shift = (begins[parent] - (lengths.cumsum(0) - lengths)).repeat_interleave(lengths)
+    source = torch.arange(len(child), device=device).add_(shift)
+    segment = torch.arange(len(width), device=device).repeat_interleave(width)
     offset = torch.arange(len(segment), device=device) - (width.cumsum(0) - width)[segment]
     low = found.low[segment] * FACTOR + offset
-    high = torch.where(is_open[segment], low + 1, (found.high[segment] * FACTOR).clamp(max=finer.columns))
-    return Segments(child, low[source], high[source], found.kind[segment][source])
+    kind = found.kind[segment]
+    high = torch.where(kind == OPEN, low + 1, (found.high[segment] * FACTOR).clamp(max=finer.columns))
+    return Segments(child, *(x.index_select(0, source) for x in (low, high, kind)))
 
 
 # ------------------------------------------------------------------------------------------------ inside blocks
-
-
-def _settled(found: Segments, level: Level) -> Segments:
-    """Blocks still open are decided by their parts."""
-    at = torch.nonzero(found.kind == OPEN).flatten()
-    if len(at):
-        found.kind[at] = _inside(level, found.row[at], found.low[at])
-        found = found.select(found.kind >= 0)
-    return _joined(found)
 
 
 def _inside(level: Level, row: Tensor, column: Tensor) -> Tensor:
@@ -182,7 +223,7 @@ def _inside(level: Level, row: Tensor, column: Tensor) -> Tensor:
             unknown[owner] = True
             break
         truth = Pieces(mask, ranges, combination).classify()
-        flags = [_flags(f, owner.shape, owner.device) for f in (truth.may, truth.every, truth.some, truth.lacking)]
+        flags = [_flags(f, owner) for f in (truth.may, truth.every, truth.some, truth.lacking)]
         may, every = flags[:2]
         some[owner[flags[2] | every]] = True
         lacking[owner[flags[3] | ~may]] = True
@@ -193,7 +234,7 @@ def _inside(level: Level, row: Tensor, column: Tensor) -> Tensor:
         left = torch.nonzero(may & ~every & ~single & ~(some & lacking)[owner]).flatten()
         ranges = {a: (first[left], last[left]) for a, (first, last) in ranges.items()}
         owner, combination = owner[left], combination[left]
-    kind = torch.where(some, torch.where(lacking, PARTIAL, FULL), -1)
+    kind = torch.where(some, torch.where(lacking, PARTIAL, FULL), EMPTY)
     return kind.masked_fill(unknown, PARTIAL)
 
 
