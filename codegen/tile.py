@@ -54,6 +54,29 @@ class Argument:
 
 
 @dataclass(frozen=True, slots=True)
+class Runs:
+    """A table that says which blocks of the inner axis a kernel visits, made at launch for the block lengths it then has.
+
+    Attributes:
+        spans: the argument with, for every block of the outer axis, its first run and the one after its last:
+            i32[*batch, blocks, 2].
+        table: the argument with the runs, i32[count, 3] positions along `inner`: blocks from the first to the second
+            are partly allowed, those from there to the third are all allowed. A row's runs are in order.
+        count: the size symbol that holds the number of runs.
+        condition: what the table is planned for, over `outer`, `inner`, `batch` axes, sizes and arguments.
+        batch: axes the table's leading dimensions run over, with their extents.
+    """
+
+    spans: str
+    table: str
+    count: str
+    outer: str
+    inner: str
+    condition: Node
+    batch: tuple[tuple[str, Node], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Assign:
     """``target = value``; the first assignment of a name declares it, later ones (same axes) overwrite it."""
 
@@ -151,6 +174,7 @@ class Kernel:
         real: ``f32`` or ``f64``, the type of reals.
         constants: sizes fixed at compile time (channel extents).
         serial: grid axes that must run one after another because they share an ``add`` argument.
+        runs: the table its loop follows, if it does not compute its bounds itself.
     """
 
     name: str
@@ -166,6 +190,7 @@ class Kernel:
     real: str = "f32"
     constants: dict[str, int] = field(default_factory=dict)
     serial: tuple[str, ...] = ()
+    runs: Runs | None = None
 
     def argument(self, name: str) -> Argument:
         return next(a for a in self.arguments if a.name == name)

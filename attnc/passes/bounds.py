@@ -1,23 +1,31 @@
 """Loop bounds from masks: for a block of the outer axis, which inner positions can be allowed and which all are.
 
-Each condition is solved for the inner position by interval arithmetic over the block. What cannot be solved bounds
-nothing and makes every block partial, which is always sound.
+Each condition is solved for the inner position at one outer position: what it allows is a range whose ends are
+expressions of that position. Over a block the ends move; where they never fall, or never rise, their extremes are their
+values at the ends of the block. If the ranges of neighbouring positions also leave no gap between them, the loop visits
+exactly the blocks that hold an allowed pair (`Range.exact`). What cannot be solved bounds nothing and makes every block
+partial, which is always sound; `attnc.passes.coverage` gives such masks a table of runs instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from attnc.ir.node import (
+    FALSE,
     Add,
+    Axes,
     Axis,
     Call,
     Const,
+    Load,
     Node,
+    Prod,
     Size,
     Var,
     add,
+    axis,
     call,
     coefficient,
     const,
@@ -27,21 +35,57 @@ from attnc.ir.node import (
     terms_of,
     var,
 )
+from attnc.ir.walk import postorder, replace
 
 Interval = tuple[Node, Node]
+ZERO = const(0)
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
     """Inner positions of one block: outside [low, high) none is allowed; inside [full_low, full_high) all are.
 
-    None in the last two means that nothing is known to be full.
+    None in the last two means that nothing is known to be full. `exact`: every block in [low, high) holds an allowed
+    pair, and outside the full range none is all allowed.
     """
 
     low: Node
     high: Node
     full_low: Node | None
     full_high: Node | None
+    exact: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """An end of what is allowed at one outer position. Where the condition `open` on that position holds there is none:
+    the range reaches the end of the axis; `value` then lies inside the axis."""
+
+    value: Node
+    open: Node = FALSE
+
+    def node(self, limit: Node) -> Node:
+        """The end as one expression, given the end of the axis on this side."""
+        return call("where", self.open, limit, self.value)
+
+    def trend(self, outer: str, side: int) -> int | None:
+        """As `trend`; `side` is 1 for an upper end, which an open condition moves up, and -1 for a lower one."""
+        switches, rising = trend(self.open, outer), trend(self.value, outer)
+        return _common([None if switches is None else side * switches, rising])
+
+    @property
+    def axes(self) -> Axes:
+        return self.value.axes | self.open.axes
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """What a condition allows at one outer position: nothing outside the range from the largest of `lows` to the smallest
+    of `highs`, and with `exact` everything inside it."""
+
+    lows: tuple[End, ...] = ()
+    highs: tuple[End, ...] = ()
+    exact: bool = True
 
 
 def first(axis: str) -> Var:
@@ -56,154 +100,229 @@ def last(axis: str) -> Var:
 
 def inner_range(conditions: Iterable[Node], outer: str | None, inner: str, extent: Node) -> Range:
     """The range that all conditions leave, within 0 and `extent`."""
-    zero = const(0)
-    result = Range(zero, extent, zero, extent)
-    for condition in conditions:
-        result = _intersect(result, _solve(condition, outer, inner, extent))
-    return result
-
-
-def _intersect(a: Range, b: Range) -> Range:
-    low = call("maximum", a.low, b.low)
-    high = call("minimum", a.high, b.high)
-    if a.full_low is None or b.full_low is None or a.full_high is None or b.full_high is None:
+    solution = _both([_solve(c, inner, extent) for c in conditions])
+    lows = [_extremes(x, ZERO, outer, -1) for x in solution.lows]
+    highs = [_extremes(x, extent, outer, 1) for x in solution.highs]
+    low = _fold("maximum", [ZERO, *(x[0] for x in lows if x)])
+    high = _fold("minimum", [extent, *(x[1] for x in highs if x)])
+    if not solution.exact or None in (*lows, *highs):
         return Range(low, high, None, None)
-    return Range(low, high, call("maximum", a.full_low, b.full_low), call("minimum", a.full_high, b.full_high))
+    full_low = _fold("maximum", [ZERO, *(x[1] for x in lows if x)])
+    full_high = _fold("minimum", [extent, *(x[0] for x in highs if x)])
+    return Range(low, high, full_low, full_high, outer is None or _gapless(solution, outer))
 
 
-def _solve(condition: Node, outer: str | None, inner: str, extent: Node) -> Range:
-    unknown = Range(const(0), extent, None, None)
+# -------------------------------------------------------------------------------------------------------- solving
+
+
+def _both(parts: Sequence[Solution]) -> Solution:
+    lows = tuple(dict.fromkeys(x for p in parts for x in p.lows))
+    highs = tuple(dict.fromkeys(x for p in parts for x in p.highs))
+    return Solution(lows, highs, all(p.exact for p in parts))
+
+
+UNSOLVED = Solution(exact=False)
+
+
+def _solve(condition: Node, inner: str, extent: Node) -> Solution:
+    if isinstance(condition, Const):
+        return Solution() if condition.value else Solution(highs=(End(ZERO),))
+    if inner not in condition.axes:
+        return Solution(highs=(End(ZERO, condition),)) if _is_index(condition) else UNSOLVED
     if not isinstance(condition, Call):
-        return unknown
+        return UNSOLVED
     match condition.fn:
         case "and":
-            return inner_range(condition.args, outer, inner, extent)
+            return _both([_solve(c, inner, extent) for c in condition.args])
         case "or":
-            return _union([_solve(c, outer, inner, extent) for c in condition.args])
+            return _either(condition.args, inner, extent)
+        case "not" if isinstance(condition.args[0], Call) and condition.args[0].fn in ("and", "or"):
+            inside = condition.args[0]
+            return _solve(
+                call("or" if inside.fn == "and" else "and", *(call("not", a) for a in inside.args)), inner, extent
+            )
         case "le" | "lt" if all(a.kind == "i" for a in condition.args):
             a, b = condition.args
-            slack = const(1 if condition.fn == "lt" else 0)
-            return _at_most_zero(add(a, neg(b), slack), outer, inner, extent)
+            return _at_most_zero(add(a, neg(b), const(1 if condition.fn == "lt" else 0)), inner, extent)
         case "eq" if all(a.kind == "i" for a in condition.args):
             a, b = condition.args
-            up = _at_most_zero(sub(a, b), outer, inner, extent)
-            down = _at_most_zero(sub(b, a), outer, inner, extent)
-            both = _intersect(up, down)
-            return Range(both.low, both.high, None, None)
+            return _both([_at_most_zero(sub(a, b), inner, extent), _at_most_zero(sub(b, a), inner, extent)])
         case _:
-            return unknown
+            return UNSOLVED
 
 
-def _union(ranges: list[Range]) -> Range:
-    low, high = ranges[0].low, ranges[0].high
-    for r in ranges[1:]:
-        low, high = call("minimum", low, r.low), call("maximum", high, r.high)
-    return Range(low, high, None, None)
+def _either(conditions: Sequence[Node], inner: str, extent: Node) -> Solution:
+    """Ranges that all begin, or all end, with the axis make one range; conditions on the outer position alone open it."""
+    fixed = call("or", *(c for c in conditions if inner not in c.axes))
+    parts = [_solve(c, inner, extent) for c in conditions if inner in c.axes]
+    if not _is_index(fixed):
+        return UNSOLVED
+    if not parts:
+        return Solution(highs=(End(ZERO, fixed),))
+    exact = all(p.exact for p in parts)
+    if any(not p.lows and not p.highs for p in parts):
+        return Solution(exact=exact)
+    lows: tuple[End, ...] = ()
+    highs: tuple[End, ...] = ()
+    if all(p.lows for p in parts):
+        value = _fold("minimum", [_fold("maximum", [ZERO, *(x.node(ZERO) for x in p.lows)]) for p in parts])
+        lows = (End(value, fixed),)
+    if all(p.highs for p in parts):
+        value = _fold("maximum", [_fold("minimum", [extent, *(x.node(extent) for x in p.highs)]) for p in parts])
+        highs = (End(value, fixed),)
+    one_sided = not any(p.lows for p in parts) or not any(p.highs for p in parts)
+    return Solution(lows, highs, exact and (len(parts) == 1 or one_sided))
 
 
-def _at_most_zero(value: Node, outer: str | None, inner: str, extent: Node) -> Range:
+def _is_index(node: Node) -> bool:
+    """Whether a condition compares integers that a kernel knows before its loop."""
+    kinds = (Const, Size, Axis, Load, Call, Add, Prod)
+    return all(isinstance(n, kinds) and n.kind != "f" for n in postorder([node]))
+
+
+def _fold(fn: str, nodes: Sequence[Node]) -> Node:
+    total = nodes[0]
+    for n in nodes[1:]:
+        total = call(fn, total, n)
+    return total
+
+
+def _at_most_zero(value: Node, inner: str, extent: Node) -> Solution:
     """Solve ``value <= 0`` for the inner position."""
-    unknown = Range(const(0), extent, None, None)
     moving = [t for t in terms_of(value) if inner in t.axes]
-    rest = [t for t in terms_of(value) if inner not in t.axes]
-    if not moving:
-        return _fixed(add(*rest), outer, extent) if rest else unknown
-    absolute = _absolute(moving, rest)
-    if absolute is not None:
-        up, down = (_at_most_zero(x, outer, inner, extent) for x in absolute)
-        return _intersect(up, down)
+    rest = add(ZERO, *(t for t in terms_of(value) if inner not in t.axes))
     if len(moving) != 1:
-        return unknown
-    bounds = interval(add(const(0), *rest), outer)
-    if bounds is None:
-        return unknown
-    return _isolate(moving[0], bounds, inner, extent)
+        return Solution() if not moving else UNSOLVED
+    return _branches(moving[0], rest, inner, extent) or _isolate(moving[0], rest, inner)
 
 
-def _fixed(value: Node, outer: str | None, extent: Node) -> Range:
-    """A condition that does not depend on the inner position leaves all of it or nothing."""
-    bounds = interval(value, outer)
-    if bounds is None:
-        return Range(const(0), extent, None, None)
-    zero = const(0)
-    some = call("where", call("le", bounds[0], zero), extent, zero)
-    every = call("where", call("le", bounds[1], zero), extent, zero)
-    return Range(zero, some, zero, every)
-
-
-def _absolute(moving: list[Node], rest: list[Node]) -> tuple[Node, Node] | None:
-    """``abs(x) + rest <= 0`` as the pair ``x + rest <= 0`` and ``-x + rest <= 0``."""
-    if len(moving) != 1 or not (isinstance(moving[0], Call) and moving[0].fn == "abs"):
+def _branches(term: Node, rest: Node, inner: str, extent: Node) -> Solution | None:
+    """``max(x, y) + rest <= 0`` is both, ``min(x, y) + rest <= 0`` either of the two inequalities; so for abs."""
+    k, factors = coefficient(term)
+    if len(factors) != 1 or not isinstance(factors[0], Call) or not isinstance(k, int):
         return None
-    x = moving[0].args[0]
-    return add(x, *rest), add(neg(x), *rest)
+    inside = factors[0]
+    if inside.fn not in ("abs", "maximum", "minimum"):
+        return None
+    values = (inside.args[0], neg(inside.args[0])) if inside.fn == "abs" else inside.args
+    conditions = [call("le", add(mul(const(k), x), rest), ZERO) for x in values]
+    together = (inside.fn != "minimum") == (k > 0)
+    return _solve(call("and" if together else "or", *conditions), inner, extent)
 
 
-def _isolate(term: Node, rest: Interval, inner: str, extent: Node) -> Range:
-    """Solve ``k * u(j) + r <= 0`` with r in `rest`, where u is j or ``j // c``."""
+def _isolate(term: Node, rest: Node, inner: str) -> Solution:
+    """Solve ``k * u(j) + rest <= 0``, where u is j, j plus something, or either of these divided by a number."""
     k, factors = coefficient(term)
     if len(factors) != 1 or not isinstance(k, int):
-        return Range(const(0), extent, None, None)
+        return UNSOLVED
     unit: Node = const(1)
     u = factors[0]
-    if isinstance(u, Call) and u.fn == "floordiv" and isinstance(u.args[1], Const | Size):
+    if isinstance(u, Call) and u.fn == "floordiv" and _is_positive(u.args[1]):
         unit, u = u.args[1], u.args[0]
-    if not (isinstance(u, Axis) and u.name == inner):
-        return Range(const(0), extent, None, None)
-    low, high = rest
-    if k > 0:
-        return Range(const(0), _below(low, k, unit), const(0), _below(high, k, unit))
-    return Range(_above(low, -k, unit), extent, _above(high, -k, unit), extent)
+    shift = sub(u, axis(inner))
+    if inner in shift.axes:
+        return UNSOLVED
+    # At most floor(-rest / k), or at least ceil(rest / -k), whole units.
+    edge = call("floordiv", neg(rest), const(k)) if k > 0 else neg(call("floordiv", neg(rest), const(-k)))
+    edge = add(mul(unit, edge), unit if k > 0 else ZERO, neg(shift))
+    return Solution(highs=(End(edge),)) if k > 0 else Solution(lows=(End(edge),))
 
 
-def _below(r: Node, k: int, unit: Node) -> Node:
-    """One past the largest j with ``k * (j // unit) <= -r``."""
-    return mul(add(call("floordiv", neg(r), const(k)), const(1)), unit)
+def _is_positive(node: Node) -> bool:
+    """Whether a divisor is a number above 0; sizes are."""
+    return (isinstance(node, Size) and node.name != "q_start") or (isinstance(node, Const) and node.value > 0)
 
 
-def _above(r: Node, k: int, unit: Node) -> Node:
-    """The smallest j with ``k * (j // unit) >= r``."""
-    return mul(neg(call("floordiv", neg(r), const(k))), unit)
+# ----------------------------------------------------------------------------------------------------- exactness
 
 
-def interval(node: Node, outer: str | None) -> Interval | None:
-    """The least and greatest value of an integer expression over a block of the outer axis; None if unknown."""
-    if outer is None or outer not in node.axes:
-        return node, node
+def _gapless(solution: Solution, outer: str) -> bool:
+    """Whether the ranges of the outer positions of a block make one range together.
+
+    Ends that do not move cut all ranges alike. Of the others, each range must begin no later than just after any of its
+    neighbours ends: a lower end may not rise, from one position to the next, by more than any range is long.
+    """
+    lows = [x for x in solution.lows if outer in x.axes]
+    highs = [x for x in solution.highs if outer in x.axes]
+    for ends, side in ((lows, -1), (highs, 1)):
+        if _common([x.trend(outer, side) for x in ends]) is None:
+            return False
+    for low in lows:
+        for high in highs:
+            length = sub(high.value, low.value)
+            step = _step(low.value, outer)
+            plain = low.open is FALSE and high.open is FALSE
+            if not plain or not isinstance(length, Const) or step is None or not step <= length.value:
+                return False
+    return True
+
+
+def _step(node: Node, outer: str) -> int | None:
+    """The most that an expression changes when the outer position moves by one; None if unknown."""
+    if outer not in node.axes:
+        return 0
     match node:
         case Axis():
-            return first(outer), last(outer)
+            return 1
         case Add():
-            parts = [interval(t, outer) for t in node.terms]
-            if any(p is None for p in parts):
-                return None
-            return add(*(p[0] for p in parts if p)), add(*(p[1] for p in parts if p))
-        case Call():
-            return _call_interval(node, outer)
+            steps = [_step(t, outer) for t in node.terms]
+            return None if None in steps else sum(s for s in steps if s is not None)
+        case Call(fn="floordiv", args=(x, Const() as by)) if _is_positive(by):
+            step = _step(x, outer)
+            return None if step is None else -(-step // int(by.value))
+        case Call(fn="maximum" | "minimum" | "abs", args=args):
+            steps = [_step(x, outer) for x in args]
+            return None if None in steps else max(s for s in steps if s is not None)
         case _:
             k, rest = coefficient(node)
-            inside = interval(rest[0], outer) if len(rest) == 1 and rest[0] is not node and isinstance(k, int) else None
-            if inside is None:
+            if len(rest) != 1 or rest[0] is node or not isinstance(k, int):
                 return None
-            low, high = (mul(const(k), x) for x in inside)
-            return (low, high) if k >= 0 else (high, low)
+            step = _step(rest[0], outer)
+            return None if step is None else abs(k) * step
 
 
-def _call_interval(node: Call, outer: str) -> Interval | None:
-    match node.fn:
-        case "floordiv" if isinstance(node.args[1], Const | Size):
-            inside = interval(node.args[0], outer)
-            return (
-                None
-                if inside is None
-                else (call("floordiv", inside[0], node.args[1]), call("floordiv", inside[1], node.args[1]))
-            )
-        case "mod" if isinstance(node.args[1], Const | Size):
-            return const(0), sub(node.args[1], const(1))
-        case "maximum" | "minimum":
-            a, b = (interval(x, outer) for x in node.args)
-            if a is None or b is None:
-                return None
-            return call(node.fn, a[0], b[0]), call(node.fn, a[1], b[1])
+def trend(node: Node, outer: str) -> int | None:
+    """1 if an expression never falls along the outer axis, -1 if it never rises, 0 if it does neither; else None. A
+    condition rises where it becomes true."""
+    if outer not in node.axes:
+        return 0
+    match node:
+        case Axis():
+            return 1
+        case Add():
+            return _common([trend(t, outer) for t in node.terms])
+        case Call(fn="floordiv", args=(x, by)) if _is_positive(by):
+            return trend(x, outer)
+        case Call(fn="maximum" | "minimum" | "and" | "or", args=args):
+            return _common([trend(x, outer) for x in args])
+        case Call(fn="le" | "lt", args=(a, b)) if a.kind == b.kind == "i":
+            return trend(sub(b, a), outer)
+        case Call(fn="not", args=(x,)):
+            rising = trend(x, outer)
+            return None if rising is None else -rising
         case _:
-            return None
+            k, rest = coefficient(node)
+            if len(rest) != 1 or rest[0] is node or not isinstance(k, int):
+                return None
+            rising = trend(rest[0], outer)
+            return None if rising is None else rising * (1 if k > 0 else -1)
+
+
+def _common(trends: Sequence[int | None]) -> int | None:
+    """The trend of what is made of parts with these trends and rises with each of them."""
+    if None in trends:
+        return None
+    moving = {t for t in trends if t}
+    return None if len(moving) == 2 else next(iter(moving), 0)
+
+
+def _extremes(end: End, limit: Node, outer: str | None, side: int) -> Interval | None:
+    """The least and the greatest value of an end of a range over the block; None if it is not known to move one way."""
+    node = end.node(limit)
+    if outer is None or outer not in node.axes:
+        return node, node
+    rising = end.trend(outer, side)
+    if rising is None:
+        return None
+    at_first, at_last = (replace([node], {axis(outer): x})[0] for x in (first(outer), last(outer)))
+    return (at_first, at_last) if rising >= 0 else (at_last, at_first)

@@ -136,9 +136,11 @@ class Rules:
 
     def absolute(self, a: Interval) -> Interval:
         on = self.on
-        crosses = on.both(a.low < 0, 0 < a.high)
+        crosses = on.both(a.low < 0, a.high > 0)
         low = on.maximum(on.maximum(a.low, -a.high), 0)
-        return Interval(low, on.maximum(-a.low, a.high), on.either(a.solid, on.both(a.attained, on.no(crosses))), a.solid)
+        return Interval(
+            low, on.maximum(-a.low, a.high), on.either(a.solid, on.both(a.attained, on.no(crosses))), a.solid
+        )
 
     def minimum(self, a: Interval, b: Interval, apart: bool) -> Interval:
         return self._extreme(self.on.minimum, a, b, apart)
@@ -168,10 +170,12 @@ class Rules:
         b_low, b_high = on.common_bits(zero[2], zero[3])
         single = on.both(a.low == a.high, b.low == b.high)
         high = on.minimum(on.bitand(a_high, b_high), on.minimum(zero[1], zero[3]))
-        plain = on.both(0 <= a.low, 0 <= b.low)
+        plain = on.both(a.low >= 0, b.low >= 0)
         # The sign bits of both survive only together: two negative numbers give one not below the sum of both.
-        low = on.where(plain, on.bitand(a_low, b_low), on.where(on.either(0 <= a.low, 0 <= b.low), 0, a.low + b.low))
-        high = on.where(plain, high, on.where(0 <= a.low, a.high, on.where(0 <= b.low, b.high, on.maximum(a.high, b.high))))
+        low = on.where(plain, on.bitand(a_low, b_low), on.where(on.either(a.low >= 0, b.low >= 0), 0, a.low + b.low))
+        high = on.where(
+            plain, high, on.where(a.low >= 0, a.high, on.where(b.low >= 0, b.high, on.maximum(a.high, b.high)))
+        )
         low = on.where(single, on.bitand(a.low, b.low), low)
         high = on.where(single, on.bitand(a.high, b.high), high)
         return Interval(low, high, single, single)
@@ -207,9 +211,7 @@ class Rules:
         may = on.both(a.low <= b.high, b.low <= a.high)
         every = on.both(a.low == b.high, a.high == b.low)
         known = on.both(apart, on.both(a.attained, b.attained))
-        touch = on.either(
-            on.either(a.low == b.low, a.high == b.high), on.either(a.low == b.high, a.high == b.low)
-        )
+        touch = on.either(on.either(a.low == b.low, a.high == b.high), on.either(a.low == b.high, a.high == b.low))
         meet = on.either(on.both(known, touch), on.both(apart, on.both(may, on.both(a.solid, b.solid))))
         return Truth(may, every, on.either(every, meet), self._lacking(may, every, known))
 
@@ -243,9 +245,7 @@ class Walker:
         align: brings values of different spaces into one.
     """
 
-    def __init__(
-        self, arithmetic: Arithmetic, moving: frozenset[str], leaf: Leaf, align: Align | None = None
-    ) -> None:
+    def __init__(self, arithmetic: Arithmetic, moving: frozenset[str], leaf: Leaf, align: Align | None = None) -> None:
         self.rules = Rules(arithmetic)
         self.moving = moving
         self.leaf = leaf
@@ -286,7 +286,9 @@ class Walker:
             case Prod():
                 return self._product(node)
             case Iverson():
-                return self._choice(node.condition, Const.intern((1.0,), frozenset(), "f"), Const.intern((0.0,), frozenset(), "f"))
+                return self._choice(
+                    node.condition, Const.intern((1.0,), frozenset(), "f"), Const.intern((0.0,), frozenset(), "f")
+                )
             case Call():
                 return self._function(node)
             case _:
@@ -450,7 +452,9 @@ class Walker:
             out = self.rules.less(a, b, apart, strict=node.fn == "lt")
         if x.kind == "f" or y.kind == "f":
             # A NaN compares as false, so an interval without an end proves nothing about all pairs.
-            finite = self.rules.on.both(self.rules.on.no(a.high == float("inf")), self.rules.on.no(b.low == float("-inf")))
+            finite = self.rules.on.both(
+                self.rules.on.no(a.high == float("inf")), self.rules.on.no(b.low == float("-inf"))
+            )
             out.every = self.rules.on.both(out.every, finite)
             out.some = self.rules.on.both(out.some, finite)
         out.space = max(a.space, b.space)

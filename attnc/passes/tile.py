@@ -18,6 +18,7 @@ from attnc.codegen.tile import (
     Kernel,
     Lane,
     Loop,
+    Runs,
     Scatter,
     Stmt,
     Store,
@@ -44,6 +45,7 @@ from attnc.ir.node import (
     call,
     const,
     factors_of,
+    load,
     max_over,
     mul,
     neg,
@@ -57,7 +59,8 @@ from attnc.ir.node import (
 )
 from attnc.ir.walk import postorder, replace, rewrite
 from attnc.passes.associate import is_group_condition
-from attnc.passes.bounds import inner_range
+from attnc.passes.bounds import Range, first
+from attnc.passes.coverage import Coverage, coverage
 from attnc.passes.emit import Block, Emitter, count_uses
 from attnc.passes.plan import Pass, Plan
 from attnc.passes.planes import Planes
@@ -118,6 +121,7 @@ class _Lowering:
         stored = {a for _, axes, _ in item.stores for a in axes}
         self.tables = frozenset(a for a in stored if self.planes.role(a) == "table")
         self.found: dict[Node, tuple[Max, Var]] = {}
+        self.runs: Runs | None = None
         self.scatters = [r for r in self.reductions if isinstance(r, Sum) and r.scatter]
 
     def _names(self) -> dict[Node, str]:
@@ -174,6 +178,7 @@ class _Lowering:
             real=self.real,
             constants=self.constants,
             serial=(self.outer,) if self.scatters and self.outer is not None else (),
+            runs=self.runs,
         )
         verify(kernel)
         return kernel
@@ -198,7 +203,8 @@ class _Lowering:
             values = [s.value] if isinstance(s, Assign | Accumulate) else []
             reads |= {n.tensor: None for v in values for n in postorder([v]) if isinstance(n, Load)}
         arguments = []
-        for tensor in reads:
+        tables = () if self.runs is None else (self.runs.spans, self.runs.table)
+        for tensor in (t for t in reads if t not in tables):
             declared = {t.name: t.dims for t in self.program.tensors}
             dims = declared[tensor] if tensor in declared else self.plan.buffer(tensor).dims
             arguments.append(Argument(tensor, self.dtypes[tensor], dims))
@@ -206,7 +212,16 @@ class _Lowering:
         for buffer, _, _ in self.item.stores:
             mode = "add" if buffer in added else "out"
             arguments.append(Argument(buffer, self.dtypes[buffer], self.plan.buffer(buffer).dims, mode))  # type: ignore[arg-type]
+        arguments += [Argument(t, "i32", self._table_dims(t)) for t in tables]
         return tuple(arguments)
+
+    def _table_dims(self, tensor: str) -> tuple[Node, ...]:
+        runs = self.runs
+        assert runs is not None
+        if tensor == runs.table:
+            return (size(runs.count), const(3))
+        extent, block = self.program.extent(runs.outer), size(f"BLOCK_{runs.outer.upper()}")
+        return (*(n for _, n in runs.batch), neg(call("floordiv", neg(extent), block)), const(2))
 
     def _sizes(self, body: Sequence[Stmt], arguments: Sequence[Argument]) -> tuple[str, ...]:
         nodes: list[Node] = [d for a in arguments for d in a.dims]
@@ -228,34 +243,22 @@ class _Lowering:
     # ------------------------------------------------------------------------------------------------- loops
 
     def _loops(self, inner: str) -> list[Stmt]:
-        conditions = self._common_conditions()
-        extent = self.program.extent(inner)
-        if not self._splits():
-            conditions = []
-        bounds = inner_range(conditions, self.outer, inner, extent)
-        block = size(f"BLOCK_{inner.upper()}")
+        cover = coverage(self.program, self.item)
         emitter = self.emitter
         emitter.running = {r: self._accumulator(r) for r in self.reductions if not getattr(r, "scatter", ())}
-
-        def bound(node: Node, name: str) -> Node:
-            node = self._load_scalars(node)
-            if not isinstance(node, Call) and not node.children:
-                return node
-            target = var(emitter.name(node, name), (), "i")
-            emitter.home(node).body.append(Assign(target, node))
-            return target
-
-        start = mul(call("floordiv", bounds.low, block), block)
-        if bounds.low is not const(0):
-            start = bound(start, f"{inner}_start")
-        stop = bound(bounds.high, f"{inner}_stop") if bounds.high is not extent else extent
-        if bounds.full_low is None or bounds.full_high is None or not self._splits():
+        start, stop = self._outside(inner, cover.bounds)
+        if cover.runs is not None:
+            return self._runs(inner, cover, start, stop)
+        bounds, conditions = cover.bounds, cover.conditions
+        if bounds.full_low is None or bounds.full_high is None:
             return [self._loop(inner, start, stop, conditions, masked=True)]
+        block = size(f"BLOCK_{inner.upper()}")
         full_start = start
         if bounds.full_low is not const(0):
             rounded = mul(neg(call("floordiv", neg(bounds.full_low), block)), block)
-            full_start = bound(call("maximum", rounded, start), f"{inner}_full")
-        full_stop = bound(mul(call("floordiv", call("minimum", bounds.full_high, stop), block), block), f"{inner}_tail")
+            full_start = self._bound(call("maximum", rounded, start), f"{inner}_full")
+        inside = call("minimum", bounds.full_high, stop)
+        full_stop = self._bound(mul(call("floordiv", inside, block), block), f"{inner}_tail")
         loops: list[Stmt] = []
         if full_start is not start:
             loops.append(self._loop(inner, start, call("minimum", full_start, stop), conditions, masked=True))
@@ -264,19 +267,70 @@ class _Lowering:
         loops.append(self._loop(inner, tail, stop, conditions, masked=True))
         return loops
 
-    def _splits(self) -> bool:
-        """Whether full blocks get a loop of their own."""
-        return not self.plane_stores and self.program.options.applies("bounds")
+    def _outside(self, inner: str, bounds: Range) -> tuple[Node, Node]:
+        """Where the loop starts and stops at the latest."""
+        extent = self.program.extent(inner)
+        block = size(f"BLOCK_{inner.upper()}")
+        start = mul(call("floordiv", bounds.low, block), block)
+        if bounds.low is not const(0):
+            start = self._bound(start, f"{inner}_start")
+        return start, self._bound(bounds.high, f"{inner}_stop") if bounds.high is not extent else extent
+
+    def _bound(self, node: Node, name: str) -> Node:
+        """A bound as a variable, where it is worth one."""
+        node = self._load_scalars(node)
+        if not isinstance(node, Call) and not node.children:
+            return node
+        return self._scalar(node, name, self.emitter.home(node))
+
+    def _scalar(self, node: Node, name: str, home: Block) -> Var:
+        target = var(self.emitter.name(node, name), (), "i")
+        home.body.append(Assign(target, node))
+        return target
+
+    def _runs(self, inner: str, cover: Coverage, start: Node, stop: Node) -> list[Stmt]:
+        """The loop over the runs of this block: the partly allowed blocks of each, then its full ones."""
+        assert self.outer is not None
+        emitter = self.emitter
+        runs = self.runs = self._table(inner, cover)
+        where = [
+            *(axis(a) for a in cover.batch),
+            call("floordiv", first(self.outer), size(f"BLOCK_{self.outer.upper()}")),
+        ]
+        ends = [load(runs.spans, [*where, const(k)], "i") for k in (0, 1)]
+        homes = [emitter.home(x) for x in ends]
+        begin, end = (self._scalar(x, n, h) for x, n, h in zip(ends, ("run_first", "run_stop"), homes, strict=True))
+        here = Block(self._fresh("run"))
+        assert here.axis is not None
+        low, turn, high = (
+            self._scalar(load(runs.table, [axis(here.axis), const(k)], "i"), f"{inner}_{name}", here)
+            for k, name in enumerate(("low", "turn", "high"))
+        )
+        emitter.blocks.append(here)
+        partial = self._loop(
+            inner, call("maximum", low, start), call("minimum", turn, stop), cover.conditions, masked=True
+        )
+        full = self._loop(inner, turn, high, cover.conditions, masked=False)
+        emitter.blocks.pop()
+        note = f"runs of blocks that the mask leaves to this block of {self.outer}"
+        return [Each(here.axis, begin, end, (*here.body, partial, full), note)]
+
+    def _table(self, inner: str, cover: Coverage) -> Runs:
+        assert self.outer is not None and cover.runs is not None
+        names = [self._fresh(f"{inner}_{x}") for x in ("spans", "runs", "run_count")]
+        return Runs(*names, self.outer, inner, cover.runs, tuple((a, self.program.extent(a)) for a in cover.batch))
+
+    def _fresh(self, name: str) -> str:
+        """A name that no axis, size, tensor or buffer has."""
+        taken = self.emitter.reserved() | {t.name for t in self.program.tensors} | {b.name for b in self.plan.buffers}
+        while name in taken:
+            name += "_"
+        return name
 
     def _load_scalars(self, node: Node) -> Node:
         """Loads inside a bound (a prefix length per batch) become variables."""
         emitter = self.emitter
         return rewrite([node], lambda n: emitter.value(n) if isinstance(n, Load) else None, canonical=False)[0]
-
-    def _common_conditions(self) -> list[Node]:
-        domains = [set(r.domain) for r in self.reductions]
-        common = set.intersection(*domains) if domains else set()
-        return sorted((c for c in common if not self._groups(c)), key=lambda n: n.order)
 
     def _accumulator(self, r: Reduction) -> Var:
         emitter = self.emitter
@@ -286,7 +340,7 @@ class _Lowering:
         emitter.blocks[0].body.append(Assign(target, const(-math.inf if isinstance(r, Max) else 0.0)))
         return target
 
-    def _loop(self, inner: str, start: Node, stop: Node, common: list[Node], *, masked: bool) -> Loop:
+    def _loop(self, inner: str, start: Node, stop: Node, common: Sequence[Node], *, masked: bool) -> Loop:
         emitter = self.emitter
         block = Block(inner)
         around = emitter.blocks
@@ -326,7 +380,7 @@ class _Lowering:
         note = "blocks the mask cuts" if masked and common else "the last, partial block" if masked else "full blocks"
         return Loop(inner, start, stop, masked, tuple(block.body), note)
 
-    def _conditions(self, r: Reduction, inner: str, common: list[Node], masked: bool) -> list[Node]:
+    def _conditions(self, r: Reduction, inner: str, common: Sequence[Node], masked: bool) -> list[Node]:
         """What must hold for a pair to count, beyond what the loop already guarantees."""
         extra = [c for c in r.domain if c not in common and not self._groups(c)]
         if not masked:
@@ -341,7 +395,7 @@ class _Lowering:
         """Running maxima that other reductions of this pass follow, and maxima in general."""
         return [r for r in self.reductions if isinstance(r, Max)]
 
-    def _lead(self, r: Reduction, block: Block, old: Node, inner: str, common: list[Node], masked: bool) -> None:
+    def _lead(self, r: Reduction, block: Block, old: Node, inner: str, common: Sequence[Node], masked: bool) -> None:
         assert isinstance(r, Max)
         emitter = self.emitter
         accumulator = _as_var(old)

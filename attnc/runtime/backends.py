@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from attnc.codegen.tile import Kernel
 from attnc.diagnostics.diagnostic import CallError, Diagnostic
 from attnc.passes.bias_form import TargetName
-from attnc.runtime.execute import Executor, KernelBackend, Launch, PlanExecutor
+from attnc.runtime.execute import Executor, KernelBackend, KernelLaunch, PlanExecutor
 
 if TYPE_CHECKING:
     from attnc.runtime.computation import Computation
@@ -123,7 +123,7 @@ class CppBackend:
 
     blocks: tuple[int, int] = (32, 64)
 
-    def build(self, kernels: Sequence[Kernel]) -> Sequence[Launch]:
+    def build(self, kernels: Sequence[Kernel]) -> Sequence[KernelLaunch]:
         """One library with all the kernels."""
         from attnc.runtime.cpu import build
 
@@ -135,7 +135,7 @@ class TritonBackend:
 
     blocks: tuple[int, int] = (64, 64)
 
-    def build(self, kernels: Sequence[Kernel]) -> Sequence[Launch]:
+    def build(self, kernels: Sequence[Kernel]) -> Sequence[KernelLaunch]:
         """One module with all the kernels."""
         from attnc.runtime.triton_backend import build
 
@@ -150,7 +150,7 @@ class TiledBackend:
 
     blocks: tuple[int, int] = (256, 256)
 
-    def build(self, kernels: Sequence[Kernel]) -> Sequence[Launch]:
+    def build(self, kernels: Sequence[Kernel]) -> Sequence[KernelLaunch]:
         """Interpreters of the kernels."""
         from attnc.runtime.tiled import TiledKernel
 

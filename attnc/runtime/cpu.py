@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from attnc.codegen.cpu.printer import print_unit
+from attnc.codegen.cpu.printer import block_lengths, print_unit
 from attnc.codegen.tile import Kernel
 from attnc.diagnostics.diagnostic import CallError, Diagnostic
 from attnc.runtime import cache
@@ -31,6 +31,10 @@ class CompiledKernel:
         self._pointers = ctypes.c_void_p * len(kernel.arguments)
         self._strides = ctypes.c_int64 * count
         self._sizes = ctypes.c_int64 * len(kernel.sizes)
+
+    def blocks(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> Mapping[str, int]:
+        """Block lengths, which are those it was compiled with."""
+        return block_lengths(self.kernel)
 
     def __call__(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> None:
         """Run on one tensor per argument.

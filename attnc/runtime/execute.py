@@ -22,6 +22,7 @@ from attnc.ir.program import Output
 from attnc.ir.sizes import Evaluator, evaluator
 from attnc.ir.walk import postorder
 from attnc.passes.plan import Finish, Plan
+from attnc.runtime.runs import Planned, operands
 
 if TYPE_CHECKING:
     from attnc.runtime.computation import Computation
@@ -43,6 +44,14 @@ class Launch(Protocol):
         ...
 
 
+class KernelLaunch(Launch, Protocol):
+    """A kernel ready to run in blocks."""
+
+    def blocks(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> Mapping[str, int]:
+        """The block length of every blocked axis that a call with these arguments has."""
+        ...
+
+
 class KernelBackend(Protocol):
     """Turns tile programs into launchable kernels.
 
@@ -52,7 +61,7 @@ class KernelBackend(Protocol):
 
     blocks: tuple[int, int]
 
-    def build(self, kernels: Sequence[Kernel]) -> Sequence[Launch]:
+    def build(self, kernels: Sequence[Kernel]) -> Sequence[KernelLaunch]:
         """The kernels of one plan, compiled."""
         ...
 
@@ -134,7 +143,8 @@ class Prepared:
                 self._steps.append(Step(finish, tuple(slot[n] for n in (*finish.reads, item.buffer))))
             else:
                 kernel, launch = next(launches)
-                self._steps.append(Step(launch, tuple(slot[a.name] for a in kernel.arguments)))
+                ready: Launch = launch if kernel.runs is None else Planned(kernel, kernel.runs, launch)
+                self._steps.append(Step(ready, tuple(slot[a.name] for a in operands(kernel))))
         self._results = tuple(slot[r.name] for r in computation.results)
         self._release([slot[b.name] for b in plan.buffers if b.role == "scratch"])
 

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from attnc.ir.node import Axis, Call, Node
 from attnc.ir.walk import postorder
-from attnc.passes.intervals import Truth
 from attnc.runtime.tiles import Cells, Level, Mask, Pieces, reads_tensor
 
 FACTOR = 4
@@ -280,9 +279,7 @@ def _halved(
     long = torch.nonzero(first < last).flatten()
     middle = cut(first, last)
     ends = torch.where(first < last, middle, last)
-    out = {
-        a: (torch.cat([x, x[long]]), torch.cat([y, y[long]])) for a, (x, y) in ranges.items() if a != axis
-    }
+    out = {a: (torch.cat([x, x[long]]), torch.cat([y, y[long]])) for a, (x, y) in ranges.items() if a != axis}
     out[axis] = torch.cat([first, middle[long] + 1]), torch.cat([ends, last[long]])
     return out, torch.cat([owner, owner[long]]), torch.cat([combination, combination[long]])
 
@@ -302,7 +299,9 @@ def _table(found: Segments, level: Level, mask: Mask) -> Table:
         & (found.kind[:-1] == PARTIAL)
     )
     runs = _merged(found, follows)
-    begins = torch.nonzero(torch.cat([torch.ones(min(1, len(found.row)), dtype=torch.bool, device=mask.device), ~follows]))
+    begins = torch.nonzero(
+        torch.cat([torch.ones(min(1, len(found.row)), dtype=torch.bool, device=mask.device), ~follows])
+    )
     turn = torch.where(runs.kind == PARTIAL, found.high[begins.flatten()], runs.low)
     positions = torch.stack([runs.low, turn, runs.high], 1) * inner.length
     count = torch.bincount(runs.row, minlength=level.rows * mask.combinations)

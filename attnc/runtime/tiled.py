@@ -50,6 +50,10 @@ class TiledKernel:
         self._extents = {a: evaluator(x) for a, x in zip(kernel.grid, kernel.grid_extents, strict=True)}
         self._extents |= {lane.axis: evaluator(lane.extent) for lane in kernel.lanes}
 
+    def blocks(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> Mapping[str, int]:
+        """Block lengths."""
+        return self.kernel.blocks
+
     def __call__(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> None:
         """Run every grid point.
 

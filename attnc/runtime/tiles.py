@@ -141,9 +141,7 @@ class Mask:
         """The value of an expression on one axis at every position, [combinations, extent]; extent 1 on none."""
         if node not in self._dense:
             order = (*self.batch, *(node.axes & {self.outer, self.inner}))
-            (value,) = evaluate_nodes(
-                [node], self.extents, self.tensors, self.sizes, dtype=torch.float64, order=order
-            )
+            (value,) = evaluate_nodes([node], self.extents, self.tensors, self.sizes, dtype=torch.float64, order=order)
             shape = [self.extents[a] if a in node.axes else 1 for a in order]
             full = value.reshape(shape).expand([self.extents[a] for a in order])
             self._dense[node] = full.reshape(self.combinations, -1)
@@ -331,5 +329,10 @@ def _selected(value: Interval | Truth, index: Tensor) -> Interval | Truth:
     if isinstance(value, Truth):
         return Truth(pick(value.may), pick(value.every), pick(value.some), pick(value.lacking), TILE)
     return replace(
-        value, low=pick(value.low), high=pick(value.high), attained=pick(value.attained), solid=pick(value.solid), space=TILE
+        value,
+        low=pick(value.low),
+        high=pick(value.high),
+        attained=pick(value.attained),
+        solid=pick(value.solid),
+        space=TILE,
     )

@@ -231,6 +231,15 @@ class TritonKernel:
         else:
             self._elsewhere(tensors, sizes)
 
+    def blocks(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> Mapping[str, int]:
+        """Block lengths of the configuration that a call chooses."""
+        device = tensors[0].device
+        if device.type != "cuda":
+            return default_configuration(self.kernel, sizes, "interpreter").blocks
+        with _current(device):
+            called = self._function("wide" if any(_span(t) > 2**31 for t in tensors) else "plain")
+            return self._configuration(device, called, tensors, sizes).blocks
+
     def _function(self, variant: Variant) -> Any:
         if variant not in self._functions:
             wide, widen = variant == "wide", variant == "widened"

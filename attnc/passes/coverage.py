@@ -1,0 +1,118 @@
+"""How the loop of a pass keeps to its mask: by bounds evaluated in the kernel, by a table of runs, or not at all.
+
+Bounds are taken where they visit exactly the blocks with an allowed pair (`attnc.passes.bounds`): they cost nothing and
+hold for every length. Any other mask that can be analysed over a tile gets a table, planned when the kernel is launched
+(`attnc.runtime.planner`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from attnc.ir.node import Add, Axis, Call, Const, Iverson, Load, Max, Node, Prod, Size, Sum, call, const, var
+from attnc.ir.printer import show
+from attnc.ir.program import Program
+from attnc.ir.walk import postorder
+from attnc.passes.associate import is_group_condition
+from attnc.passes.bounds import Range, inner_range
+from attnc.passes.decision import Decision
+from attnc.passes.plan import Pass, Plan
+
+OPAQUE = var("unknown", (), "b")
+"""Stands for a condition that cannot be analysed: a tile where the others hold is partly allowed."""
+_PLANNED = (Const, Size, Axis, Load, Call, Add, Prod, Iverson)
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """The mask of a pass and how its loop follows it.
+
+    Attributes:
+        conditions: what all reductions of the pass are restricted to.
+        bounds: the range they leave, without them if nothing may be skipped.
+        runs: the condition a table is planned for; None where there is no table.
+        batch: the batch axes it mentions, the table's leading dimensions.
+    """
+
+    conditions: tuple[Node, ...]
+    bounds: Range
+    runs: Node | None
+    batch: tuple[str, ...] = ()
+
+
+def coverage(program: Program, item: Pass) -> Coverage:
+    """How the loop of a pass over a plane follows the mask."""
+    assert item.inner is not None
+    groups = frozenset(a for a, _, _ in item.groups)
+    conditions = common_conditions(item.reductions, groups)
+    extent = program.extent(item.inner)
+    everything = Range(const(0), extent, None, None)
+    if any({item.outer, item.inner} <= set(axes) for _, axes, _ in item.stores):
+        return Coverage(conditions, everything, None)
+    options = program.options
+    bounds = inner_range(conditions, item.outer, item.inner, extent) if options.applies("bounds") else everything
+    if bounds.exact or item.outer is None or not options.applies("runs"):
+        return Coverage(conditions, bounds, None)
+    batch = (*item.grid, *groups)
+    axes = frozenset({item.outer, item.inner, *batch})
+    planned = [c for c in conditions if _is_planned(program, c, axes)]
+    if not planned:
+        return Coverage(conditions, bounds, None)
+    rest = [OPAQUE] if len(planned) < len(conditions) else []
+    condition = call("and", *planned, *rest)
+    return Coverage(conditions, bounds, condition, tuple(a for a in batch if a in condition.axes))
+
+
+def common_conditions(reductions: Iterable[Node], groups: frozenset[str]) -> tuple[Node, ...]:
+    """The conditions that restrict every reduction of a pass, except those that say which heads form a group."""
+    domains = [set(r.domain) for r in reductions if isinstance(r, Sum | Max)]
+    common = set.intersection(*domains) if domains else set()
+    return tuple(sorted((c for c in common if not is_group_condition(c, groups)), key=lambda n: n.order))
+
+
+def _is_planned(program: Program, condition: Node, axes: frozenset[str]) -> bool:
+    """Whether a condition is made of indices, sizes and the caller's tensors."""
+    operands = {t.name for t in program.tensors if t.role == "operand"}
+    for n in postorder([condition]):
+        if not isinstance(n, _PLANNED) or (isinstance(n, Load) and n.tensor not in operands):
+            return False
+    return condition.axes <= axes
+
+
+# ------------------------------------------------------------------------------------------------------ for people
+
+
+def decisions(plan: Plan) -> tuple[Decision, ...]:
+    """How the passes of a masked plan follow the mask: one decision."""
+    program = plan.program
+    found = [c for c in (coverage(program, p) for p in plan.passes) if c.conditions]
+    if not found:
+        return ()
+    mask = " and ".join(dict.fromkeys(show(c, limit=80) for x in found for c in x.conditions))
+    line = program.mask_line
+    if any(c.runs is not None for c in found):
+        return (Decision("runs", f"no loop bounds fit the mask {mask}", RUNS, line=line),)
+    if any(c.bounds.exact for c in found):
+        return (Decision("bounds", f"the mask {mask} leaves one range of blocks", BOUNDS, line=line),)
+    return (Decision("bounds", f"the mask {mask} is not analysed", "every block in the loop evaluates it", line=line),)
+
+
+RUNS = "a table of runs of blocks, planned at launch from the mask's boundary; full runs do not evaluate it"
+BOUNDS = "loop bounds in closed form, evaluated in the kernel; full blocks do not evaluate it"
+
+
+def described(program: Program, item: Pass) -> Sequence[str]:
+    """The loop of a pass, for listings of a plan."""
+    if item.inner is None:
+        return []
+    c = coverage(program, item)
+    lines = []
+    if c.runs is not None:
+        over = f" per {', '.join(c.batch)}" if c.batch else ""
+        lines.append(f"blocks of {item.inner}: runs from a table{over}, planned for {show(c.runs)}")
+    if c.conditions:
+        lines.append(f"{item.inner} in {show(c.bounds.low)} .. {show(c.bounds.high)}")
+    if c.runs is None and c.bounds.full_low is not None and c.bounds.full_high is not None and c.conditions:
+        lines.append(f"all allowed: {item.inner} in {show(c.bounds.full_low)} .. {show(c.bounds.full_high)}")
+    return lines

@@ -1,0 +1,172 @@
+"""Tables of runs at launch: made where they pay, kept while the tensors they were made from are unchanged."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from attnc.codegen.tile import Argument, Kernel, Runs
+from attnc.ir.node import Load, Size
+from attnc.ir.sizes import Evaluator, evaluator
+from attnc.ir.walk import postorder
+from attnc.runtime.planner import Table, plan
+from attnc.runtime.tiles import Mask
+
+if TYPE_CHECKING:
+    from attnc.runtime.execute import KernelLaunch
+
+WORTH = {"cpu": 256, "cuda": 1 << 16}
+"""Blocks of the plane, over all heads, below which a kernel that visits them all is done before a table is made."""
+KEPT = 64
+"""Tables kept, of all kernels together."""
+
+_lock = threading.Lock()
+_tables: OrderedDict[tuple[Any, ...], Kept] = OrderedDict()
+_state = threading.local()
+
+
+@contextmanager
+def tracked() -> Generator[None]:
+    """Within, tensors are those that eager code holds: writing to one changes its version. Compiled code reuses memory
+    without a trace, so outside a table is used again only for equal contents."""
+    before = getattr(_state, "tracked", False)
+    _state.tracked = True
+    try:
+        yield
+    finally:
+        _state.tracked = before
+
+
+class Snapshot:
+    """A tensor as it was, without keeping it alive."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.storage = StorageWeakRef(tensor.untyped_storage())
+        self.geometry = _geometry(tensor)
+        self.version = _version(tensor)
+        self.contents = tensor.detach().clone()
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether this is still that tensor with the same elements."""
+        if self.geometry != _geometry(tensor) or self.storage.expired():
+            return False
+        if self.storage.cdata != tensor.untyped_storage()._cdata or self.version != _version(tensor):
+            return False
+        return (self.version is not None and getattr(_state, "tracked", False)) or torch.equal(self.contents, tensor)
+
+
+def _geometry(t: Tensor) -> tuple[object, ...]:
+    return t.dtype, t.shape, t.stride(), t.storage_offset()
+
+
+def _version(t: Tensor) -> int | None:
+    """Counts writes; tensors made in inference mode have none."""
+    return None if t.is_inference() else t._version
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A table and what it was made from."""
+
+    table: Table
+    sources: tuple[Snapshot, ...]
+
+    def serves(self, tensors: Sequence[Tensor]) -> bool:
+        return all(s.holds(t) for s, t in zip(self.sources, tensors, strict=True))
+
+
+def operands(kernel: Kernel) -> tuple[Argument, ...]:
+    """The arguments of a kernel that a plan provides: all but its table, which comes last."""
+    return kernel.arguments if kernel.runs is None else kernel.arguments[:-2]
+
+
+class Planned:
+    """A launch of a kernel that follows a table of runs."""
+
+    def __init__(self, kernel: Kernel, runs: Runs, launch: KernelLaunch) -> None:
+        self.kernel = kernel
+        self.runs = runs
+        self.launch = launch
+        names = [a.name for a in kernel.arguments]
+        nodes = postorder([runs.condition])
+        read = dict.fromkeys(n.tensor for n in nodes if isinstance(n, Load))
+        self._read = {name: names.index(name) for name in read}
+        self._sizes = tuple(dict.fromkeys(n.name for n in nodes if isinstance(n, Size)))
+        extents = {a: n for a, n in runs.batch}
+        extents |= {lane.axis: lane.extent for lane in kernel.lanes if lane.role != "channel"}
+        self._extents: dict[str, Evaluator] = {a: evaluator(n) for a, n in extents.items()}
+        self._grid = tuple(evaluator(n) for n in kernel.grid_extents)
+
+    def __call__(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> None:
+        """Run on one tensor per operand; the table is found or made."""
+        table = self.table(tensors, sizes)
+        self.launch([*tensors, table.spans, table.runs], {**sizes, self.runs.count: len(table.runs)})
+
+    def table(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> Table:
+        """The table a launch with these arguments uses."""
+        device = tensors[0].device
+        known = {**sizes, **self.kernel.constants}
+        extents = {a: int(f(known)) for a, f in self._extents.items()}
+        whole = _everything(extents[self.runs.inner], device)
+        lengths = self.launch.blocks([*tensors, whole.spans, whole.runs], {**sizes, self.runs.count: 1})
+        blocks = lengths[self.runs.outer], lengths[self.runs.inner]
+        rows = -(-extents[self.runs.outer] // blocks[0])
+        count = rows * -(-extents[self.runs.inner] // blocks[1])
+        for extent in self._grid:
+            count *= int(extent(known))
+        if count < WORTH[device.type] or _captures(device):
+            shape = [*(extents[a] for a, _ in self.runs.batch), rows, 2]
+            return Table(whole.spans.expand(shape), whole.runs)
+        read = {name: tensors[k] for name, k in self._read.items()}
+        values = tuple(known[s] for s in self._sizes)
+        key = (self.runs.condition, self.runs.outer, blocks, device, values, *extents.items())
+        return self._kept(key, read, lambda: self._mask(read, known, extents, device), blocks)
+
+    def _mask(
+        self, read: Mapping[str, Tensor], known: Mapping[str, int], extents: Mapping[str, int], device: torch.device
+    ) -> Mask:
+        runs = self.runs
+        batch = tuple(a for a, _ in runs.batch)
+        return Mask(runs.condition, runs.outer, runs.inner, batch, extents, read, known, device)
+
+    def _kept(self, key: tuple[Any, ...], read: Mapping[str, Tensor], mask: Any, blocks: tuple[int, int]) -> Table:
+        tensors = tuple(read.values())
+        with _lock:
+            found = _tables.get(key)
+            if found is not None:
+                _tables.move_to_end(key)
+        if found is not None and found.serves(tensors):
+            return found.table
+        with torch.no_grad():
+            made = Kept(plan(mask(), blocks), tuple(Snapshot(t) for t in tensors))
+        with _lock:
+            _tables[key] = made
+            _tables.move_to_end(key)
+            while len(_tables) > KEPT:
+                _tables.popitem(last=False)
+        return made.table
+
+
+def _everything(extent: int, device: torch.device) -> Table:
+    """One run for every row: all blocks, none known to be full. The kernel's own bounds still apply."""
+    key = ("everything", extent, device)
+    with _lock:
+        found = _tables.get(key)
+        if found is None:
+            spans = torch.tensor([0, 1], dtype=torch.int32, device=device)
+            runs = torch.tensor([[0, extent, extent]], dtype=torch.int32, device=device)
+            found = _tables[key] = Kept(Table(spans, runs), ())
+        return found.table
+
+
+def _captures(device: torch.device) -> bool:
+    """Whether launches are being recorded: a table made now would not follow later contents."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
