@@ -131,8 +131,13 @@ class Rules:
         same = a.high < start + by
         low = on.where(same, a.low - start, 0)
         high = on.where(same, a.high - start, by - 1)
-        attained = on.either(on.both(same, a.attained), on.both(on.no(same), a.solid))
+        attained = self._either_way(same, a.attained, a.solid)
         return Interval(low, high, attained, on.both(a.solid, on.either(same, a.low + by <= a.high + 1)))
+
+    def _either_way(self, c: Flag, a: Flag, b: Flag) -> Flag:
+        """`a` where `c`, else `b`."""
+        on = self.on
+        return a if a is b else on.either(on.both(c, a), on.both(on.no(c), b))
 
     def absolute(self, a: Interval) -> Interval:
         on = self.on

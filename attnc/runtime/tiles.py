@@ -20,6 +20,7 @@ from attnc.ir.sizes import evaluator
 from attnc.ir.walk import postorder
 from attnc.passes.intervals import Interval, Truth, Walker
 
+SMALL = 1 << 27
 FAR = 1 << 40
 """Beyond every integer that kernels compute."""
 EVERYWHERE, OUTER, INNER, TILE = range(4)
@@ -211,7 +212,17 @@ class Level:
             spaces = {v.space for v in values} - {EVERYWHERE}
             return list(values) if len(spaces) <= 1 else [lift(v) for v in values]
 
-        walker = Walker(ON_TENSORS, frozenset({self.mask.outer, self.mask.inner}), self._leaf, align)
+        witnesses = self.finer is None
+
+        def leaf(node: Node) -> Interval | Truth | None:
+            found = self._leaf(node)
+            if isinstance(found, Interval) and not witnesses:
+                found.attained = found.solid = False
+            elif isinstance(found, Truth) and not witnesses:
+                found.some = found.lacking = False
+            return found
+
+        walker = Walker(ON_TENSORS, frozenset({self.mask.outer, self.mask.inner}), leaf, align)
         return lift(walker.truth(self.mask.condition))
 
     def _leaf(self, node: Node) -> Interval | Truth | None:
@@ -320,12 +331,24 @@ def _pooled(values: Tensor, length: int, reduce: Any) -> Tensor:
     return reduce(values.view(len(values), -1, length), 2).flatten()
 
 
+def _narrow(value: Interval) -> Interval:
+    """Integers in 32 bits, where a few sums and products with small numbers cannot overflow them."""
+    low, high = value.low, value.high
+    if not isinstance(low, Tensor) or low.dtype is not torch.int64 or not len(low):
+        return value
+    if max(abs(int(low.min())), abs(int(high.max()))) >= SMALL:
+        return value
+    return replace(value, low=low.to(torch.int32), high=high.to(torch.int32))
+
+
 def _selected(value: Interval | Truth, index: Tensor) -> Interval | Truth:
     """The entries of a value for each tile."""
 
     def pick(x: Any) -> Any:
         return x.index_select(0, index) if isinstance(x, Tensor) and x.dim() else x
 
+    if isinstance(value, Interval):
+        value = _narrow(value)
     if isinstance(value, Truth):
         return Truth(pick(value.may), pick(value.every), pick(value.some), pick(value.lacking), TILE)
     return replace(
