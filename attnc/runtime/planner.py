@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from attnc.ir.node import Axis, Call, Node
+from attnc.ir.node import Axis, Call, Node, conjuncts
 from attnc.ir.walk import postorder
 from attnc.runtime.tiles import Cells, Level, Mask, Pieces, reads_tensor
 
@@ -26,7 +26,7 @@ MOST_TILES = 1 << 24
 BAND = 1 << 16
 """Tiles looked at together: few enough that their tensors stay in a cache."""
 EMPTY, OPEN, PARTIAL, FULL = range(4)
-"""Classes of tiles; open ones are not decided yet, empty ones are not kept."""
+"""Classes of tiles; open ones are not decided yet, empty ones are not kept. Sums of flags in `Search` rely on the order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,8 @@ class Table:
 
 
 class Segments(NamedTuple):
-    """Consecutive blocks of one class, ordered by row, then column; int64 [S] each, columns in cells of a level."""
+    """Consecutive blocks of one class, ordered by row, then column; int64 [S] each, columns in cells of a level,
+    classes uint8."""
 
     row: Tensor
     low: Tensor
@@ -69,8 +70,8 @@ def plan(mask: Mask, blocks: tuple[int, int]) -> Table:
     level = levels[-1]
     rows = torch.arange(level.rows * mask.combinations, device=mask.device).repeat_interleave(level.columns)
     low = torch.arange(level.columns, device=mask.device).repeat(level.rows * mask.combinations)
-    found = Segments(rows, low, low + 1, torch.full_like(rows, OPEN))
-    return _table(Search(mask, levels).descend(found, len(levels) - 1), levels[0], mask)
+    found = Segments(rows, low, low + 1, torch.full_like(rows, OPEN, dtype=torch.uint8))
+    return _table(Search(mask, levels).descend(found, len(levels) - 1, conjuncts(mask.condition)), levels[0], mask)
 
 
 def _levels(mask: Mask, blocks: tuple[int, int]) -> list[Level]:
@@ -92,49 +93,53 @@ class Search:
         self.levels = levels
         self.left = MOST_TILES
 
-    def descend(self, found: Segments, k: int) -> Segments:
-        """What becomes of segments of level `k` at the level of blocks."""
+    def descend(self, found: Segments, k: int, conditions: tuple[Node, ...]) -> Segments:
+        """What becomes of segments of level `k` at the level of blocks; `conditions` are those not known to hold."""
         level = self.levels[k]
-        found = self._judged(found, level)
+        found, conditions = self._judged(found, level, conditions)
         if k == 0:
             return _joined(self._settled(found))
         finer = self.levels[k - 1]
         width = _widths(found, finer)
         done = [
-            self.descend(_divided(found.narrow(a, b), width[a:b], level, finer), k - 1) for a, b in _bands(found, width)
+            self.descend(_divided(found.narrow(a, b), width[a:b], level, finer), k - 1, conditions)
+            for a, b in _bands(found, width)
         ]
         return done[0] if len(done) == 1 else Segments(*(torch.cat(parts) for parts in zip(*done, strict=True)))
 
-    def _judged(self, found: Segments, level: Level) -> Segments:
+    def _judged(
+        self, found: Segments, level: Level, conditions: tuple[Node, ...]
+    ) -> tuple[Segments, tuple[Node, ...]]:
         """Open tiles classified: empty ones dropped, and where all blocks are alike, neighbours joined."""
-        at = torch.nonzero(found.kind == OPEN).flatten()
-        if not len(at):
-            return found
-        self.left -= len(at)
+        at = torch.nonzero(found.kind == OPEN).flatten() if bool((found.kind != OPEN).any()) else None
+        open_ = found if at is None else found.select(at)
+        if not len(open_.row):
+            return found, conditions
+        self.left -= len(open_.row)
         if self.left < 0:
-            return Segments(found.row, found.low, found.high, found.kind.masked_fill(found.kind == OPEN, PARTIAL))
-        every = len(at) == len(found.row)
-        truth = level.classify(*((found.row, found.low) if every else (found.row[at], found.low[at])))
-        may, full = _flags(truth.may, at), _flags(truth.every, at)
-        kind = torch.where(full, FULL, OPEN)
+            return found._replace(kind=found.kind.masked_fill(found.kind == OPEN, PARTIAL)), conditions
+        truth, conditions = level.classify(open_.row, open_.low, conditions)
+        may, every = (_flags(x, open_.row).view(torch.uint8) for x in (truth.may, truth.every))
+        kind = may * OPEN + every * (FULL - OPEN)
         if level.finer is None:
-            kind = kind.masked_fill(_flags(truth.some, at) & _flags(truth.lacking, at), PARTIAL)
-        kind = kind.masked_fill(~may, EMPTY)
-        found.kind[at] = kind
-        return _joined(found.select(torch.nonzero(found.kind != EMPTY).flatten()))
+            kind += (_flags(truth.some, open_.row) & _flags(truth.lacking, open_.row)).view(torch.uint8)
+        found = found._replace(kind=kind if at is None else found.kind.index_copy(0, at, kind))
+        found = found.select(torch.nonzero(found.kind).flatten())
+        return (_joined(found) if bool(every.any()) else found), conditions
 
     def _settled(self, found: Segments) -> Segments:
         """Blocks still open are decided by their parts."""
         at = torch.nonzero(found.kind == OPEN).flatten()
         if not len(at):
             return found
-        found.kind[at] = _inside(self.levels[0], found.row[at], found.low[at])
-        return found.select(torch.nonzero(found.kind != EMPTY).flatten())
+        kind = _inside(self.levels[0], found.row[at], found.low[at])
+        found = found._replace(kind=found.kind.index_copy(0, at, kind))
+        return found.select(torch.nonzero(found.kind).flatten())
 
 
 def _flags(value: Any, like: Tensor) -> Tensor:
     if isinstance(value, Tensor):
-        return value.expand(like.shape)
+        return value.expand(like.shape).contiguous()
     return torch.full(like.shape, bool(value), device=like.device)
 
 
@@ -194,6 +199,9 @@ def _divided(found: Segments, width: Tensor, level: Level, finer: Level) -> Segm
     segment = torch.arange(len(width), device=device).repeat_interleave(width)
     offset = torch.arange(len(segment), device=device) - (width.cumsum(0) - width)[segment]
     low = found.low[segment] * FACTOR + offset
+    if bool((found.kind == OPEN).all()):
+        low = low.index_select(0, source)
+        return Segments(child, low, low + 1, torch.full_like(low, OPEN, dtype=torch.uint8))
     kind = found.kind[segment]
     high = torch.where(kind == OPEN, low + 1, (found.high[segment] * FACTOR).clamp(max=finer.columns))
     return Segments(child, *(x.index_select(0, source) for x in (low, high, kind)))
@@ -233,7 +241,7 @@ def _inside(level: Level, row: Tensor, column: Tensor) -> Tensor:
         left = torch.nonzero(may & ~every & ~single & ~(some & lacking)[owner]).flatten()
         ranges = {a: (first[left], last[left]) for a, (first, last) in ranges.items()}
         owner, combination = owner[left], combination[left]
-    kind = torch.where(some, torch.where(lacking, PARTIAL, FULL), EMPTY)
+    kind = some.view(torch.uint8) * FULL - (some & lacking).view(torch.uint8)
     return kind.masked_fill(unknown, PARTIAL)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from attnc.ir.dense import evaluate_nodes
-from attnc.ir.node import Axis, Load, Node, Size
+from attnc.ir.node import Axis, Load, Node, Size, axis, call, sub
 from attnc.ir.sizes import evaluator
 from attnc.ir.walk import postorder
 from attnc.passes.intervals import Interval, Truth, Walker
@@ -140,6 +140,8 @@ class Mask:
 
     def dense(self, node: Node) -> Tensor:
         """The value of an expression on one axis at every position, [combinations, extent]; extent 1 on none."""
+        if node not in self._dense and isinstance(node, Load) and (part := self._slice(node)) is not None:
+            self._dense[node] = part
         if node not in self._dense:
             order = (*self.batch, *(node.axes & {self.outer, self.inner}))
             (value,) = evaluate_nodes([node], self.extents, self.tensors, self.sizes, dtype=torch.float64, order=order)
@@ -147,6 +149,27 @@ class Mask:
             full = value.reshape(shape).expand([self.extents[a] for a in order])
             self._dense[node] = full.reshape(self.combinations, -1)
         return self._dense[node]
+
+    def _slice(self, node: Load) -> Tensor | None:
+        """A load whose subscripts are batch axes and one position, plus a number, without copying; None for others."""
+        source = self.tensors[node.tensor]
+        dims: list[str] = []
+        for k, index in enumerate(node.index):
+            name = next(iter(index.axes), "")
+            shift = sub(index, axis(name)) if name else index
+            if not name or shift.axes or reads_tensor(shift) or name in dims:
+                return None
+            start = int(evaluator(shift)(self.sizes))
+            if start < 0 or start + self.extents[name] > source.shape[k]:
+                return None
+            source = source.narrow(k, start, self.extents[name])
+            dims.append(name)
+        order = [a for a in (*self.batch, self.outer, self.inner) if a in dims]
+        source = source.permute([dims.index(a) for a in order])
+        last = tuple(a for a in order if a not in self.batch)
+        full = (*self.batch, *last)
+        view = source.reshape([self.extents[a] if a in dims else 1 for a in full])
+        return view.expand([self.extents[a] for a in full]).reshape(self.combinations, -1)
 
     def coordinates(self, count: int) -> dict[str, Tensor]:
         """The position along each batch axis, for `count` entries per combination."""
@@ -194,8 +217,15 @@ class Level:
     def columns(self) -> int:
         return self.cells[self.mask.inner].count
 
-    def classify(self, row: Tensor, column: Tensor) -> Truth:
-        """The mask over tiles: `row` counts over all combinations, `column` within one; both int64 [T]."""
+    def classify(
+        self, row: Tensor, column: Tensor, conditions: tuple[Node, ...]
+    ) -> tuple[Truth, tuple[Node, ...]]:
+        """Whether `conditions` hold over tiles, and those of them that do not hold all over all of these tiles.
+
+        Args:
+            row: int64 [T], counted over all combinations.
+            column: int64 [T].
+        """
         index = {OUTER: row, INNER: column}
         if self.mask.batch:
             index[INNER] = torch.div(row, self.rows, rounding_mode="floor") * self.columns + column
@@ -223,7 +253,8 @@ class Level:
             return found
 
         walker = Walker(ON_TENSORS, frozenset({self.mask.outer, self.mask.inner}), leaf, align)
-        return lift(walker.truth(self.mask.condition))
+        truth = lift(walker.truth(call("and", *conditions)))
+        return truth, tuple(c for c in conditions if not bool(torch.as_tensor(walker.truth(c).every).all()))
 
     def _leaf(self, node: Node) -> Interval | Truth | None:
         mask = self.mask
@@ -254,7 +285,7 @@ class Level:
         if node not in self.ends:
             axis = next(iter(node.axes & self.cells.keys()), None)
             if axis is None:
-                every = self.mask.dense(node).flatten().repeat_interleave(self.rows)
+                every = _wide(self.mask.dense(node)).flatten().repeat_interleave(self.rows)
                 self.ends[node] = every, every
                 return self.ends[node]
             length = self.cells[axis].length
@@ -263,7 +294,7 @@ class Level:
             else:
                 low, high = (x.view(self.mask.combinations, -1) for x in self.finer.extremes(node))
                 length //= self.finer.cells[axis].length
-            self.ends[node] = _pooled(low, length, torch.amin), _pooled(high, length, torch.amax)
+            self.ends[node] = _wide(_pooled(low, length, torch.amin)), _wide(_pooled(high, length, torch.amax))
         return self.ends[node]
 
 
@@ -303,12 +334,12 @@ class Pieces:
         values = self.mask.dense(node)
         axis = next(iter(node.axes & self.ranges.keys()), None)
         if axis is None:
-            found = values[self.combination, 0]
+            found = _wide(values[self.combination, 0])
             return _bounded(found, found, TILE, node.kind)
         first, last = self.ranges[axis]
         longest = int((last - first).max()) + 1 if len(first) else 1
         at = torch.minimum(first[:, None] + torch.arange(longest, device=first.device), last[:, None])
-        found = values[self.combination[:, None], at]
+        found = _wide(values[self.combination[:, None], at])
         return _bounded(found.amin(1), found.amax(1), TILE, node.kind)
 
 
@@ -321,6 +352,13 @@ def _bounded(low: Tensor, high: Tensor, space: int, kind: str) -> Interval | Tru
         attained = ~(low.isnan() | high.isnan())
         low, high = ON_TENSORS.ends(low, high)
     return Interval(low, high, attained, low == high, space)
+
+
+def _wide(values: Tensor) -> Tensor:
+    """Numbers in the type that rules compute in."""
+    if values.dtype is torch.bool:
+        return values
+    return values.to(torch.float64 if values.is_floating_point() else torch.int64)
 
 
 def _pooled(values: Tensor, length: int, reduce: Any) -> Tensor:
