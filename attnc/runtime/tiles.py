@@ -207,6 +207,9 @@ class Level:
         self.finer = finer
         self.ends: dict[Node, tuple[Tensor, Tensor]] = {}
         """Least and greatest value of dense expressions, per combination and cell."""
+        self._small: dict[int, tuple[Any, Any]] = {}
+        self._sides = Walker(ON_TENSORS, frozenset({mask.outer, mask.inner}), self._side)
+        """Values of what depends on one axis of the plane, the same for all tiles of a row or of a column."""
 
     @property
     def rows(self) -> int:
@@ -235,28 +238,40 @@ class Level:
             if value.space in (EVERYWHERE, TILE):
                 return value
             if id(value) not in lifted:
-                lifted[id(value)] = value, _selected(value, index[value.space])
+                small = self._narrowed(value)
+                lifted[id(value)] = value, _selected(small, index[value.space])
             return lifted[id(value)][1]
 
         def align(values: Sequence[Any]) -> list[Any]:
             spaces = {v.space for v in values} - {EVERYWHERE}
             return list(values) if len(spaces) <= 1 else [lift(v) for v in values]
 
-        witnesses = self.finer is None
-
-        def leaf(node: Node) -> Interval | Truth | None:
-            found = self._leaf(node)
-            if isinstance(found, Interval) and not witnesses:
-                found.attained = found.solid = False
-            elif isinstance(found, Truth) and not witnesses:
-                found.some = found.lacking = False
-            return found
-
-        walker = Walker(ON_TENSORS, frozenset({self.mask.outer, self.mask.inner}), leaf, align)
+        walker = Walker(ON_TENSORS, frozenset({self.mask.outer, self.mask.inner}), self._leaf, align)
         truth = lift(walker.truth(call("and", *conditions)))
         return truth, tuple(c for c in conditions if not bool(torch.as_tensor(walker.truth(c).every).all()))
 
+    def _narrowed(self, value: Any) -> Any:
+        """A value of one side with its integers in 32 bits where they are small."""
+        if id(value) not in self._small:
+            self._small[id(value)] = value, _narrow(value) if isinstance(value, Interval) else value
+        return self._small[id(value)][1]
+
     def _leaf(self, node: Node) -> Interval | Truth | None:
+        if self.cells.keys() <= node.axes:
+            return None
+        return self._sides.truth(node) if node.kind == "b" else self._sides.interval(node)
+
+    def _side(self, node: Node) -> Interval | Truth | None:
+        found = self._known(node)
+        if self.finer is not None:
+            # Only blocks are asked for witnesses.
+            if isinstance(found, Interval):
+                found.attained = found.solid = False
+            elif isinstance(found, Truth):
+                found.some = found.lacking = False
+        return found
+
+    def _known(self, node: Node) -> Interval | Truth | None:
         mask = self.mask
         match node:
             case Size():
@@ -385,8 +400,6 @@ def _selected(value: Interval | Truth, index: Tensor) -> Interval | Truth:
     def pick(x: Any) -> Any:
         return x.index_select(0, index) if isinstance(x, Tensor) and x.dim() else x
 
-    if isinstance(value, Interval):
-        value = _narrow(value)
     if isinstance(value, Truth):
         return Truth(pick(value.may), pick(value.every), pick(value.some), pick(value.lacking), TILE)
     return replace(
