@@ -44,7 +44,7 @@ class Table:
 
 
 class Segments(NamedTuple):
-    """Consecutive blocks of one class, ordered by row, then column; int64 [S] each, columns in cells of a level,
+    """Consecutive blocks of one class, ordered by row, then column; int32 [S] each, columns in cells of a level,
     classes uint8."""
 
     row: Tensor
@@ -68,8 +68,9 @@ def plan(mask: Mask, blocks: tuple[int, int]) -> Table:
     """
     levels = _levels(mask, blocks)
     level = levels[-1]
-    rows = torch.arange(level.rows * mask.combinations, device=mask.device).repeat_interleave(level.columns)
-    low = torch.arange(level.columns, device=mask.device).repeat(level.rows * mask.combinations)
+    count = level.rows * mask.combinations
+    rows = torch.arange(count, dtype=torch.int32, device=mask.device).repeat_interleave(level.columns)
+    low = torch.arange(level.columns, dtype=torch.int32, device=mask.device).repeat(count)
     found = Segments(rows, low, low + 1, torch.full_like(rows, OPEN, dtype=torch.uint8))
     return _table(Search(mask, levels).descend(found, len(levels) - 1, conjuncts(mask.condition)), levels[0], mask)
 
@@ -181,23 +182,32 @@ def _bands(found: Segments, width: Tensor) -> list[tuple[int, int]]:
     return [(a, b) for a, b in zip(places, places[1:], strict=False) if a < b]
 
 
+def _before(lengths: Tensor) -> Tensor:
+    """Where each of several stretches begins, put one after another."""
+    return lengths.cumsum(0, dtype=lengths.dtype) - lengths
+
+
+def _count(length: int, device: torch.device) -> Tensor:
+    return torch.arange(length, dtype=torch.int32, device=device)
+
+
 def _divided(found: Segments, width: Tensor, level: Level, finer: Level) -> Segments:
     """Every row becomes those of the finer level, and open tiles their finer ones; the order stays."""
     device = width.device
     coarse, position = torch.unique_consecutive(found.row, return_inverse=True)
     per_row = torch.zeros_like(coarse).index_add_(0, position, width)
-    begins = per_row.cumsum(0) - per_row
+    begins = _before(per_row)
     # Rows of the finer level: those of each combination follow each other, so the last cell may have fewer.
     inside = coarse % level.rows
-    fine = (coarse // level.rows * finer.rows + inside * FACTOR)[:, None] + torch.arange(FACTOR, device=device)
-    exists = (inside * FACTOR)[:, None] + torch.arange(FACTOR, device=device) < finer.rows
+    part = torch.arange(FACTOR, dtype=torch.int32, device=device)
+    fine = (coarse // level.rows * finer.rows + inside * FACTOR)[:, None] + part
+    exists = (inside * FACTOR)[:, None] + part < finer.rows
     fine, parent = fine[exists], torch.nonzero(exists)[:, 0]
     lengths = per_row[parent]
     child = fine.repeat_interleave(lengths)
-    shift = (begins[parent] - (lengths.cumsum(0) - lengths)).repeat_interleave(lengths)
-    source = torch.arange(len(child), device=device).add_(shift)
-    segment = torch.arange(len(width), device=device).repeat_interleave(width)
-    offset = torch.arange(len(segment), device=device) - (width.cumsum(0) - width)[segment]
+    source = (begins[parent] - _before(lengths)).repeat_interleave(lengths).add_(_count(len(child), device))
+    segment = _count(len(width), device).repeat_interleave(width)
+    offset = _count(len(segment), device) - _before(width)[segment]
     low = found.low[segment] * FACTOR + offset
     if bool((found.kind == OPEN).all()):
         low = low.index_select(0, source)
