@@ -13,8 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from attnc.ir.node import Add, Call, Const, Iverson, Node, Prod, call, conjuncts, sub
-from attnc.ir.walk import postorder
+from attnc.ir.node import Add, Call, Const, Iverson, Node, Prod, add, call, sub
 
 Number = Any
 """A value of an `Arithmetic`, or a Python number."""
@@ -94,8 +93,9 @@ class Rules:
     """One rule per operation. `apart` says that the operands depend on different axes, so that any value of one meets any
     value of the other at some pair."""
 
-    def __init__(self, arithmetic: Arithmetic) -> None:
+    def __init__(self, arithmetic: Arithmetic, *, witnesses: bool = True) -> None:
         self.on = arithmetic
+        self.witnesses = witnesses
 
     # ------------------------------------------------------------------------------------------------- numbers
 
@@ -141,11 +141,12 @@ class Rules:
 
     def absolute(self, a: Interval) -> Interval:
         on = self.on
-        crosses = on.both(a.low < 0, a.high > 0)
         low = on.maximum(on.maximum(a.low, -a.high), 0)
-        return Interval(
-            low, on.maximum(-a.low, a.high), on.either(a.solid, on.both(a.attained, on.no(crosses))), a.solid
-        )
+        attained = a.solid
+        if a.attained is not False and a.solid is not True:
+            crosses = on.both(a.low < 0, a.high > 0)
+            attained = on.either(a.solid, on.both(a.attained, on.no(crosses)))
+        return Interval(low, on.maximum(-a.low, a.high), attained, a.solid)
 
     def minimum(self, a: Interval, b: Interval, apart: bool) -> Interval:
         return self._extreme(self.on.minimum, a, b, apart)
@@ -208,6 +209,8 @@ class Rules:
         on = self.on
         may = a.low < b.high if strict else a.low <= b.high
         every = a.high < b.low if strict else a.high <= b.low
+        if not self.witnesses:
+            return Truth(may, every)
         known = on.both(apart, on.both(a.attained, b.attained))
         return Truth(may, every, on.either(every, on.both(known, may)), self._lacking(may, every, known))
 
@@ -215,6 +218,8 @@ class Rules:
         on = self.on
         may = on.both(a.low <= b.high, b.low <= a.high)
         every = on.both(a.low == b.high, a.high == b.low)
+        if not self.witnesses:
+            return Truth(may, every)
         known = on.both(apart, on.both(a.attained, b.attained))
         touch = on.either(on.either(a.low == b.low, a.high == b.high), on.either(a.low == b.high, a.high == b.low))
         meet = on.either(on.both(known, touch), on.both(apart, on.both(may, on.both(a.solid, b.solid))))
@@ -228,6 +233,8 @@ class Rules:
 
     def conjunction(self, a: Truth, b: Truth, apart: bool) -> Truth:
         on = self.on
+        if not self.witnesses:
+            return Truth(on.both(a.may, b.may), on.both(a.every, b.every))
         one = on.either(on.both(a.every, b.some), on.both(a.some, b.every))
         some = on.either(one, on.both(apart, on.both(a.some, b.some)))
         return Truth(on.both(a.may, b.may), on.both(a.every, b.every), some, on.either(a.lacking, b.lacking))
@@ -244,14 +251,14 @@ class Walker:
     """The interval or truth of any expression over the tiles of one context.
 
     Args:
-        arithmetic: of the numbers.
+        rules: over the numbers in use.
         moving: the axes that vary inside a tile.
         leaf: gives axes, sizes and whatever else is known; None where it knows nothing.
         align: brings values of different spaces into one.
     """
 
-    def __init__(self, arithmetic: Arithmetic, moving: frozenset[str], leaf: Leaf, align: Align | None = None) -> None:
-        self.rules = Rules(arithmetic)
+    def __init__(self, rules: Rules, moving: frozenset[str], leaf: Leaf, align: Align | None = None) -> None:
+        self.rules = rules
         self.moving = moving
         self.leaf = leaf
         self.align = align or list
@@ -287,7 +294,7 @@ class Walker:
             case Const():
                 return Interval(node.value, node.value, True, True)
             case Add():
-                return self._fold(node.terms, self.rules.add)
+                return self._fold(self._by_axis(node.terms, add), self.rules.add)
             case Prod():
                 return self._product(node)
             case Iverson():
@@ -422,7 +429,7 @@ class Walker:
 
     def _all(self, nodes: Sequence[Node]) -> Truth:
         """Conditions on one axis first: those on different axes are met together."""
-        ordered = sorted(nodes, key=lambda n: (len(n.axes & self.moving), n.order))
+        ordered = self._by_axis(nodes, lambda *parts: call("and", *parts))
         total, axes = self.truth(ordered[0]), ordered[0].axes
         for node in ordered[1:]:
             a, b = self.align((total, self.truth(node)))
@@ -430,6 +437,16 @@ class Walker:
             total.space = max(a.space, b.space)
             axes |= node.axes
         return total
+
+    def _by_axis(self, nodes: Sequence[Node], combine: Callable[..., Node]) -> list[Node]:
+        """Operands on one axis put together, one for each axis, then those on several."""
+        grouped: dict[frozenset[str], list[Node]] = {}
+        for node in nodes:
+            grouped.setdefault(node.axes & self.moving, []).append(node)
+        if len(grouped) == 1:
+            return list(nodes)
+        single = [combine(*group) for axes, group in grouped.items() if len(axes) < 2]
+        return [*single, *(x for axes, group in grouped.items() if len(axes) > 1 for x in group)]
 
     def _not(self, node: Node) -> Truth:
         if isinstance(node, Call) and node.fn in ("and", "or"):
@@ -464,13 +481,3 @@ class Walker:
             out.some = self.rules.on.both(out.some, finite)
         out.space = max(a.space, b.space)
         return out
-
-
-def understood(condition: Node, known: frozenset[str], axes: frozenset[str]) -> bool:
-    """Whether every leaf of a condition can be bounded: `known` tensors, indices among `axes`."""
-    from attnc.ir.node import Load, Max, Sum, Var
-
-    for n in postorder(conjuncts(condition)):
-        if isinstance(n, Sum | Max | Var) or (isinstance(n, Load) and n.tensor not in known):
-            return False
-    return condition.axes <= axes

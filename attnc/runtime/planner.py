@@ -108,9 +108,7 @@ class Search:
         ]
         return done[0] if len(done) == 1 else Segments(*(torch.cat(parts) for parts in zip(*done, strict=True)))
 
-    def _judged(
-        self, found: Segments, level: Level, conditions: tuple[Node, ...]
-    ) -> tuple[Segments, tuple[Node, ...]]:
+    def _judged(self, found: Segments, level: Level, conditions: tuple[Node, ...]) -> tuple[Segments, tuple[Node, ...]]:
         """Open tiles classified: empty ones dropped, and where all blocks are alike, neighbours joined."""
         at = torch.nonzero(found.kind == OPEN).flatten() if bool((found.kind != OPEN).any()) else None
         open_ = found if at is None else found.select(at)

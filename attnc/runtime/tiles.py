@@ -18,7 +18,7 @@ from attnc.ir.dense import evaluate_nodes
 from attnc.ir.node import Axis, Load, Node, Size, axis, call, sub
 from attnc.ir.sizes import evaluator
 from attnc.ir.walk import postorder
-from attnc.passes.intervals import Interval, Truth, Walker
+from attnc.passes.intervals import Interval, Rules, Truth, Walker
 
 SMALL = 1 << 27
 FAR = 1 << 40
@@ -208,7 +208,8 @@ class Level:
         self.ends: dict[Node, tuple[Tensor, Tensor]] = {}
         """Least and greatest value of dense expressions, per combination and cell."""
         self._small: dict[int, tuple[Any, Any]] = {}
-        self._sides = Walker(ON_TENSORS, frozenset({mask.outer, mask.inner}), self._side)
+        self._rules = Rules(ON_TENSORS, witnesses=finer is None)
+        self._sides = Walker(self._rules, frozenset({mask.outer, mask.inner}), self._side)
         """Values of what depends on one axis of the plane, the same for all tiles of a row or of a column."""
 
     @property
@@ -220,9 +221,7 @@ class Level:
     def columns(self) -> int:
         return self.cells[self.mask.inner].count
 
-    def classify(
-        self, row: Tensor, column: Tensor, conditions: tuple[Node, ...]
-    ) -> tuple[Truth, tuple[Node, ...]]:
+    def classify(self, row: Tensor, column: Tensor, conditions: tuple[Node, ...]) -> tuple[Truth, tuple[Node, ...]]:
         """Whether `conditions` hold over tiles, and those of them that do not hold all over all of these tiles.
 
         Args:
@@ -246,7 +245,7 @@ class Level:
             spaces = {v.space for v in values} - {EVERYWHERE}
             return list(values) if len(spaces) <= 1 else [lift(v) for v in values]
 
-        walker = Walker(ON_TENSORS, frozenset({self.mask.outer, self.mask.inner}), self._leaf, align)
+        walker = Walker(self._rules, frozenset({self.mask.outer, self.mask.inner}), self._leaf, align)
         truth = lift(walker.truth(call("and", *conditions)))
         return truth, tuple(c for c in conditions if not bool(torch.as_tensor(walker.truth(c).every).all()))
 
@@ -323,7 +322,7 @@ class Pieces:
 
     def classify(self) -> Truth:
         """The mask over each tile."""
-        walker = Walker(ON_TENSORS, frozenset({self.mask.outer, self.mask.inner}), self._leaf)
+        walker = Walker(Rules(ON_TENSORS), frozenset({self.mask.outer, self.mask.inner}), self._leaf)
         return walker.truth(self.mask.condition)
 
     def _leaf(self, node: Node) -> Interval | Truth | None:
