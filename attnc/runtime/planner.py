@@ -52,11 +52,14 @@ class Segments(NamedTuple):
     high: Tensor
     kind: Tensor
 
+    fresh: bool = False
+    """Whether all are single open tiles."""
+
     def select(self, at: Tensor) -> Segments:
-        return Segments(*(x.index_select(0, at) for x in self))
+        return Segments(*(x.index_select(0, at) for x in self[:4]))
 
     def narrow(self, first: int, stop: int) -> Segments:
-        return Segments(*(x[first:stop] for x in self))
+        return Segments(*(x[first:stop] for x in self[:4]))
 
 
 def plan(mask: Mask, blocks: tuple[int, int]) -> Table:
@@ -71,7 +74,7 @@ def plan(mask: Mask, blocks: tuple[int, int]) -> Table:
     count = level.rows * mask.combinations
     rows = torch.arange(count, dtype=torch.int32, device=mask.device).repeat_interleave(level.columns)
     low = torch.arange(level.columns, dtype=torch.int32, device=mask.device).repeat(count)
-    found = Segments(rows, low, low + 1, torch.full_like(rows, OPEN, dtype=torch.uint8))
+    found = Segments(rows, low, low + 1, torch.full_like(rows, OPEN, dtype=torch.uint8), fresh=True)
     return _table(Search(mask, levels).descend(found, len(levels) - 1, conjuncts(mask.condition)), levels[0], mask)
 
 
@@ -106,11 +109,11 @@ class Search:
             self.descend(_divided(found.narrow(a, b), width[a:b], level, finer), k - 1, conditions)
             for a, b in _bands(found, width)
         ]
-        return done[0] if len(done) == 1 else Segments(*(torch.cat(parts) for parts in zip(*done, strict=True)))
+        return done[0] if len(done) == 1 else Segments(*(torch.cat([x[n] for x in done]) for n in range(4)))
 
     def _judged(self, found: Segments, level: Level, conditions: tuple[Node, ...]) -> tuple[Segments, tuple[Node, ...]]:
         """Open tiles classified: empty ones dropped, and where all blocks are alike, neighbours joined."""
-        at = torch.nonzero(found.kind == OPEN).flatten() if bool((found.kind != OPEN).any()) else None
+        at = None if found.fresh else torch.nonzero(found.kind == OPEN).flatten()
         open_ = found if at is None else found.select(at)
         if not len(open_.row):
             return found, conditions
@@ -124,7 +127,7 @@ class Search:
             kind += (_flags(truth.some, open_.row) & _flags(truth.lacking, open_.row)).view(torch.uint8)
         found = found._replace(kind=kind if at is None else found.kind.index_copy(0, at, kind))
         found = found.select(torch.nonzero(found.kind).flatten())
-        return (_joined(found) if bool(every.any()) else found), conditions
+        return (_joined(found) if level.finer and bool(every.any()) else found), conditions
 
     def _settled(self, found: Segments) -> Segments:
         """Blocks still open are decided by their parts."""
@@ -209,7 +212,7 @@ def _divided(found: Segments, width: Tensor, level: Level, finer: Level) -> Segm
     low = found.low[segment] * FACTOR + offset
     if bool((found.kind == OPEN).all()):
         low = low.index_select(0, source)
-        return Segments(child, low, low + 1, torch.full_like(low, OPEN, dtype=torch.uint8))
+        return Segments(child, low, low + 1, torch.full_like(low, OPEN, dtype=torch.uint8), fresh=True)
     kind = found.kind[segment]
     high = torch.where(kind == OPEN, low + 1, (found.high[segment] * FACTOR).clamp(max=finer.columns))
     return Segments(child, *(x.index_select(0, source) for x in (low, high, kind)))
