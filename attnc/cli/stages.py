@@ -12,6 +12,7 @@ from attnc.ir.node import Add, Call, Iverson, Max, Node, Prod, Sum, Var
 from attnc.ir.printer import show
 from attnc.ir.program import Program
 from attnc.ir.walk import postorder
+from attnc.passes.coverage import described
 from attnc.passes.plan import Finish, Pass, Plan
 
 # ---------------------------------------------------------------------------------------------------- syntax tree
@@ -104,18 +105,19 @@ def plan_text(plan: Plan) -> str:
     lines = [f"plan {plan.program.name}"]
     lines += [f"  {b.role} {b.name}: {b.dtype}{_shape(b.dims)}" for b in plan.buffers]
     for step in plan.steps:
-        lines += _pass_lines(step) if isinstance(step, Pass) else _finish_lines(step)
+        lines += _pass_lines(plan.program, step) if isinstance(step, Pass) else _finish_lines(step)
     lines += [f"  because: {d.found}; {d.chosen}" for d in plan.decisions]
     return "\n".join(lines)
 
 
-def _pass_lines(step: Pass) -> list[str]:
+def _pass_lines(program: Program, step: Pass) -> list[str]:
     over = "for each " + " and ".join(
         [*([", ".join(step.grid)] if step.grid else []), *([f"block of {step.outer}"] if step.outer else [])]
     )
     loop = f", loop over {step.inner}" if step.inner else ""
     within = "".join(f", over {a} in {show(low)} .. {show(high)}" for a, low, high in step.groups)
     lines = [f"  {step.direction} pass {step.name}: {over}{within}{loop}"]
+    lines += [f"    {line}" for line in described(program, step)]
     names: dict[Node, str] = {}
     roots = [*step.reductions, *(node for _, _, node in step.stores)]
     for count, node in enumerate(shared_nodes(roots)):

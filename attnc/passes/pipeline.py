@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from attnc.ir.node import Node
 from attnc.ir.notes import tracking
 from attnc.ir.program import Output, Program, Tensor
+from attnc.passes import coverage
 from attnc.passes.associate import associate
 from attnc.passes.base2 import to_base2
 from attnc.passes.derive import gradient_program
@@ -43,7 +44,8 @@ def finish(program: Program) -> Plan:
     with tracking(program.notes):
         if program.options.applies("expand"):
             program = _with_roots(program, expand_online(program.roots(), Planes(program)))
-        return schedule(program)
+        plan = schedule(program)
+        return replace(plan, decisions=(*plan.decisions, *coverage.decisions(plan)))
 
 
 def saved_values(program: Program, gradient: Program) -> tuple[Program, tuple[Saved, ...]]:
