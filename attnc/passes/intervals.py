@@ -37,6 +37,10 @@ class Arithmetic(Protocol):
     def both(self, a: Flag, b: Flag) -> Flag: ...
     def either(self, a: Flag, b: Flag) -> Flag: ...
     def no(self, a: Flag) -> Flag: ...
+    def always(self, a: Flag) -> bool:
+        """Whether a flag is True everywhere."""
+        ...
+
     def real(self, name: str, a: Number) -> Number:
         """A function of one real, by its name in the IR."""
         ...
@@ -123,6 +127,20 @@ class Rules:
     def floordiv(self, a: Interval, by: Number) -> Interval:
         """Divided by a positive number."""
         return Interval(self.on.floordiv(a.low, by), self.on.floordiv(a.high, by), a.attained, a.solid)
+
+    def quotient(self, a: Interval, by: Interval) -> Interval:
+        """Rounded down, divided by numbers that are all positive. Along each operand it only rises or only falls."""
+        corners = [self.on.floordiv(x, y) for x in (a.low, a.high) for y in (by.low, by.high)]
+        return Interval(self._least(corners), self._greatest(corners))
+
+    def remainder(self, a: Interval, by: Interval) -> Interval:
+        """By numbers that are all positive; as `mod` where they are all the same."""
+        on = self.on
+        fixed = self.mod(a, by.high)
+        same = by.low == by.high
+        return Interval(
+            on.where(same, fixed.low, 0), on.where(same, fixed.high, by.high - 1), on.both(same, fixed.attained)
+        )
 
     def mod(self, a: Interval, by: Number) -> Interval:
         """The remainder by a positive number: exact inside one period, everything outside."""
@@ -366,11 +384,7 @@ class Walker:
         rules, args = self.rules, node.args
         match node.fn:
             case "floordiv" | "mod" if node.kind == "i":
-                by = self.interval(args[1])
-                if by is None or by.space or not isinstance(by.low, int) or by.low != by.high or by.low < 1:
-                    return None
-                rule = rules.floordiv if node.fn == "floordiv" else rules.mod
-                return self._unary(args[0], lambda a: rule(a, by.low))
+                return self._divided(node)
             case "abs":
                 return self._unary(args[0], rules.absolute)
             case "minimum":
@@ -385,6 +399,22 @@ class Walker:
                 return self._unary(args[0], lambda a: rules.increasing(fn, a))
             case _:
                 return None
+
+    def _divided(self, node: Call) -> Interval | None:
+        """A quotient or remainder; by something that may not be positive, it is not bounded."""
+        rules, exact = self.rules, node.fn == "floordiv"
+        by = self.interval(node.args[1])
+        if by is None:
+            return None
+        if isinstance(by.low, int) and isinstance(by.high, int) and by.low == by.high:
+            if by.low < 1:
+                return None
+            rule = rules.floordiv if exact else rules.mod
+            return self._unary(node.args[0], lambda a: rule(a, by.low))
+        if not rules.on.always(by.low >= 1):
+            return None
+        general = rules.quotient if exact else rules.remainder
+        return self._joined(self.interval(node.args[0]), by, lambda a, b, _: general(a, b), False)
 
     def _unary(self, x: Node, rule: Callable[[Interval], Interval]) -> Interval | None:
         a = self.interval(x)

@@ -41,7 +41,9 @@ class Tensors:
             return a if c else b
         return torch.where(c, a, b)
 
-    def floordiv(self, a: Any, b: int) -> Any:
+    def floordiv(self, a: Any, b: Any) -> Any:
+        if isinstance(b, Tensor):
+            return torch.div(a, b, rounding_mode="floor")
         if not isinstance(a, Tensor):
             return a // b
         if b & (b - 1) == 0:
@@ -72,6 +74,9 @@ class Tensors:
 
     def no(self, a: Any) -> Any:
         return not a if isinstance(a, bool) else ~a
+
+    def always(self, a: Any) -> bool:
+        return bool(a.all()) if isinstance(a, Tensor) else bool(a)
 
     def real(self, name: str, a: Any) -> Any:
         """A function that never falls, in double precision."""

@@ -1,0 +1,219 @@
+"""Mask families: a spec for each, tensors for those on data, and what a mask allows, pair by pair."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from attnc import driver
+from attnc.ir.dense import evaluate_nodes
+from attnc.ir.node import Max, Node, Sum, call
+from attnc.ir.program import Program
+from attnc.ir.walk import postorder
+from attnc.lowering import lower
+from attnc.runtime.tiles import Mask
+
+Sizes = Mapping[str, int]
+Make = Callable[[Sizes, torch.Generator], dict[str, Tensor]]
+
+
+def nothing(sizes: Sizes, generator: torch.Generator) -> dict[str, Tensor]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Family:
+    """A mask as statements of a spec.
+
+    Attributes:
+        tensors: makes what it reads, given sizes with N positions.
+        closed: whether loop bounds in closed form are expected to be exact.
+        grid: the number of positions it is written for, if it is on a grid; else any.
+    """
+
+    text: str
+    tensors: Make = nothing
+    closed: bool = False
+    grid: int | None = None
+    consts: dict[str, int] = field(default_factory=dict)
+
+
+def documents(sizes: Sizes, generator: torch.Generator) -> dict[str, Tensor]:
+    steps = torch.rand(sizes["B"], sizes["N"], generator=generator) < 0.06
+    return {"doc": steps.cumsum(1).to(torch.int32)}
+
+
+def unsorted_documents(sizes: Sizes, generator: torch.Generator) -> dict[str, Tensor]:
+    doc = torch.randint(0, 3, (sizes["B"], sizes["N"]), generator=generator)
+    doc[0] = torch.arange(sizes["N"]) // 50 % 2
+    return {"doc": doc.to(torch.int32)}
+
+
+def flags(sizes: Sizes, generator: torch.Generator) -> dict[str, Tensor]:
+    """The last positions are padding; in the last sequence some others too."""
+    valid = torch.arange(sizes["N"]) < torch.randint(1, sizes["N"] + 1, (sizes["B"], 1), generator=generator)
+    valid[-1] &= torch.rand(sizes["N"], generator=generator) < 0.7
+    return {"valid": valid}
+
+
+def lengths(sizes: Sizes, generator: torch.Generator) -> dict[str, Tensor]:
+    return {"length": torch.randint(0, sizes["N"] + 1, (sizes["B"],), generator=generator).to(torch.int32)}
+
+
+def shared(sizes: Sizes, generator: torch.Generator) -> dict[str, Tensor]:
+    return documents(sizes, generator) | lengths(sizes, generator)
+
+
+def tree(sizes: Sizes, generator: torch.Generator) -> dict[str, Tensor]:
+    """Random trees in depth-first order: `last` is the last descendant of each node."""
+    last = torch.arange(sizes["N"]).repeat(sizes["B"], 1)
+    for b in range(sizes["B"]):
+        parents = [int(torch.randint(max(0, n - 3), n, (), generator=generator)) for n in range(1, sizes["N"])]
+        path = [0]
+        for n, wanted in enumerate(parents, 1):
+            while len(path) > 1 and path[-1] > wanted:
+                path.pop()
+            path.append(n)
+            for ancestor in path:
+                last[b, ancestor] = n
+    return {"last": last.to(torch.int32)}
+
+
+def parents(sizes: Sizes, generator: torch.Generator) -> dict[str, Tensor]:
+    """Each node's parent comes anywhere before it; the root is its own."""
+    n = torch.arange(sizes["N"])
+    parent = (torch.rand(sizes["B"], sizes["N"], generator=generator) * n).long()
+    return {"parent": parent.to(torch.int32)}
+
+
+NEIGHBOURHOOD = """
+let {a}g = {i} % {a}dilation
+let {a}y = {i} // {a}dilation
+let {a}n = ({a}size - {a}g + {a}dilation - 1) // {a}dilation
+let {a}lead = min({a}y // {a}stride * {a}stride + {lead}, {a}n - 1)
+let {a}low = {low}
+let {a}high = {high}
+let {a}near = {j} % {a}dilation == {a}g and {a}low <= {j} // {a}dilation and {j} // {a}dilation <= {a}high
+"""
+
+
+def neighbourhood(axes: list[tuple[int, int, int, int, bool]]) -> Family:
+    """Generalised neighbourhood attention (arXiv 2504.16922) on a grid of 1 to 3 axes.
+
+    Each axis has a size, a kernel length, a stride, a dilation, and whether it is causal.
+    """
+    text, grid, names = "", 1, "uvw"[: len(axes)]
+    consts: dict[str, int] = {}
+    for a, (extent, kernel, stride, dilation, causal) in reversed(list(zip(names, axes, strict=True))):
+        i, j = (f"({x} // {grid} % {extent})" for x in "ij")
+        grid *= extent
+        consts |= {f"{a}size": extent, f"{a}kernel": kernel, f"{a}stride": stride, f"{a}dilation": dilation}
+        left = f"{a}kernel // 2"
+        if causal:
+            ends = {"lead": f"{a}stride - 1", "low": f"max({a}lead - {a}kernel + 1, 0)", "high": f"{a}y"}
+        else:
+            centre = f"clamp({a}lead, {left}, {a}n - 1 - ({a}kernel - 1 - {left}))"
+            ends = {"lead": f"{a}stride // 2", "low": f"{centre} - {left}"}
+            ends["high"] = f"{a}low + {a}kernel - 1"
+        text += NEIGHBOURHOOD.format(a=a, i=i, j=j, **ends)
+    declared = "".join(f"const {k} = {v}\n" for k, v in consts.items())
+    return Family(declared + text + "mask = " + " and ".join(f"{a}near" for a in names), grid=grid)
+
+
+FAMILIES: dict[str, Family] = {
+    "causal": Family("mask = j <= i", closed=True),
+    "anticausal": Family("mask = j >= i", closed=True),
+    "window": Family("mask = 0 <= i - j < 21", closed=True),
+    "symmetric window": Family("mask = abs(i - j) <= 9", closed=True),
+    "dilated": Family("mask = 0 <= i - j < 40 and (i - j) % 4 == 0"),
+    "dilated by more than a block": Family("mask = j <= i and (i - j) % 37 == 0"),
+    "constant prefix": Family("mask = j <= i or j < 29", closed=True),
+    "prefix": Family("tensor length: i32[B]\nmask = j <= i or j < length[b]", lengths, closed=True),
+    "block diagonal": Family("mask = i // 24 == j // 24", closed=True),
+    "block causal": Family("mask = j // 24 <= i // 24", closed=True),
+    "strided": Family("mask = j <= i and (i - j < 12 or j % 12 == 11)"),
+    "sinks and window": Family("mask = j <= i and (i - j < 20 or j < 4)"),
+    "power of two distances": Family(
+        "let t = i // 8 - j // 8\nlet power = 2 ** floor(log2(max(t, 1)))\n"
+        "mask = j <= i and (t < 5 or power == t or j < 8)"
+    ),
+    "radial": Family(
+        "const s = 4\nlet t = abs(i // s - j // s)\nlet width = 2 ** floor(log2(max(t, 1)))\n"
+        "let near = (abs(i % s - j % s) + 1) * width <= s\n"
+        "mask = j < s or near or (t % max(floor(width / s), 1) == 0 and i % s == j % s)"
+    ),
+    "documents": Family("tensor doc: i32[B, N]\nmask = doc[b, i] == doc[b, j]", documents),
+    "causal documents": Family("tensor doc: i32[B, N]\nmask = j <= i and doc[b, i] == doc[b, j]", documents),
+    "unsorted documents": Family("tensor doc: i32[B, N]\nmask = doc[b, i] == doc[b, j]", unsorted_documents),
+    "key flags": Family("tensor valid: bool[B, N]\nmask = valid[b, j]", flags),
+    "causal key flags": Family("tensor valid: bool[B, N]\nmask = j <= i and valid[b, j]", flags),
+    "lengths": Family("tensor length: i32[B]\nmask = j < length[b] and i < length[b]", lengths, closed=True),
+    "shared prefix": Family(
+        "tensor doc: i32[B, N]\ntensor length: i32[B]\nmask = j < length[b] or (j <= i and doc[b, i] == doc[b, j])",
+        shared,
+    ),
+    "tree ancestors": Family("tensor last: i32[B, N]\nmask = j <= i and i <= last[b, j]", tree),
+    "parents and grandparents": Family(
+        "tensor parent: i32[B, N]\n"
+        "let up = parent[b, i]\nlet far = parent[b, clamp(up, 0, N - 1)]\n"
+        "mask = j == i or j == up or j == far",
+        parents,
+    ),
+    "neighbourhood 1-D": neighbourhood([(257, 9, 1, 1, False)]),
+    "neighbourhood 1-D, strided and dilated": neighbourhood([(257, 9, 4, 3, False)]),
+    "neighbourhood 1-D, causal": neighbourhood([(257, 9, 4, 3, True)]),
+    "neighbourhood 2-D": neighbourhood([(13, 5, 1, 1, False), (20, 7, 1, 1, False)]),
+    "neighbourhood 2-D, aligned": neighbourhood([(16, 5, 1, 1, False), (16, 7, 1, 1, False)]),
+    "neighbourhood 2-D, strided and dilated": neighbourhood([(13, 4, 3, 2, False), (20, 6, 2, 3, False)]),
+    "neighbourhood 2-D, causal in one": neighbourhood([(13, 4, 2, 1, True), (20, 6, 2, 2, False)]),
+    "neighbourhood 3-D": neighbourhood([(5, 3, 1, 1, True), (7, 3, 1, 2, False), (8, 4, 2, 1, False)]),
+}
+
+
+@cache
+def program(name: str) -> Program:
+    source = driver.read(f"attention masked\n{FAMILIES[name].text}\n")
+    return lower(driver.definition(source), source, {})
+
+
+def condition(made: Program) -> Node:
+    """All conditions of the first masked reduction."""
+    domains = (n.domain for n in postorder(made.roots()) if isinstance(n, Sum | Max) and n.domain)
+    return call("and", *next(domains))
+
+
+def mask(name: str, outer: str, inner: str, shape: tuple[int, int, int], seed: int = 0) -> Mask:
+    """The mask of a family for M queries from position q_start on and N keys: ``shape = (M, N, q_start)``."""
+    m, n, start = shape
+    sizes = {"B": 2, "H": 2, "G": 2, "M": m, "N": n, "D": 4, "E": 4, "q_start": start}
+    made = condition(program(name))
+    tensors = FAMILIES[name].tensors({**sizes, "N": max(n, m + start)}, torch.Generator().manual_seed(seed))
+    batch = tuple(a for a in "bh" if a in made.axes)
+    extents = {"i": m, "j": n, "b": 2, "h": 2}
+    return Mask(made, outer, inner, batch, extents, tensors, sizes, torch.device("cpu"))
+
+
+def dense(made: Mask) -> Tensor:
+    """What the mask allows, bool [combinations, outer, inner]."""
+    order = (*made.batch, made.outer, made.inner)
+    (value,) = evaluate_nodes(
+        [made.condition], made.extents, made.tensors, made.sizes, dtype=torch.float64, order=order
+    )
+    value = value.reshape([made.extents[a] if a in made.condition.axes else 1 for a in order])
+    full = value.expand([made.extents[a] for a in order])
+    return full.reshape(made.combinations, made.extents[made.outer], made.extents[made.inner])
+
+
+def blocks(allowed: Tensor, lengths: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Which blocks hold an allowed pair, and which are all allowed; bool [combinations, rows, columns]."""
+    grid: list[Tensor] = []
+    for fill in (False, True):
+        pad = [0, -allowed.shape[2] % lengths[1], 0, -allowed.shape[1] % lengths[0]]
+        padded = torch.nn.functional.pad(allowed, pad, value=fill)
+        tiles = padded.unflatten(2, (-1, lengths[1])).unflatten(1, (-1, lengths[0]))
+        grid.append(tiles.any(4).any(2) if not fill else tiles.all(4).all(2))
+    return grid[0], grid[1]
