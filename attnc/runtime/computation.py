@@ -28,6 +28,7 @@ from attnc.ir.sizes import evaluator
 from attnc.passes import modes
 from attnc.passes.plan import Plan
 from attnc.runtime.execute import Executor
+from attnc.runtime.runs import tracked
 
 HIGHEST_ORDER = 2
 NAMESPACE = "attnc"
@@ -81,6 +82,11 @@ class Computation:
         self.op = self._register()
 
     # ------------------------------------------------------------------------------------------------- running
+
+    def call(self, tensors: Sequence[Tensor], q_start: Any) -> tuple[Tensor, ...]:
+        """The op, called by eager code."""
+        with tracked():
+            return self.op(*tensors, q_start)
 
     def sizes(self, tensors: Sequence[Tensor], q_start: Any) -> dict[str, Any]:
         """Size symbols bound by the arguments."""
@@ -193,7 +199,7 @@ class Computation:
 
     def backward(self, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         """Autograd's backward: the derivative's op, for the gradients that are wanted."""
-        found = self.gradients(ctx.saved_tensors, grads, ctx.needs_input_grad, lambda c, ts: c.op(*ts, ctx.q_start))
+        found = self.gradients(ctx.saved_tensors, grads, ctx.needs_input_grad, lambda c, ts: c.call(ts, ctx.q_start))
         return (*found, None)
 
     def gradients(

@@ -8,8 +8,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attnc.ir.node import Add, Axis, Call, Const, Load, Node, Prod, Size, Var, add, axis, call, const, mul, sub
+from attnc.ir.node import (
+    Add,
+    Axis,
+    Call,
+    Const,
+    Load,
+    Node,
+    Prod,
+    Size,
+    Var,
+    add,
+    axis,
+    call,
+    conjuncts,
+    const,
+    mul,
+    size,
+    sub,
+)
 from attnc.passes.bounds import inner_range
+from tests.masks import FAMILIES, dense, mask
 
 ROW, KEY = axis("i"), axis("j")
 Point = dict[str, int]
@@ -22,6 +41,8 @@ def number(node: Node, at: Point) -> int:
             return int(node.value)
         case Axis() | Size() | Var():
             return at[node.name]
+        case Load():
+            return at[node.tensor]
         case Add():
             return sum(number(t, at) for t in node.terms)
         case Prod():
@@ -85,7 +106,7 @@ def conditions() -> st.SearchStrategy[Node]:
     )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(st.lists(conditions(), min_size=1, max_size=3), st.integers(0, 30), st.integers(1, 8), EXTENT)
 def test_sound_for_any_mask(masks: list[Node], first: int, length: int, extent: int) -> None:
     found = inner_range(masks, "i", "j", const(extent))
@@ -98,6 +119,36 @@ def test_sound_for_any_mask(masks: list[Node], first: int, length: int, extent: 
         allowed = [all(number(m, {"i": i, "j": j}) for m in masks) for i in range(first, first + length)]
         assert low <= j < high or not any(allowed), f"{j} is allowed but outside [{low}, {high})"
         assert j not in full or all(allowed), f"{j} is masked somewhere but inside the full range {full}"
+        if found.exact:
+            assert any(allowed) == (low <= j < high), f"{j}: [{low}, {high}) is said to be exact"
+            assert all(allowed) == (j in full), f"{j}: {full} is said to be all that is full"
+
+
+@pytest.mark.parametrize("direction", [("i", "j"), ("j", "i")], ids=["rows", "columns"])
+@pytest.mark.parametrize("name", [n for n, f in FAMILIES.items() if f.closed])
+def test_closed_bounds_of_families_are_exact(name: str, direction: tuple[str, str]) -> None:
+    outer, inner = direction
+    for shape in ((257, 257, 0), (63, 257, 194), (130, 70, 0), (1, 200, 120)):
+        made = mask(name, outer, inner, shape)
+        found = inner_range(conjuncts(made.condition), outer, inner, size("M" if inner == "i" else "N"))
+        assert found.exact
+        assert found.full_low is not None
+        assert found.full_high is not None
+        allowed = dense(made)
+        for row in range(0, made.extents[outer], 32):
+            for c in range(made.combinations):
+                part = allowed[c, row : row + 32]
+                at = {**made.sizes, f"{outer}_first": row, f"{outer}_last": row + len(part) - 1, "b": c}
+                at |= {"length": int(made.tensors["length"][c])} if "length" in made.tensors else {}
+                for some, ends in ((True, (found.low, found.high)), (False, (found.full_low, found.full_high))):
+                    wanted = (part.any(0) if some else part.all(0)).nonzero().flatten().tolist()
+                    assert list(range(*(number(x, at) for x in ends))) == wanted, f"{name} {shape} row {row}"
+
+
+@pytest.mark.parametrize("name", [n for n, f in FAMILIES.items() if not f.closed])
+def test_other_families_are_not_called_exact(name: str) -> None:
+    made = mask(name, "i", "j", (64, 64, 0))
+    assert not inner_range(conjuncts(made.condition), "i", "j", size("N")).exact
 
 
 def exact(mask: Node, first: int, last: int, extent: int) -> tuple[range, range]:
