@@ -177,7 +177,9 @@ def in_process(*arguments: Any) -> dict[str, Any]:
 
 
 def measure(what: str, *arguments: Any) -> dict[str, Any]:
-    return {"plan": plan_once, "block_mask": block_mask_once, "window": window_once}[what](*arguments)
+    runners: dict[str, Callable[..., dict[str, Any]]]
+    runners = {"plan": plan_once, "block_mask": block_mask_once, "window": window_once}
+    return runners[what](*arguments)
 
 
 def processor() -> str:

@@ -55,7 +55,7 @@ class Argument:
 
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """A table that says which blocks of the inner axis a kernel visits, made at launch for the block lengths it then has.
+    """A table of the blocks of the inner axis that a kernel visits, made at launch for the block lengths it then has.
 
     Attributes:
         spans: the argument with, for every block of the outer axis, its first run and the one after its last:

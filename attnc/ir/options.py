@@ -16,7 +16,7 @@ REWRITES = {
     "group": "the query heads of a key head are summed inside one kernel",
     "separate": "a bias that is a sum of products of one position each becomes factors where that costs less",
     "bounds": "loops run over the blocks that the mask leaves, and full blocks do not evaluate it",
-    "runs": "masks without such bounds are planned at launch: the loop follows a table of the runs of blocks they leave",
+    "runs": "masks without such bounds are planned at launch: loops follow a table of the runs of blocks they leave",
 }
 """Rewrites that can be turned off, each with what it does. Results are the same without any of them."""
 

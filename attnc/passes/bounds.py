@@ -80,8 +80,8 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """What a condition allows at one outer position: nothing outside the range from the largest of `lows` to the smallest
-    of `highs`, and with `exact` everything inside it."""
+    """What a condition allows at one outer position: nothing outside the range from the largest of `lows` to the
+    smallest of `highs`, and with `exact` everything inside it."""
 
     lows: tuple[End, ...] = ()
     highs: tuple[End, ...] = ()
@@ -152,7 +152,7 @@ def _solve(condition: Node, inner: str, extent: Node) -> Solution:
 
 
 def _either(conditions: Sequence[Node], inner: str, extent: Node) -> Solution:
-    """Ranges that all begin, or all end, with the axis make one range; conditions on the outer position alone open it."""
+    """Ranges that all begin, or all end, with the axis make one range; conditions on the outer position open it."""
     fixed = call("or", *(c for c in conditions if inner not in c.axes))
     parts = [_solve(c, inner, extent) for c in conditions if inner in c.axes]
     if not _is_index(fixed):

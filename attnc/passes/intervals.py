@@ -1,10 +1,11 @@
 """Interval analysis of index expressions and masks over a tile: a range of query positions times a range of key
 positions.
 
-A number is bounded by a least and a greatest value, a mask by whether any and whether all pairs of the tile are allowed.
-Each rule is written once, over an `Arithmetic`: on tensors it classifies many tiles at a time, on z3's integers it is
-proved. Besides bounds the rules carry witnesses: where both ends of an interval are values that occur, a comparison that
-may hold does hold somewhere, so a tile is known to be neither empty nor full without looking at its pairs.
+A number is bounded by a least and a greatest value, a mask by whether any and whether all pairs of the tile are
+allowed. Each rule is written once, over an `Arithmetic`: on tensors it classifies many tiles at a time, on z3's
+integers it is proved. Besides bounds the rules carry witnesses: where both ends of an interval are values that occur, a
+comparison that may hold does hold somewhere, so a tile is known to be neither empty nor full without looking at its
+pairs.
 """
 
 from __future__ import annotations
@@ -94,8 +95,11 @@ INCREASING = frozenset(
 
 
 class Rules:
-    """One rule per operation. `apart` says that the operands depend on different axes, so that any value of one meets any
-    value of the other at some pair."""
+    """One rule per operation.
+
+    `apart` says that the operands depend on different axes, so that any value of one meets any value of the other at
+    some pair. Without `witnesses`, conditions get bounds alone.
+    """
 
     def __init__(self, arithmetic: Arithmetic, *, witnesses: bool = True) -> None:
         self.on = arithmetic

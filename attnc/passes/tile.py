@@ -317,8 +317,9 @@ class _Lowering:
 
     def _table(self, inner: str, cover: Coverage) -> Runs:
         assert self.outer is not None and cover.runs is not None
-        names = [self._fresh(f"{inner}_{x}") for x in ("spans", "runs", "run_count")]
-        return Runs(*names, self.outer, inner, cover.runs, tuple((a, self.program.extent(a)) for a in cover.batch))
+        spans, table, count = (self._fresh(f"{inner}_{x}") for x in ("spans", "runs", "run_count"))
+        batch = tuple((a, self.program.extent(a)) for a in cover.batch)
+        return Runs(spans, table, count, self.outer, inner, cover.runs, batch)
 
     def _fresh(self, name: str) -> str:
         """A name that no axis, size, tensor or buffer has."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +27,7 @@ MOST_TILES = 1 << 24
 BAND = 1 << 16
 """Tiles looked at together: few enough that their tensors stay in a cache."""
 EMPTY, OPEN, PARTIAL, FULL = range(4)
-"""Classes of tiles; open ones are not decided yet, empty ones are not kept. Sums of flags in `Search` rely on the order."""
+"""Classes of tiles; open ones are not decided yet, empty ones are not kept. Sums of flags rely on the order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +56,15 @@ class Segments(NamedTuple):
     fresh: bool = False
     """Whether all are single open tiles."""
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> Segments:
+        """The same change made to all four."""
+        return Segments(change(self.row), change(self.low), change(self.high), change(self.kind))
+
     def select(self, at: Tensor) -> Segments:
-        return Segments(*(x.index_select(0, at) for x in self[:4]))
+        return self.each(lambda x: x.index_select(0, at))
 
     def narrow(self, first: int, stop: int) -> Segments:
-        return Segments(*(x[first:stop] for x in self[:4]))
+        return self.each(lambda x: x[first:stop])
 
 
 def plan(mask: Mask, blocks: tuple[int, int]) -> Table:
@@ -109,7 +114,7 @@ class Search:
             self.descend(_divided(found.narrow(a, b), width[a:b], level, finer), k - 1, conditions)
             for a, b in _bands(found, width)
         ]
-        return done[0] if len(done) == 1 else Segments(*(torch.cat([x[n] for x in done]) for n in range(4)))
+        return done[0] if len(done) == 1 else _concatenated(done)
 
     def _judged(self, found: Segments, level: Level, conditions: tuple[Node, ...]) -> tuple[Segments, tuple[Node, ...]]:
         """Open tiles classified: empty ones dropped, and where all blocks are alike, neighbours joined."""
@@ -137,6 +142,11 @@ class Search:
         kind = _inside(self.levels[0], found.row[at], found.low[at])
         found = found._replace(kind=found.kind.index_copy(0, at, kind))
         return found.select(torch.nonzero(found.kind).flatten())
+
+
+def _concatenated(parts: list[Segments]) -> Segments:
+    row, low, high, kind = (torch.cat(x) for x in zip(*(p[:4] for p in parts), strict=True))
+    return Segments(row, low, high, kind)
 
 
 def _flags(value: Any, like: Tensor) -> Tensor:
@@ -180,7 +190,7 @@ def _bands(found: Segments, width: Tensor) -> list[tuple[int, int]]:
     steps = torch.arange(1, -(-tiles // BAND), device=width.device) * (BAND // FACTOR)
     rows = found.row[torch.searchsorted(width.cumsum(0), steps).clamp(max=total - 1)]
     places = [0, *torch.unique(torch.searchsorted(found.row, rows)).tolist(), total]
-    return [(a, b) for a, b in zip(places, places[1:], strict=False) if a < b]
+    return [(a, b) for a, b in pairwise(places) if a < b]
 
 
 def _before(lengths: Tensor) -> Tensor:
@@ -215,7 +225,8 @@ def _divided(found: Segments, width: Tensor, level: Level, finer: Level) -> Segm
         return Segments(child, low, low + 1, torch.full_like(low, OPEN, dtype=torch.uint8), fresh=True)
     kind = found.kind[segment]
     high = torch.where(kind == OPEN, low + 1, (found.high[segment] * FACTOR).clamp(max=finer.columns))
-    return Segments(child, *(x.index_select(0, source) for x in (low, high, kind)))
+    low, high, kind = (x.index_select(0, source) for x in (low, high, kind))
+    return Segments(child, low, high, kind)
 
 
 # ------------------------------------------------------------------------------------------------ inside blocks
@@ -283,7 +294,7 @@ def _periods(mask: Mask, axis: str) -> list[tuple[int, int]]:
         return []
     found = set()
     for n in postorder([mask.condition]):
-        if isinstance(n, Call) and n.fn in ("floordiv", "mod") and n.axes == {axis} and not n.args[1].axes:
+        if isinstance(n, Call) and n.fn in ("floordiv", "mod") and n.axes == frozenset((axis,)) and not n.args[1].axes:
             shift: Node = sub(n.args[0], Axis.intern((axis,), frozenset((axis,)), "i"))
             if not shift.axes:
                 found.add((int(evaluator(n.args[1])(mask.sizes)), int(evaluator(shift)(mask.sizes))))

@@ -100,7 +100,7 @@ class Planned:
         read = dict.fromkeys(n.tensor for n in nodes if isinstance(n, Load))
         self._read = {name: names.index(name) for name in read}
         self._sizes = tuple(dict.fromkeys(n.name for n in nodes if isinstance(n, Size)))
-        extents = {a: n for a, n in runs.batch}
+        extents = dict(runs.batch)
         extents |= {lane.axis: lane.extent for lane in kernel.lanes if lane.role != "channel"}
         self._extents: dict[str, Evaluator] = {a: evaluator(n) for a, n in extents.items()}
         self._grid = tuple(evaluator(n) for n in kernel.grid_extents)

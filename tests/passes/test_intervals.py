@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -75,15 +76,26 @@ def occurs(x: Any, low: Any, high: Any, attained: Any, solid: Any) -> Any:
 
 A_OCCURS, B_OCCURS = occurs(X, AL, AH, A_ATTAINED, A_SOLID), occurs(Y, BL, BH, B_ATTAINED, B_SOLID)
 
+
+def quotient(by: int) -> Callable[[Any], Any]:
+    return lambda x: x / by
+
+
+def remainder(by: int) -> Callable[[Any], Any]:
+    return lambda x: x % by
+
+
 Unary = Callable[[Interval], Interval]
 UNARY: dict[str, tuple[Unary, Callable[[Any], Any]]] = {
     "absolute": (RULES.absolute, lambda x: z3.If(x < 0, -x, x)),
     "negated": (lambda a: RULES.scale(a, -1), lambda x: -x),
     "thrice": (lambda a: RULES.scale(a, 3), lambda x: 3 * x),
     "minus twice": (lambda a: RULES.scale(a, -2), lambda x: -2 * x),
-    **{f"// {k}": ((lambda a, k=k: RULES.floordiv(a, k)), (lambda x, k=k: x / k)) for k in (1, 2, 3, 10)},
-    **{f"% {k}": ((lambda a, k=k: RULES.mod(a, k)), (lambda x, k=k: x % k)) for k in (1, 2, 3, 10)},
 }
+for by in (1, 2, 3, 10):
+    UNARY[f"// {by}"] = (partial(RULES.floordiv, by=by), quotient(by))
+    UNARY[f"% {by}"] = (partial(RULES.mod, by=by), remainder(by))
+
 Binary = Callable[[Interval, Interval, bool], Interval]
 BINARY: dict[str, tuple[Binary, Callable[[Any, Any], Any]]] = {
     "add": (RULES.add, lambda x, y: x + y),

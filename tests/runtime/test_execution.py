@@ -15,7 +15,7 @@ import attnc
 from attnc.codegen.tile import Kernel
 from attnc.runtime import backends
 from attnc.runtime.backends import CppBackend
-from attnc.runtime.execute import Launch, PlanExecutor
+from attnc.runtime.execute import KernelLaunch, PlanExecutor
 from tests.runtime.specs import ALIBI, CAUSAL, leaf, qkv, textbook
 
 CPU_BACKENDS = ("cpp", "tiled")
@@ -87,7 +87,7 @@ class CountingBackend(CppBackend):
     def __init__(self) -> None:
         self.built = 0
 
-    def build(self, kernels: Sequence[Kernel]) -> Sequence[Launch]:
+    def build(self, kernels: Sequence[Kernel]) -> Sequence[KernelLaunch]:
         self.built += 1
         return super().build(kernels)
 

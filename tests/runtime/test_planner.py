@@ -11,7 +11,7 @@ from torch import Tensor
 from attnc.ir.node import Node, axis, call, const, load, mul, sub, var
 from attnc.runtime import planner
 from attnc.runtime.planner import Table, plan
-from attnc.runtime.tiles import Mask
+from attnc.runtime.tiles import Level, Mask
 from tests.masks import FAMILIES, blocks, dense, mask
 from tests.passes.test_bounds import conditions
 
@@ -144,13 +144,13 @@ def test_bands_of_rows_do_not_change_the_table(band: int, monkeypatch: pytest.Mo
 def test_the_boundary_is_searched_and_not_the_plane(monkeypatch: pytest.MonkeyPatch) -> None:
     """A causal mask over 2^20 positions has 2.7e8 blocks of 64 and a boundary of 16384."""
     looked = []
-    classify = planner.Level.classify
+    classify = Level.classify
 
-    def counted(self: planner.Level, row: Tensor, column: Tensor, conditions: tuple[Node, ...]) -> object:
+    def counted(self: Level, row: Tensor, column: Tensor, conditions: tuple[Node, ...]) -> object:
         looked.append(len(row))
         return classify(self, row, column, conditions)
 
-    monkeypatch.setattr(planner.Level, "classify", counted)
+    monkeypatch.setattr(Level, "classify", counted)
     made = mask("causal", "i", "j", (1 << 20, 1 << 20, 0))
     table = plan(made, (64, 64))
     assert sum(looked) < 8 * 16384

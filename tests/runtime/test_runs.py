@@ -6,6 +6,7 @@ import gc
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 import attnc
 from attnc import driver
 from attnc.codegen.triton.printer import print_module
-from attnc.runtime import runs
+from attnc.runtime import planner, runs
 from attnc.runtime.planner import Table
 from attnc.runtime.tiles import Mask
 from attnc.runtime.triton_aot import aot
@@ -33,11 +34,10 @@ OVER_QUERIES = DOCUMENTS + "normaliser = softmax(axis = i)\n"
 def planned(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Mask]]:
     """Every mask a table is made for, however short the call; nothing is kept from before."""
     made: list[Mask] = []
-    plan = runs.plan
 
     def recorded(mask: Mask, blocks: tuple[int, int]) -> Table:
         made.append(mask)
-        return plan(mask, blocks)
+        return planner.plan(mask, blocks)
 
     monkeypatch.setattr(runs, "WORTH", {"cpu": 1, "cuda": 1})
     monkeypatch.setattr(runs, "plan", recorded)
@@ -105,7 +105,9 @@ def test_triton_interpreted(spec: str, planned: list[Mask]) -> None:
     launch = runs.Planned(kernel, kernel.runs, TritonKernel(kernel, print_module([kernel])))
     stored = {"o": torch.full((2, 4, 130, 16), torch.nan), "lse": torch.full((2, 4, 130), torch.nan)}
     launch([tensors.get(a.name, stored.get(a.name)) for a in runs.operands(kernel)], sizes)  # type: ignore[misc]
-    torch.testing.assert_close(stored["o"], op(**tensors, q_start=5), atol=2e-6, rtol=1e-5)
+    given: dict[str, Any] = {"q_start": 5, **tensors}
+    expected = op(**given)
+    torch.testing.assert_close(stored["o"], expected, atol=2e-6, rtol=1e-5)
     assert len(planned) == 2  # in blocks of 64 and of 256 positions
 
 
@@ -196,7 +198,8 @@ def test_torch_compile_sees_one_op(planned: list[Mask]) -> None:
     q, k, v, doc = inputs()
 
     def twice(q: Tensor, k: Tensor, v: Tensor, doc: Tensor) -> Tensor:
-        return op(q, k, v, doc=doc) + op(q, k, v, doc=doc // 2)
+        total: Tensor = op(q, k, v, doc=doc) + op(q, k, v, doc=doc // 2)
+        return total
 
     compiled = torch.compile(twice, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(q, k, v, doc), twice(q, k, v, doc))
