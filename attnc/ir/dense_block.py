@@ -177,6 +177,8 @@ class Block:
                 return _COMPARE[name](args[0], args[1])
             case "maximum" | "minimum":
                 return (torch.maximum if name == "maximum" else torch.minimum)(args[0], args[1])
+            case "bitand":
+                return args[0] & args[1]
             case "floor":
                 return torch.floor(args[0].detach()).to(torch.int64)
             case "hash":

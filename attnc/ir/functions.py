@@ -214,6 +214,18 @@ _register("hash", 2, _hash, lambda n, g: [None, None], doc="a random-looking int
 _register("unit", 1, _unit, lambda n, g: [None], doc="a hash as a number in [0, 1)")
 
 
+def _bitand(args: Sequence[Node]) -> Node:
+    a, b = args
+    if a is b:
+        return a
+    if isinstance(a, Const) and isinstance(b, Const):
+        return const(int(a.value) & int(b.value))
+    return raw_call("bitand", tuple(sorted((a, b), key=lambda n: n.order)), "i")
+
+
+_register("bitand", 2, _bitand, lambda n, g: [None, None], doc="the bits two integers have in common")
+
+
 def _pow(args: Sequence[Node]) -> Node:
     x, y = args
     if isinstance(x, Const) and isinstance(y, Const):

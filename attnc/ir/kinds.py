@@ -8,7 +8,7 @@ from attnc.ir.node import Kind, Node
 
 COMPARISONS = ("lt", "le", "eq")
 LOGIC = ("and", "or", "not")
-INTEGRAL = ("floor", "hash")
+INTEGRAL = ("floor", "hash", "bitand")
 KIND_PRESERVING = ("abs", "maximum", "minimum", "floordiv", "mod")
 
 

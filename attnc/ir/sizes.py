@@ -17,6 +17,7 @@ Evaluator = Callable[[Values], Any]
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "floordiv": operator.floordiv,
     "mod": operator.mod,
+    "bitand": operator.and_,
     "abs": operator.abs,
     "pow": operator.pow,
     "lt": operator.lt,

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from attnc.ir.node import Axis, Call, Node, conjuncts
+from attnc.ir.node import Axis, Call, Node, conjuncts, sub
+from attnc.ir.sizes import evaluator
 from attnc.ir.walk import postorder
 from attnc.runtime.tiles import Cells, Level, Mask, Pieces, reads_tensor
 
@@ -287,9 +288,6 @@ def _cuts(mask: Mask, axis: str) -> Cut:
 def _periods(mask: Mask, axis: str) -> list[tuple[int, int]]:
     """Divisors of ``(axis + shift) // divisor`` in a mask, smallest first. Data are read in halves instead, and short
     periods need no cuts."""
-    from attnc.ir.node import sub
-    from attnc.ir.sizes import evaluator
-
     if reads_tensor(mask.condition):
         return []
     found = set()

@@ -47,6 +47,7 @@ _ANY: dict[str, Callable[..., Tensor]] = {
     "floordiv": lambda a, b: torch.div(a, b, rounding_mode="floor"),
     "mod": torch.remainder,
     "hash": hashing_torch.mixed,
+    "bitand": torch.bitwise_and,
     "lt": torch.lt,
     "le": torch.le,
     "eq": torch.eq,

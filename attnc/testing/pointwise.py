@@ -17,7 +17,7 @@ class NotPointwise(ValueError):
     """The expression holds a reduction, or something else that is no function of single elements."""
 
 
-INFIX = {"lt": "<", "le": "<=", "eq": "==", "floordiv": "//", "mod": "%", "and": "&", "or": "|"}
+INFIX = {"lt": "<", "le": "<=", "eq": "==", "floordiv": "//", "mod": "%", "bitand": "&", "and": "&", "or": "|"}
 PREFIX = {
     "exp": "torch.exp({0})",
     "exp2": "torch.exp2({0})",

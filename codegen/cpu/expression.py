@@ -300,12 +300,23 @@ class Expressions:
             case "reciprocal":
                 x = self.real(self.show(node.args[0]))
                 return Value(f"1 / {x.at(UNARY)}", "f", x.lanes, PRODUCT)
+            case "bitand":
+                return self._bits(node)
             case "maximum" | "minimum" | "floordiv" | "mod" | "abs":
                 return self._kind_preserving(node)
             case "hash" | "unit":
                 return self._hash(node)
             case _:
                 return self._real_function(node)
+
+    def _bits(self, node: Call) -> Value:
+        parts = [self.show(a) for a in node.args]
+        lanes, element = self._integers(node, parts)
+        if element == "w":
+            parts = [self.widened(p) for p in parts]
+        elif lanes:
+            parts = [self.spread(p) for p in parts]
+        return Value(" & ".join(p.at(COMPARE + 1) for p in parts), element, lanes, BITS)
 
     def _kind_preserving(self, node: Call) -> Value:
         parts = [self.show(a) for a in node.args]

@@ -191,6 +191,8 @@ class Layout:
         match node.fn:
             case "floordiv":
                 return self.reach(node.args[0])
+            case "bitand":
+                return sum(self.reach(a) for a in node.args)
             case "mod":
                 return self.reach(node.args[1])
             case "where":

@@ -183,6 +183,9 @@ class Expressions:
                 return self._where(node)
             case "floordiv" | "mod":
                 return self._division(node)
+            case "bitand":
+                parts = [Text(self.text(a).within(ATOM), self.text(a).axes) for a in node.args]
+                return self.layout.infix("&", parts, AND)
             case "maximum" | "minimum":
                 convert: Callable[[Node], Text] = self.real if node.kind == "f" else self.text
                 return self.layout.call(f"tl.{node.fn}", *(convert(a) for a in node.args))

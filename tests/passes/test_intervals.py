@@ -159,6 +159,34 @@ def test_products_are_inside_their_interval() -> None:
     prove(z3.Implies(z3.And(AL <= X, X <= AH), z3.And(square.low <= X * X, square.high >= X * X)))
 
 
+class Words(Symbols):
+    """Arithmetic on words of a few bits, signed."""
+
+    def floordiv(self, a: Any, b: Any) -> Any:
+        raise NotImplementedError
+
+    def common_bits(self, low: Any, high: Any) -> tuple[Any, Any]:
+        differ = low ^ high
+        for shift in (1, 2, 4, 8):
+            differ = differ | z3.LShR(differ, shift)
+        return low & ~differ, high | differ
+
+    def bitand(self, a: Any, b: Any) -> Any:
+        return a & b
+
+
+def test_common_bits_are_inside_their_interval() -> None:
+    """For words of 10 bits that hold 7: sums of two stay inside."""
+    x, y, *ends = z3.BitVecs("x y a_low a_high b_low b_high", 10)
+    a, b = Interval(ends[0], ends[1]), Interval(ends[2], ends[3])
+    found = Rules(Words()).bitand(a, b)
+    given = [z3.And(e >= -64, e < 64) for e in ends]
+    given += [a.low <= x, x <= a.high, b.low <= y, y <= b.high]
+    prove(z3.And(found.low <= x & y, x & y <= found.high), given=z3.And(*given))
+    same = z3.And(a.low == a.high, b.low == b.high)
+    prove(z3.Implies(found.attained, z3.And(same, found.low == x & y, found.high == x & y)), given=z3.And(*given))
+
+
 def test_a_choice_is_inside_its_interval() -> None:
     may, every, c = z3.Bools("may every c")
     found = RULES.where(Truth(may, every), A, B)
