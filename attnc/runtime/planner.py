@@ -206,28 +206,27 @@ def _count(length: int, device: torch.device) -> Tensor:
 def _divided(found: Segments, width: Tensor, level: Level, finer: Level) -> Segments:
     """Every row becomes those of the finer level, and open tiles their finer ones; the order stays."""
     device = width.device
-    coarse, position = torch.unique_consecutive(found.row, return_inverse=True)
-    per_row = torch.zeros_like(coarse).index_add_(0, position, width)
-    begins = _before(per_row)
+    coarse, count = torch.unique_consecutive(found.row, return_counts=True)
     # Rows of the finer level: those of each combination follow each other, so the last cell may have fewer.
     inside = coarse % level.rows
     part = torch.arange(FACTOR, dtype=torch.int32, device=device)
     fine = (coarse // level.rows * finer.rows + inside * FACTOR)[:, None] + part
     exists = (inside * FACTOR)[:, None] + part < finer.rows
-    fine, parent = fine[exists], torch.nonzero(exists)[:, 0]
-    lengths = per_row[parent]
-    child = fine.repeat_interleave(lengths)
-    source = (begins[parent] - _before(lengths)).repeat_interleave(lengths).add_(_count(len(child), device))
+    row, parent = fine[exists], torch.nonzero(exists)[:, 0]
+    count = count.to(torch.int32)
+    begins, count = _before(count)[parent], count[parent]
+    row = row.repeat_interleave(count)
+    source = (begins - _before(count)).repeat_interleave(count).add_(_count(len(row), device))
+    low, kind, width = (x.index_select(0, source) for x in (found.low, found.kind, width))
+    if bool((width == FACTOR).all()):
+        low = ((low * FACTOR)[:, None] + part).flatten()
+        row = row[:, None].expand(-1, FACTOR).flatten()
+        return Segments(row, low, low + 1, torch.full_like(low, OPEN, dtype=torch.uint8), fresh=True)
     segment = _count(len(width), device).repeat_interleave(width)
     offset = _count(len(segment), device) - _before(width)[segment]
-    low = found.low[segment] * FACTOR + offset
-    if bool((found.kind == OPEN).all()):
-        low = low.index_select(0, source)
-        return Segments(child, low, low + 1, torch.full_like(low, OPEN, dtype=torch.uint8), fresh=True)
-    kind = found.kind[segment]
-    high = torch.where(kind == OPEN, low + 1, (found.high[segment] * FACTOR).clamp(max=finer.columns))
-    low, high, kind = (x.index_select(0, source) for x in (low, high, kind))
-    return Segments(child, low, high, kind)
+    low, kind = low[segment] * FACTOR + offset, kind[segment]
+    high = (found.high.index_select(0, source) * FACTOR).clamp(max=finer.columns)[segment]
+    return Segments(row[segment], low, torch.where(kind == OPEN, low + 1, high), kind)
 
 
 # ------------------------------------------------------------------------------------------------ inside blocks
