@@ -178,7 +178,7 @@ class Block:
             case "maximum" | "minimum":
                 return (torch.maximum if name == "maximum" else torch.minimum)(args[0], args[1])
             case "bitand":
-                return args[0] & args[1]
+                return args[0].to(torch.int64) & args[1].to(torch.int64)
             case "floor":
                 return torch.floor(args[0].detach()).to(torch.int64)
             case "hash":
