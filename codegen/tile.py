@@ -65,6 +65,7 @@ class Runs:
         count: the size symbol that holds the number of runs.
         condition: what the table is planned for, over `outer`, `inner`, `batch` axes, sizes and arguments.
         batch: axes the table's leading dimensions run over, with their extents.
+        whole: whether nothing but `condition` restricts the loop; if not, no run has full blocks.
     """
 
     spans: str
@@ -74,6 +75,7 @@ class Runs:
     inner: str
     condition: Node
     batch: tuple[tuple[str, Node], ...] = ()
+    whole: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,17 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from attnc.ir.node import Add, Axis, Call, Const, Iverson, Load, Max, Node, Prod, Size, Sum, call, const, var
+from attnc.ir.node import Add, Axis, Call, Const, Iverson, Load, Max, Node, Prod, Size, Sum, call, const
 from attnc.ir.printer import show
 from attnc.ir.program import Program
 from attnc.ir.walk import postorder
 from attnc.passes.associate import is_group_condition
 from attnc.passes.bounds import Range, inner_range
 from attnc.passes.decision import Decision
+from attnc.passes.intervals import has_rule
 from attnc.passes.plan import Pass, Plan
 
-OPAQUE = var("unknown", (), "b")
-"""Stands for a condition that cannot be analysed: a tile where the others hold is partly allowed."""
 _PLANNED = (Const, Size, Axis, Load, Call, Add, Prod, Iverson)
 
 
@@ -33,12 +32,14 @@ class Coverage:
         bounds: the range they leave, without them if nothing may be skipped.
         runs: the condition a table is planned for; None where there is no table.
         batch: the batch axes it mentions, the table's leading dimensions.
+        whole: whether `runs` is all of `conditions`; if not, no block is known to be full.
     """
 
     conditions: tuple[Node, ...]
     bounds: Range
     runs: Node | None
     batch: tuple[str, ...] = ()
+    whole: bool = True
 
 
 def coverage(program: Program, item: Pass) -> Coverage:
@@ -59,9 +60,9 @@ def coverage(program: Program, item: Pass) -> Coverage:
     planned = [c for c in conditions if _is_planned(program, c, axes)]
     if not planned:
         return Coverage(conditions, bounds, None)
-    rest = [OPAQUE] if len(planned) < len(conditions) else []
-    condition = call("and", *planned, *rest)
-    return Coverage(conditions, bounds, condition, tuple(a for a in batch if a in condition.axes))
+    condition = call("and", *planned)
+    mentioned = tuple(a for a in batch if a in condition.axes)
+    return Coverage(conditions, bounds, condition, mentioned, len(planned) == len(conditions))
 
 
 def common_conditions(reductions: Iterable[Node], groups: frozenset[str]) -> tuple[Node, ...]:
@@ -72,12 +73,25 @@ def common_conditions(reductions: Iterable[Node], groups: frozenset[str]) -> tup
 
 
 def _is_planned(program: Program, condition: Node, axes: frozenset[str]) -> bool:
-    """Whether a condition is made of indices, sizes and the caller's tensors."""
+    """Whether intervals can tell a condition over tiles: it is made of indices, sizes and the caller's tensors, each
+    read at positions of one axis, by functions that have a rule."""
     operands = {t.name for t in program.tensors if t.role == "operand"}
     for n in postorder([condition]):
-        if not isinstance(n, _PLANNED) or (isinstance(n, Load) and n.tensor not in operands):
-            return False
+        match n:
+            case Load() if n.tensor not in operands or _on_plane(program, n):
+                return False
+            case Call() if not has_rule(n):
+                return False
+            case _ if not isinstance(n, _PLANNED):
+                return False
+            case _:
+                pass
     return condition.axes <= axes
+
+
+def _on_plane(program: Program, node: Node) -> bool:
+    """Whether a value depends on two positions."""
+    return sum(program.axis(a).role != "batch" for a in node.axes) > 1
 
 
 # ------------------------------------------------------------------------------------------------------ for people

@@ -94,6 +94,14 @@ INCREASING = frozenset(
 """Functions of one number that never fall."""
 
 
+_RULED = frozenset({"abs", "minimum", "maximum", "bitand", "where", "and", "or", "not", "lt", "le", "eq"} | INCREASING)
+
+
+def has_rule(node: Call) -> bool:
+    """Whether a function of bounded numbers or conditions has a rule."""
+    return node.fn in _RULED or (node.fn in ("floordiv", "mod") and node.kind == "i")
+
+
 class Rules:
     """One rule per operation.
 

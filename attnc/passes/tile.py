@@ -319,7 +319,7 @@ class _Lowering:
         assert self.outer is not None and cover.runs is not None
         spans, table, count = (self._fresh(f"{inner}_{x}") for x in ("spans", "runs", "run_count"))
         batch = tuple((a, self.program.extent(a)) for a in cover.batch)
-        return Runs(spans, table, count, self.outer, inner, cover.runs, batch)
+        return Runs(spans, table, count, self.outer, inner, cover.runs, batch, cover.whole)
 
     def _fresh(self, name: str) -> str:
         """A name that no axis, size, tensor or buffer has."""

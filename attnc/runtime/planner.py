@@ -317,6 +317,8 @@ def _halved(
 def _table(found: Segments, level: Level, mask: Mask) -> Table:
     """Segments as runs: a partly allowed stretch and the full one that follows it are one."""
     inner = level.cells[mask.inner]
+    if not mask.whole:
+        found = _joined(found._replace(kind=torch.full_like(found.kind, PARTIAL)))
     if inner.extent % inner.length:
         found = _last_partial(found, level.columns)
     follows = (

@@ -127,7 +127,7 @@ class Planned:
             return Table(whole.spans.expand(shape), whole.runs)
         read = {name: tensors[k] for name, k in self._read.items()}
         values = tuple(known[s] for s in self._sizes)
-        key = (self.runs.condition, self.runs.outer, blocks, device, values, *extents.items())
+        key = (self.runs.condition, self.runs.whole, self.runs.outer, blocks, device, values, *extents.items())
         return self._kept(key, read, lambda: self._mask(read, known, extents, device), blocks)
 
     def _mask(
@@ -135,7 +135,7 @@ class Planned:
     ) -> Mask:
         runs = self.runs
         batch = tuple(a for a, _ in runs.batch)
-        return Mask(runs.condition, runs.outer, runs.inner, batch, extents, read, known, device)
+        return Mask(runs.condition, runs.outer, runs.inner, batch, extents, read, known, device, runs.whole)
 
     def _kept(self, key: tuple[Any, ...], read: Mapping[str, Tensor], mask: Any, blocks: tuple[int, int]) -> Table:
         tensors = tuple(read.values())

@@ -37,6 +37,7 @@ class Mask:
         batch: axes the condition mentions besides, in the order of the table's dimensions.
         extents: of all these axes.
         tensors, sizes: what the condition reads.
+        whole: whether nothing else restricts the plane; if not, no block is known to be full.
     """
 
     condition: Node
@@ -47,6 +48,7 @@ class Mask:
     tensors: Mapping[str, Tensor]
     sizes: Mapping[str, int]
     device: torch.device
+    whole: bool = True
     _dense: dict[Node, Tensor] = field(default_factory=dict)
 
     @property

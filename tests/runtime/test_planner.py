@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from attnc.ir.node import Node, axis, call, const, load, mul, sub, var
+from attnc.ir.node import Node, axis, call, const, load, mul, sub
 from attnc.runtime import planner
 from attnc.runtime.planner import Table, plan
 from attnc.runtime.tiles import Level, Mask
@@ -75,7 +77,6 @@ def data() -> st.SearchStrategy[Node]:
             call("le", real, load("x", (axis("j"),), "f")),
             call("lt", real, const(0.5)),
             call("eq", call("floor", real), const(0)),
-            var("unknown", (), "b"),
         ]
     )
 
@@ -101,7 +102,6 @@ def made_of(condition: Node, m: int, n: int, seed: int) -> Mask:
         "t": torch.randint(-2, 6, (size,), generator=generator),
         "flag": torch.rand(size, generator=generator) < 0.8,
         "x": x,
-        "unknown": torch.tensor(bool(seed % 2)),
     }
     return Mask(condition, "i", "j", (), {"i": m, "j": n}, tensors, {}, torch.device("cpu"))
 
@@ -109,13 +109,13 @@ def made_of(condition: Node, m: int, n: int, seed: int) -> Mask:
 @settings(max_examples=250, deadline=None)
 @given(masks(), st.integers(1, 60), st.integers(1, 60), st.sampled_from([(4, 8), (8, 8), (5, 3)]), st.integers(0, 99))
 def test_sound_for_any_mask(condition: Node, m: int, n: int, lengths: tuple[int, int], seed: int) -> None:
-    """Nothing allowed is skipped, nothing full is masked; without unknown parts and NaN no block is visited in vain."""
+    """Nothing allowed is skipped, nothing full is masked; without NaN no block is visited in vain."""
     made = made_of(condition, m, n, seed)
     visited, full = classes(plan(made, lengths), made, lengths)
     some, every = blocks(dense(made), lengths)
     assert not (some & ~visited).any()
     assert not (full & ~every).any()
-    if "unknown" not in repr(condition) and not ("x[" in repr(condition) and made.tensors["x"].isnan().any()):
+    if not ("x[" in repr(condition) and made.tensors["x"].isnan().any()):
         assert torch.equal(visited, some)
         assert torch.equal(full, without_short(every, made, lengths[1]))
 
@@ -155,3 +155,11 @@ def test_the_boundary_is_searched_and_not_the_plane(monkeypatch: pytest.MonkeyPa
     table = plan(made, (64, 64))
     assert sum(looked) < 8 * 16384
     assert len(table.runs) == 2 * 16384 - 1
+
+
+def test_where_other_conditions_restrict_the_plane_nothing_is_full() -> None:
+    made = mask("causal documents", "i", "j", (257, 257, 0))
+    visited, _ = classes(plan(made, (16, 16)), made, (16, 16))
+    part, full = classes(plan(replace(made, whole=False), (16, 16)), made, (16, 16))
+    assert torch.equal(part, visited)
+    assert not full.any()

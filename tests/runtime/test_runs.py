@@ -26,6 +26,7 @@ from tests.masks import FAMILIES
 DOCUMENTS = "attention packed\ntensor doc: i32[B, N]\nmask = j <= i and doc[b, i] == doc[b, j]\n"
 NEIGHBOURS = f"attention near\n{FAMILIES['neighbourhood 2-D'].text}\n"
 PER_HEAD = "attention per_head\ntensor reach: i32[H]\nmask = abs(i - j) < reach[h] and (i - j) % 3 == 0\n"
+DENSE = DOCUMENTS.replace("j <= i", "allowed[i, j]").replace("mask", "tensor allowed: bool[M, N]\nmask")
 PEAK = DOCUMENTS + "observe peak = max[j](s)\n"
 OVER_QUERIES = DOCUMENTS + "normaliser = softmax(axis = i)\n"
 
@@ -72,6 +73,12 @@ GRID = {"M": 260, "N": 260}
 def test_values(spec: str, backend: str, planned: list[Mask]) -> None:
     assert not wrong(spec, backend, torch.float64, GRID if spec is NEIGHBOURS else LONG)
     assert {m.inner for m in planned} == {"i", "j"}
+
+
+def test_what_cannot_be_analysed_is_guarded_everywhere(planned: list[Mask]) -> None:
+    assert not wrong(DENSE, "tiled", torch.float64, LONG)
+    assert planned
+    assert not any(m.whole for m in planned)
 
 
 @pytest.mark.parametrize("sizes", [{"M": 1, "N": 1}, {"M": 7, "N": 7}, {"M": 63, "N": 257}, {"M": 65, "N": 64}])
