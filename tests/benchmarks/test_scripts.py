@@ -47,6 +47,18 @@ def test_gpu_stops_at_its_deadline(tmp_path: Path) -> None:
     assert all("time was up" in e["problem"] for e in entries)
 
 
+def test_masks(tmp_path: Path) -> None:
+    out = tmp_path / "masks.json"
+    lengths = ("--length", "4096", "--peer-length", "256", "--window-length", "512", "--rounds", "1")
+    done = run("masks.py", "--masks", "documents", *lengths, "--out", out)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    planned = found["planning"]["documents"]
+    assert planned["forward"]["runs"] >= 64
+    assert planned["create_block_mask"]["seconds"] > 0
+    assert found["window"]["both"]["ratio"] > 0
+
+
 def test_cpu_ratios(tmp_path: Path) -> None:
     out = tmp_path / "cpu.json"
     done = run("run.py", "--specs", "causal,retention", "--lengths", "32", "--rounds", "2", "--out", out)

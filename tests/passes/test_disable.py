@@ -14,7 +14,19 @@ from attnc.testing.compare import dense, output_seeds, run_op
 from attnc.testing.inputs import complete_sizes, make_inputs
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-SPECS = ("softmax", "gemma2", "alibi", "watched", "retention", "urpe", "reversed", "spatial", "agent", "sinks")
+SPECS = (
+    "softmax",
+    "gemma2",
+    "alibi",
+    "watched",
+    "retention",
+    "urpe",
+    "reversed",
+    "spatial",
+    "agent",
+    "sinks",
+    "document_causal",
+)
 
 
 @pytest.mark.parametrize("rewrite", sorted(REWRITES))
