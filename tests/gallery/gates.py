@@ -61,13 +61,11 @@ def selective(
     query_position: Tensor,
     value_position: Tensor,
     q_start: int = 0,
-) -> tuple[Tensor, dict[str, Tensor]]:
+) -> Tensor:
     i, j = positions(q, k, q_start)
     warm = q * temperature(query_token, query_position, i[:, 0] + 1)
     p = softmax(scores(warm, k), j <= i)
-    o = attend(p, v * temperature(value_token, value_position, j[0] + 1))
-    norms = p.norm(p=1, dim=-1), p.norm(p=2, dim=-1)
-    return o, {"spikiness": norms[0] / ((i[:, 0] + 1) * norms[1] ** 2)}
+    return attend(p, v * temperature(value_token, value_position, j[0] + 1))
 
 
 def selective_position(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, q_start: int = 0) -> Tensor:
@@ -131,12 +129,11 @@ GALLERY |= {
     "gallery/selective": Spec(
         selective,
         lambda r: {
-            "query_token": r.normal(r.dims.B, r.dims.H, r.dims.M) * 0.5,
+            "query_token": r.normal(r.dims.B, r.dims.H, r.dims.M) * 0.3,
             "value_token": r.normal(r.dims.B, r.dims.G, r.dims.N),
-            "query_position": r.uniform(r.dims.H, low=-4, high=-2),
+            "query_position": r.uniform(r.dims.H, low=-5, high=-3),
             "value_position": r.normal(r.dims.G, dtype=r.f32),
         },
-        observed=True,
     ),
     "gallery/selective_position": Spec(selective_position, lambda r: {"beta": r.uniform(1, low=-1, high=1)}),
     "gallery/gaussian_adaptive": Spec(
