@@ -3,37 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.differential.compare import compiled
 from tests.formulas import attend, positions, scores, softmax
 from tests.gallery.biases import rmt_gamma
+from tests.gallery.calls import HEADS, LENGTH, operands, run, weights_of
 
 close = torch.testing.assert_close
-HEADS, LENGTH = 4, 40
-
-
-def run(name: str, *qkv: Tensor, consts: dict[str, int | float] | None = None, **tensors: Tensor) -> Tensor:
-    q, k, v = qkv
-    result: Any = compiled(name, "cpp", tuple(sorted((consts or {}).items())))(q, k, v, **tensors)
-    return result
-
-
-def operands(length: int = LENGTH, batch: int = 2) -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(7)
-    q, k, v = torch.randn(3, batch, HEADS, length, 16, generator=generator, dtype=torch.float64)
-    return q, k, v
-
-
-def weights_of(name: str, length: int, consts: dict[str, int | float], **tensors: Tensor) -> Tensor:
-    """The weights [length, length] of one head where all keys are equal: values are unit vectors."""
-    zero = torch.zeros(1, 1, length, length, dtype=torch.float64)
-    one_hot = torch.eye(length, dtype=torch.float64)[None, None]
-    return run(name, zero, zero, one_hot, consts=consts, **tensors)[0, 0]
 
 
 def test_alibi_in_three_forms() -> None:
