@@ -11,8 +11,8 @@ from torch import Tensor
 
 from tests.differential.compare import Shape, complaints
 from tests.formulas import GALLERY
-from tests.gallery import today
 from tests.gallery.calls import HEADS, LENGTH, observed, operands, run
+from tests.gallery.today import latent
 
 close = torch.testing.assert_close
 
@@ -24,7 +24,7 @@ def randoms(*shapes: tuple[int, ...], seed: int = 5) -> list[Tensor]:
 
 @pytest.mark.parametrize("backend", ["cpp", "triton"])
 def test_latent_attention_with_other_widths_of_values(backend: str) -> None:
-    assert "gallery/latent" in GALLERY, today.__name__
+    assert GALLERY["gallery/latent"].formula is latent
     shape = Shape(33, 70, tail=True, D=24, E=16)
     assert not complaints("gallery/latent", backend, shape, torch.float32)
 
