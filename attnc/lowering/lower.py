@@ -11,7 +11,7 @@ from attnc.grammar.parser import parse_prelude, prelude_source
 from attnc.grammar.tree import ConstDecl, Def, Definition, Expr, IndexDecl, Let, Name, Section, SizeDecl, TensorDecl
 from attnc.ir.node import Const, Max, Node, Size, Sum, call, const, iverson, mul, size
 from attnc.ir.program import AxisInfo, AxisRole, Output, Program, Tensor
-from attnc.ir.walk import postorder
+from attnc.ir.walk import base_axis, postorder
 from attnc.lowering import checks, lookup, stages
 from attnc.lowering.defaults import default_axes, default_of
 from attnc.lowering.expressions import lower_expression
@@ -196,8 +196,9 @@ def _tensors(state: Lowering) -> tuple[Tensor, ...]:
 def _axes(names: Names, outputs: tuple[Output, ...]) -> dict[str, AxisInfo]:
     roles = {name: _role(name, extent) for name, extent in names.extents.items()}
     for node in postorder([root for o in outputs for _, root in o.parts]):
-        if isinstance(node, Sum | Max) and sum(roles[a] == "sequence" for a in node.axes) > 1:
-            roles |= dict.fromkeys((a for a in node.bound if _is_short(names.extents[a])), "channel")
+        if isinstance(node, Sum | Max) and sum(roles[base_axis(a)] == "sequence" for a in node.axes) > 1:
+            bound = map(base_axis, node.bound)
+            roles |= dict.fromkeys((a for a in bound if _is_short(names.extents[a])), "channel")
     return {name: AxisInfo(name, extent, roles[name]) for name, extent in names.extents.items()}
 
 
