@@ -194,7 +194,7 @@ def _tensors(state: Lowering) -> tuple[Tensor, ...]:
 
 
 def _axes(names: Names, outputs: tuple[Output, ...]) -> dict[str, AxisInfo]:
-    roles = {name: _role(name, extent) for name, extent in names.extents.items()}
+    roles: dict[str, AxisRole] = {name: _role(name, extent) for name, extent in names.extents.items()}
     for node in postorder([root for o in outputs for _, root in o.parts]):
         if isinstance(node, Sum | Max) and sum(roles[base_axis(a)] == "sequence" for a in node.axes) > 1:
             bound = map(base_axis, node.bound)

@@ -344,7 +344,7 @@ GALLERY |= {
     "gallery/swin_v2": Spec(
         swin_v2,
         lambda r: {
-            "logit_scale": r.uniform(r.dims.H, low=0.5, high=2.5),
+            "logit_scale": r.uniform(r.dims.H, low=-0.5, high=1),
             "table": r.normal(r.dims.H, 13, 13, dtype=r.f32) * 0.2,
             "region": r.integers(r.dims.B, r.dims.N, high=3),
         },

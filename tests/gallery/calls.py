@@ -12,21 +12,20 @@ from tests.differential.compare import compiled
 HEADS, LENGTH = 4, 40
 
 
-def run(name: str, *qkv: Tensor, consts: dict[str, int | float] | None = None, **tensors: Tensor) -> Tensor:
-    """The compiled C++ op of an example, without observations."""
+def run(name: str, *qkv: Tensor, consts: Any = None, **tensors: Any) -> Tensor:
+    """The compiled C++ op of an example at these consts, without observations."""
     q, k, v = qkv
-    result: Any = compiled(name, "cpp", tuple(sorted((consts or {}).items())))(q, k, v, **tensors)
-    return result
+    found = compiled(name, "cpp", tuple(sorted((consts or {}).items())))(q, k, v, **tensors)
+    assert isinstance(found, Tensor)
+    return found
 
 
-def observed(
-    name: str, *qkv: Tensor, consts: dict[str, int | float] | None = None, **tensors: Tensor
-) -> tuple[Tensor, dict[str, Tensor]]:
+def observed(name: str, *qkv: Tensor, consts: Any = None, **tensors: Any) -> tuple[Tensor, dict[str, Tensor]]:
     """The same with observations."""
     q, k, v = qkv
-    op = compiled(name, "cpp", tuple(sorted((consts or {}).items())))
-    result: Any = op(q, k, v, **tensors, observe=True)
-    return result
+    found = compiled(name, "cpp", tuple(sorted((consts or {}).items())))(q, k, v, **tensors, observe=True)
+    assert isinstance(found, tuple)
+    return found
 
 
 def operands(length: int = LENGTH, batch: int = 2, seed: int = 7) -> tuple[Tensor, Tensor, Tensor]:

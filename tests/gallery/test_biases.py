@@ -156,10 +156,10 @@ def test_manhattan_decomposes_into_rows_and_columns() -> None:
     between = run("gallery/manhattan_rows", q, k, v, consts=consts)
     found = run("gallery/manhattan_columns", q, k, between, consts=consts)
     gamma = rmt_gamma(HEADS, q)
-    grid = [x.unflatten(2, (7, 9)) for x in (q, k, v)]
-    across = per_axis(*grid, gamma)
-    turned = [x.transpose(2, 3) for x in (grid[0], grid[1], across)]
-    expected = per_axis(*turned, gamma).transpose(2, 3).flatten(2, 3)
+    by_row, k_by_row, v_by_row = (x.unflatten(2, (7, 9)) for x in (q, k, v))
+    across = per_axis(by_row, k_by_row, v_by_row, gamma)
+    down = per_axis(by_row.transpose(2, 3), k_by_row.transpose(2, 3), across.transpose(2, 3), gamma)
+    expected = down.transpose(2, 3).flatten(2, 3)
     close(found, expected, rtol=1e-6, atol=1e-6)
 
 

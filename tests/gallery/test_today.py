@@ -75,7 +75,7 @@ def test_point_attention_is_invariant() -> None:
     shift = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
 
     def moved(x: Tensor) -> Tensor:
-        return x @ turn + shift
+        return torch.matmul(x, turn) + shift
 
     points = {"query_point": query_point, "key_point": key_point, "value_point": value_point}
     o, seen = observed("gallery/invariant_points", q, k, v, pair=pair, raw=raw, **points)
