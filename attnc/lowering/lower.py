@@ -9,9 +9,9 @@ from attnc.diagnostics.diagnostic import Diagnostic, SpecError
 from attnc.diagnostics.source import Source, Span
 from attnc.grammar.parser import parse_prelude, prelude_source
 from attnc.grammar.tree import ConstDecl, Def, Definition, Expr, IndexDecl, Let, Name, Section, SizeDecl, TensorDecl
-from attnc.ir.node import Const, Node, Size, call, const, iverson, mul, size
+from attnc.ir.node import Const, Max, Node, Size, Sum, call, const, iverson, mul, size
 from attnc.ir.program import AxisInfo, AxisRole, Output, Program, Tensor
-from attnc.ir.walk import postorder
+from attnc.ir.walk import base_axis, postorder
 from attnc.lowering import checks, lookup, stages
 from attnc.lowering.defaults import default_axes, default_of
 from attnc.lowering.expressions import lower_expression
@@ -25,6 +25,8 @@ from attnc.lowering.value import PLAIN, POISON, Mode, Scope, Value
 
 CHANNEL_LIMIT = 16
 """Declared indices of a fixed extent up to this live whole inside a tile."""
+SUMMED_LIMIT = 256
+"""And up to this where a plane sums over them, as scores do over d: a loop over them would be over a volume."""
 
 GIVEN_ROLES: dict[str, AxisRole] = {
     **dict.fromkeys("bhg", "batch"),
@@ -87,7 +89,7 @@ def lower_with_warnings(
         name=definition.name.id,
         tensors=tensors,
         outputs=outputs,
-        axes=_axes(names),
+        axes=_axes(names, outputs),
         sizes=sizes,
         checks=tuple(state.checks.values()),
         doc=definition.doc,
@@ -199,8 +201,17 @@ def _tensors(state: Lowering) -> tuple[Tensor, ...]:
     return tuple(out)
 
 
-def _axes(names: Names) -> dict[str, AxisInfo]:
-    return {name: AxisInfo(name, extent, _role(name, extent)) for name, extent in names.extents.items()}
+def _axes(names: Names, outputs: tuple[Output, ...]) -> dict[str, AxisInfo]:
+    roles: dict[str, AxisRole] = {name: _role(name, extent) for name, extent in names.extents.items()}
+    for node in postorder([root for o in outputs for _, root in o.parts]):
+        if isinstance(node, Sum | Max) and sum(roles[base_axis(a)] == "sequence" for a in node.axes) > 1:
+            bound = map(base_axis, node.bound)
+            roles |= dict.fromkeys((a for a in bound if _is_short(names.extents[a])), "channel")
+    return {name: AxisInfo(name, extent, roles[name]) for name, extent in names.extents.items()}
+
+
+def _is_short(extent: Node) -> bool:
+    return isinstance(extent, Const) and extent.value <= SUMMED_LIMIT
 
 
 def _role(name: str, extent: Node) -> AxisRole:

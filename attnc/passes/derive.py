@@ -29,6 +29,7 @@ from attnc.ir.node import (
     axis,
     call,
     first_attained,
+    is_const,
     iverson,
     load,
     mul,
@@ -197,9 +198,10 @@ def _parts(
                 continue
             new = _dimension_axis(tensor, k, axes, node.axes)
             names.append(new)
-            scatter.append((new, index))
+            if not is_const(tensor.dims[k], 1):  # else there is one place to go to
+                scatter.append((new, index))
         bound = node.axes - frozenset(names)
-        value = sum_over(bound, [g], (), scatter) if scatter else g
+        value = sum_over(bound, [g], (), scatter) if scatter or bound else g
         grouped.setdefault(tuple(names), []).append(value)
     if not grouped:
         names = [_dimension_axis(tensor, k, axes, frozenset()) for k in range(len(tensor.dims))]

@@ -45,6 +45,7 @@ from attnc.ir.node import (
     call,
     const,
     factors_of,
+    is_const,
     load,
     max_over,
     mul,
@@ -374,7 +375,7 @@ class _Lowering:
                 for term in terms_of(node):
                     emitter.place(placed(term, self.tables), name, axes)
             else:
-                block.body.append(Store(name, tuple(axis(a) for a in axes), emitter.value(node)))
+                block.body.append(Store(name, self._place(axes), emitter.value(node)))
         emitter.blocks = around
         emitter.running = accumulators
         emitter.leave_loop()
@@ -461,7 +462,12 @@ class _Lowering:
             if (name, axes, node) in self.plane_stores or node in self.scatters:
                 continue
             value = emitter.value(node)
-            block.body.append(Store(name, tuple(axis(a) for a in axes), value, emitter.note(node)))
+            block.body.append(Store(name, self._place(axes), value, emitter.note(node)))
+
+    def _place(self, axes: tuple[str, ...]) -> tuple[Node, ...]:
+        """Where a value is stored: a dimension of one place, which no lane runs over, at 0."""
+        single = {a for a in axes if is_const(self.planes.program.axis(a).extent, 1) and self.planes.role(a) == "table"}
+        return tuple(const(0) if a in single else axis(a) for a in axes)
 
 
 def placed(node: Node, tables: Axes) -> Sum:

@@ -207,7 +207,11 @@ class Expressions:
         operator = COMPARISONS[node.fn][negated]
         if isinstance(node.args[0], Const) and not isinstance(node.args[1], Const):
             a, b, operator = b, a, operator.translate(str.maketrans("<>", "><"))
-        return self.compare(operator, a, b)
+        found = self.compare(operator, a, b)
+        if found.axes or not any(x.kind == "f" for x in node.args):
+            return found
+        # The interpreter gives a comparison of scalars their dtype, and reals cannot be combined by `&`.
+        return self.compare("==", self.layout.call("tl.where", found, Text("1"), Text("0")), Text("1"))
 
     def _where(self, node: Call) -> Text:
         condition, a, b = node.args

@@ -308,3 +308,27 @@ def test_a_mask_may_look_at_the_scores() -> None:
 def test_a_mask_of_false_and_of_true() -> None:
     CALL.close("mask = false", torch.zeros(2, 4, 5, 3, dtype=torch.float64))
     CALL.close("mask = true", attend(CALL.s.softmax(-1)))
+
+
+def test_an_index_that_a_plane_sums_over_is_a_channel() -> None:
+    """However many: a loop over it would be over a volume. What only meets one position at a time is a sequence."""
+    factors = (
+        "index r: 96\ntensor f: [B, H, M, 96]\ntensor g: [B, H, N, 96]\nbias = sum[r](f[b, h, i, r] * g[b, h, j, r])"
+    )
+    tokens = (
+        "index a: 49\ntensor t: [B, H, 49, D]\n"
+        "let u[a, e] = sum[j](softmax[j](dot(t[b, h, a], k)) * v[j, e])\n"
+        "output = sum[a](softmax[a](dot(q, t[b, h, a])) * u[a, e])"
+    )
+    assert lowered(factors).axes["r"].role == "channel"
+    assert lowered(tokens).axes["a"].role == "sequence"
+    assert lowered(factors.replace("96", "400")).axes["r"].role == "sequence"
+
+
+def test_ceil() -> None:
+    x = CALL.normal(4)
+    CALL.close("tensor x: f32[H]\nscore = ceil(3 * x[h]) * dot(q, k)", _scaled(torch.ceil(3 * x)), x=x)
+
+
+def _scaled(by_head: torch.Tensor) -> torch.Tensor:
+    return attend((by_head[:, None, None] * (CALL.q @ CALL.kh.transpose(-1, -2))).softmax(-1))

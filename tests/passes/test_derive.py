@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from attnc.ir.dense import evaluate
+from attnc.ir.node import Sum
 from attnc.ir.program import Program
+from attnc.ir.walk import postorder
 from attnc.passes.derive import gradient_program
-from tests.passes.programs import NAMES, example, inputs, real_inputs, seeds
+from tests.passes.programs import NAMES, example, inputs, real_inputs, seeds, spec
 
 CLOSE = 1e-11
 
@@ -69,3 +71,13 @@ def test_gradients_only_of_what_is_needed() -> None:
 
 def test_integer_tensors_have_no_gradient() -> None:
     assert {o.of for o in gradient_program(example("document_causal")).outputs} == {"q", "k", "v"}
+
+
+def test_a_dimension_of_one_place_needs_no_scatter() -> None:
+    """Its gradient is the sum over what shares it."""
+    program = gradient_program(spec("attention a\ntensor pair: [1, H, M, N]\nbias = pair[0, h, i, j]\n"))
+    (pair,) = (o for o in program.outputs if o.of == "pair")
+    ((axes, node),) = pair.parts
+    assert axes[1:] == ("h", "i", "j")
+    assert not any(isinstance(n, Sum) and n.scatter for n in postorder([node]))
+    assert node.axes == frozenset("hij")
