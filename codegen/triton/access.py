@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from attnc.codegen.triton.bounds import below, never_negative
 from attnc.codegen.triton.environment import Environment
 from attnc.codegen.triton.text import ATOM, SUM, TERM, Text
-from attnc.ir.node import Axis, Const, Node, Var, axis, is_const
-from attnc.ir.walk import postorder
+from attnc.ir.node import Axis, Const, Node, Var, axis, const, is_const, size
+from attnc.ir.walk import postorder, replace
 
 OFFSET = "tl.int64"
 
@@ -64,7 +64,8 @@ class Addresses:
     def _wide(self, text: Text, node: Node) -> Text:
         if isinstance(node, Const) or node.axes & set(self.expressions.layout.order):
             return text
-        plain = node.axes <= self.scopes[0].axes
+        tensor = any(isinstance(n, Axis | Var) for n in postorder([node]))  # sizes may be numbers of the compiler's
+        plain = tensor and node.axes <= self.scopes[0].axes
         return Text(f"{text.within(ATOM)}.to({OFFSET})" if plain else f"tl.cast({text.code}, {OFFSET})")
 
     def _fixed(self, node: Node) -> bool:
@@ -103,7 +104,12 @@ class Addresses:
     def _bounded(self, node: Node, dim: Node) -> list[Bound]:
         if isinstance(node, Axis) and self.env.within(node.name) and self._extent(node.name) in (dim, None):
             return []
-        text, known = self.expressions.text(node), self.env.explained(node)
+        text = self.expressions.text(node)
+        numbers: dict[Node, Node] = {size(n): const(value) for n, value in self.kernel.constants.items()}
+        known, limit = replace([self.env.explained(node), dim], numbers)
+        if below(known, limit) and never_negative(known):
+            return []
+        known = self.env.explained(node)
         conditions = [] if never_negative(known) else [Bound(text, ">=", Text("0"))]
         return conditions if below(known, dim) else [*conditions, Bound(text, "<", self.expressions.text(dim))]
 

@@ -160,6 +160,6 @@ class Environment:
 
 
 def _expanded(node: Node, definitions: Mapping[Var, Node]) -> Node:
-    for name, definition in reversed(definitions.items()):
+    for name, definition in reversed(list(definitions.items())):
         node = replace([node], {name: definition})[0]
     return node

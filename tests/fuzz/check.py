@@ -5,14 +5,12 @@ Kernels run on their own, without being registered as ops with torch: a long run
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import deterministic
 
 from attnc import driver
 from attnc.codegen.tile import Kernel
@@ -28,12 +26,13 @@ from attnc.ir.program import Program
 from attnc.ir.verify import verify
 from attnc.passes.derive import gradient_program
 from attnc.passes.plan import Plan
-from attnc.runtime.backends import KernelBackend, kernel_backend
+from attnc.runtime.backends import kernel_backend
 from attnc.runtime.computation import Computation
-from attnc.runtime.execute import Launch, PlanExecutor
+from attnc.runtime.execute import KernelBackend, Launch, PlanExecutor
 from attnc.runtime.tiled import TiledKernel
 from attnc.testing.compare import Results, dense, dense_errors, output_seeds
 from attnc.testing.inputs import complete_sizes, dims_of, relations_hold, storage_dtype
+from tests.differential.compare import poisoned_memory
 from tests.fuzz.specs import Case
 
 EXACT = 1e-9
@@ -253,16 +252,3 @@ class _SmallBlocks:
 
 def _backend(name: str) -> KernelBackend:
     return _SmallBlocks() if name == "tiled" else kernel_backend(name)
-
-
-@contextmanager
-def poisoned_memory() -> Iterator[None]:
-    """Fresh tensors start as NaN: an element a kernel forgets to write shows."""
-    before = torch.are_deterministic_algorithms_enabled(), deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    deterministic.fill_uninitialized_memory = True
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0])
-        deterministic.fill_uninitialized_memory = before[1]

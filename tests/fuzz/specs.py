@@ -202,8 +202,8 @@ class _Spec:
             forms = ("sum[j](w * v[j])", "w", "sum[j](w * v[j, e] * {r})", "sum[j](w * {r} * v[j, e]) + q[i, 0]")
             self.put("output", w.one(forms), scope("bhije", "spw", 2))
         else:
-            forms = ("sum[j](w * v[j]) * {r}", "sum[j](w * v[j]) + {r}", "max[j](w * v[j, e]) * {p}")
-            self.put("output", w.one(forms), scope("bhie", "", 2))
+            outside = ("sum[j](w * v[j]) * {r}", "sum[j](w * v[j]) + {r}", "max[j](w * v[j, e]) * {p}")
+            self.put("output", w.one(outside), scope("bhie", "", 2))
 
     def gate(self) -> None:
         plane = any(line == "output = w" for line in self.body)
