@@ -119,8 +119,6 @@ class Program:
     """Where a spec says what: 1-based lines of its sections by keyword, and of its observations by name."""
     options: Options = DEFAULT
     """What the caller asks of the optimiser."""
-    mask_line: int | None = None
-    """The line of the spec that says what may attend to what, 1-based."""
 
     def tensor(self, name: str) -> Tensor:
         return next(t for t in self.tensors if t.name == name)

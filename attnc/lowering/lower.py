@@ -98,15 +98,9 @@ def lower_with_warnings(
         source=source,
         observed=tuple(names.observations),
         lines={n: source.position(s.span.start)[0] for n, s in (names.sections | names.observations).items()},
-        mask_line=_line(state, "mask"),
     )
     _warn_of_unused(state, scope)
     return program, report.warnings
-
-
-def _line(state: Lowering, section: str) -> int | None:
-    found = state.names.sections.get(section)
-    return None if found is None else state.source.position(found.span.start)[0]
 
 
 def _state(source: Source, names: Names, report: Report, provided: frozenset[str] | None) -> Lowering:

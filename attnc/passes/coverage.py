@@ -104,7 +104,7 @@ def decisions(plan: Plan) -> tuple[Decision, ...]:
     if not found:
         return ()
     mask = " and ".join(dict.fromkeys(show(c, limit=80) for x in found for c in x.conditions))
-    line = program.mask_line
+    line = program.lines.get("mask")
     if any(c.runs is not None for c in found):
         return (Decision("runs", f"no loop bounds fit the mask {mask}", RUNS, line=line),)
     if any(c.bounds.exact for c in found):

@@ -36,7 +36,7 @@ class Stage:
         ready = [tensors[n] if reads else tensors[n].detach() for n, reads in self._operands]
         if active():
             return functional(self.computation, ready, q_start)[: self._count]
-        return self.computation.op(*ready, q_start)[: self._count]
+        return self.computation.call(ready, q_start)[: self._count]
 
 
 class Stages:

@@ -28,7 +28,7 @@ from attnc.passes.derive import gradient_program
 from attnc.passes.plan import Plan
 from attnc.runtime.backends import kernel_backend
 from attnc.runtime.computation import Computation
-from attnc.runtime.execute import KernelBackend, Launch, PlanExecutor
+from attnc.runtime.execute import KernelBackend, KernelLaunch, PlanExecutor
 from attnc.runtime.tiled import TiledKernel
 from attnc.testing.compare import Results, dense, dense_errors, output_seeds
 from attnc.testing.inputs import complete_sizes, dims_of, relations_hold, storage_dtype
@@ -246,7 +246,7 @@ class _SmallBlocks:
 
     blocks: tuple[int, int] = (8, 4)
 
-    def build(self, kernels: Sequence[Kernel]) -> Sequence[Launch]:
+    def build(self, kernels: Sequence[Kernel]) -> Sequence[KernelLaunch]:
         return [TiledKernel(k, padded=True) for k in kernels]
 
 
