@@ -151,6 +151,7 @@ class Kernel:
         real: ``f32`` or ``f64``, the type of reals.
         constants: sizes fixed at compile time (channel extents).
         serial: grid axes that must run one after another because they share an ``add`` argument.
+        longest: blocks may have no other lengths than this and what divides it; None where any will do.
     """
 
     name: str
@@ -166,6 +167,7 @@ class Kernel:
     real: str = "f32"
     constants: dict[str, int] = field(default_factory=dict)
     serial: tuple[str, ...] = ()
+    longest: int | None = None
 
     def argument(self, name: str) -> Argument:
         return next(a for a in self.arguments if a.name == name)

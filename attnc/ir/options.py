@@ -13,6 +13,7 @@ REWRITES = {
     "reuse": "the gradient reads reductions that the forward saved",
     "expand": "sums are multiplied out where their parts can follow online",
     "group": "the query heads of a key head are summed inside one kernel",
+    "scan": "causal sums whose weights separate carry a state instead of visiting all pairs",
     "bounds": "loops run over the blocks that the mask leaves, and full blocks do not evaluate it",
 }
 """Rewrites that can be turned off, each with what it does. Results are the same without any of them."""

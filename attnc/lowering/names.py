@@ -36,7 +36,7 @@ POINTWISE = (
     *("sign", "finite_or_zero", "detach", "abs", "floor", "where", "relu", "silu", "gelu", "clamp", "xlogy"),
 )
 EXTREMES = {"max": "maximum", "min": "minimum"}
-SPECIAL = ("dot", "repeat", "uniform", "sum", "mean")
+SPECIAL = ("dot", "repeat", "uniform", "sum", "mean", "cumsum")
 BUILT_IN = frozenset((*POINTWISE, *EXTREMES, *SPECIAL))
 
 _TAKEN = frozenset((*SIZES, *INDEX_EXTENTS, *OPERANDS, "q_start", *NUMBERS)) - {"g"}
