@@ -107,7 +107,12 @@ def unit(node: Reduction, planes: Planes) -> Unit | None:
         fits = outer not in node.body.axes and node.kind == "f"
         return Unit(outer, inner, ordering, tuple(alone), None) if fits else None
     separated = Separation(planes, outer, inner).product(node)
-    return None if separated is None else Unit(outer, inner, ordering, tuple(alone), separated)
+    if separated is None:
+        return None
+    follows = any(side.exponentials for side in separated.sides)
+    if follows and not planes.program.options.applies("online"):
+        return None
+    return Unit(outer, inner, ordering, tuple(alone), separated)
 
 
 def split(roots: Sequence[Node], planes: Planes) -> tuple[list[Node], Scans]:
