@@ -29,6 +29,7 @@ from attnc.passes import bias_form, modes, pipeline
 from attnc.passes.bias_form import Choice, TargetName
 from attnc.passes.derive import gradient_program
 from attnc.passes.plan import Pass, Plan
+from attnc.passes.scan_tile import lower_scan
 from attnc.passes.tile import DEFAULT_BLOCK, lower_pass
 
 Consts = Mapping[str, float | int]
@@ -145,7 +146,8 @@ def kernels(
     for item in plan.steps:
         if isinstance(item, Pass):
             blocks = {a: n for a, n in ((item.outer, outer), (item.inner, inner)) if a is not None}
-            found.append(lower_pass(plan, item, dtypes=dtypes, real=real, constants=constants, blocks=blocks))
+            lowered = lower_scan if item.carries else lower_pass
+            found.append(lowered(plan, item, dtypes=dtypes, real=real, constants=constants, blocks=blocks))
     return found
 
 

@@ -177,6 +177,7 @@ class Kernel:
         constants: sizes fixed at compile time (channel extents).
         serial: grid axes that must run one after another because they share an ``add`` argument.
         runs: the table its loop follows, if it does not compute its bounds itself.
+        longest: blocks may have no other lengths than this and what divides it; None where any will do.
     """
 
     name: str
@@ -193,6 +194,7 @@ class Kernel:
     constants: dict[str, int] = field(default_factory=dict)
     serial: tuple[str, ...] = ()
     runs: Runs | None = None
+    longest: int | None = None
 
     def argument(self, name: str) -> Argument:
         return next(a for a in self.arguments if a.name == name)

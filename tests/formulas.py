@@ -197,6 +197,52 @@ def retention(q: Tensor, k: Tensor, v: Tensor, gamma: Tensor | None = None, q_st
     return attend((scores(q, k, 1.0) * decay).masked_fill(j > i, 0.0), v)
 
 
+def linear_attention(q: Tensor, k: Tensor, v: Tensor, q_start: int = 0) -> Tensor:
+    i, j = positions(q, k, q_start)
+    return attend(l1(scores(F.elu(q) + 1, F.elu(k) + 1, 1.0), j <= i), v)
+
+
+def linear_bidirectional(q: Tensor, k: Tensor, v: Tensor, q_start: int = 0) -> Tensor:
+    i, j = positions(q, k, q_start)
+    return attend(l1(scores(F.elu(q) + 1, F.elu(k) + 1, 1.0), j > -1 - i), v)
+
+
+def lightning(q: Tensor, k: Tensor, v: Tensor, slope: Tensor | None = None, q_start: int = 0) -> Tensor:
+    i, j = positions(q, k, q_start)
+    slope = alibi_slopes(q.shape[1], q) if slope is None else slope
+    decay = torch.exp(-heads(slope) * (i - j).clamp(min=0))
+    return attend((scores(q, k, 1.0) * decay).masked_fill(j > i, 0.0), v)
+
+
+def scalar_decay(q: Tensor, k: Tensor, v: Tensor, g: Tensor, q_start: int = 0) -> Tensor:
+    i, j = positions(q, k, q_start)
+    total = g.cumsum(-1)
+    here = total[..., i[:, 0]]
+    decay = torch.exp((here[..., :, None] - total[..., None, :]).masked_fill(j > i, 0.0))
+    return attend((scores(q, k) * decay).masked_fill(j > i, 0.0), v)
+
+
+def gla(q: Tensor, k: Tensor, v: Tensor, g: Tensor, q_start: int = 0) -> Tensor:
+    i, j = positions(q, k, q_start)
+    total = g.cumsum(-2)
+    here = total[..., i[:, 0], :]
+    apart = (here[..., :, None, :] - total[..., None, :, :]).masked_fill((j > i)[..., None], 0.0)
+    s = torch.einsum("bhid,bhjd,bhijd->bhij", q.to(g.dtype), per_query_head(k, q).to(g.dtype), apart.exp())
+    return attend((s / math.sqrt(q.shape[-1])).masked_fill(j > i, 0.0).to(q.dtype), v)
+
+
+def cosformer(q: Tensor, k: Tensor, v: Tensor, longest: int = 4096, q_start: int = 0) -> Tensor:
+    i, j = positions(q, k, q_start)
+    near = torch.cos(math.pi / 2 * (i - j).double() / longest).to(q.dtype)
+    return attend(l1(scores(F.relu(q), F.relu(k), 1.0) * near, j <= i), v)
+
+
+def aaren(q: Tensor, k: Tensor, v: Tensor, u: Tensor, q_start: int = 0) -> Tensor:
+    i, j = positions(q, k, q_start)
+    s = torch.einsum("hd,bhjd->bhj", u, per_query_head(k, q)) / math.sqrt(q.shape[-1])
+    return attend(softmax(s[:, :, None, :].expand(-1, -1, q.shape[2], -1), j <= i), v)
+
+
 def reversed_softmax(q: Tensor, k: Tensor, v: Tensor, q_start: int = 0) -> Tensor:
     return attend(softmax(scores(q, k), dim=-2), v)
 
@@ -373,6 +419,22 @@ SPECS: dict[str, Spec] = {
     "manhattan": Spec(manhattan, lambda r: {"gamma": r.uniform(r.dims.H, low=0.7, high=0.99)}),
     "neighborhood_2d": Spec(neighborhood_2d, consts={"rows": 16, "cols": 18, "r": 2}),
     "retention": Spec(retention, lambda r: {"gamma": r.uniform(r.dims.H, low=0.8, high=0.99)}),
+    "linear_attention": Spec(linear_attention),
+    "linear_bidirectional": Spec(linear_bidirectional),
+    "lightning": Spec(lightning, lambda r: {"slope": r.uniform(r.dims.H, low=0.02, high=0.5)}),
+    "scalar_decay": Spec(
+        scalar_decay,
+        lambda r: {"g": r.uniform(r.dims.B, r.dims.H, r.dims.N, low=-0.06, high=0)},
+        queries_within_keys=True,
+    ),
+    "gla": Spec(
+        gla,
+        lambda r: {"g": r.uniform(r.dims.B, r.dims.H, r.dims.N, r.dims.D, low=-0.06, high=0)},
+        queries_within_keys=True,
+        costly=True,
+    ),
+    "cosformer": Spec(cosformer),
+    "aaren": Spec(aaren, lambda r: {"u": r.normal(r.dims.H, r.dims.D)}),
     "reversed": Spec(reversed_softmax),
     "watched": Spec(watched, observed=True),
     "pointer": Spec(pointer, lambda r: {"u": r.normal(r.dims.D)}, plane_output=True, costly=True),

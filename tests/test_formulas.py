@@ -185,6 +185,58 @@ class Retention(Causal):
         return row
 
 
+class Shares(Loops):
+    """Nonnegative scores over their sum."""
+
+    def normalise(self, b: int, h: int, m: int, row: dict[int, float]) -> dict[int, float]:
+        total = sum(row.values())
+        return {j: s / total if total else 0.0 for j, s in row.items()}
+
+
+class LinearBidirectional(Shares):
+    def score(self, b: int, h: int, m: int, j: int) -> float:
+        def feature(x: float) -> float:
+            return x + 1 if x > 0 else math.exp(x)
+
+        return sum(feature(float(self.q[b, h, m, d])) * feature(self.key(b, h, j, d)) for d in range(self.D))
+
+
+class LinearAttention(LinearBidirectional, Causal):
+    pass
+
+
+class Cosformer(Shares, Causal):
+    def score(self, b: int, h: int, m: int, j: int) -> float:
+        near = math.cos(math.pi / 2 * (m + self.q_start - j) / self.c.get("longest", 4096))
+        return near * sum(max(0.0, float(self.q[b, h, m, d])) * max(0.0, self.key(b, h, j, d)) for d in range(self.D))
+
+
+class Lightning(Retention):
+    def score(self, b: int, h: int, m: int, j: int) -> float:
+        return self.dot(b, h, m, j) * math.exp(-self.at("slope", h) * (m + self.q_start - j))
+
+
+class ScalarDecay(Retention):
+    def score(self, b: int, h: int, m: int, j: int) -> float:
+        steps = range(j + 1, m + self.q_start + 1)
+        return Loops.score(self, b, h, m, j) * math.prod(math.exp(self.at("g", b, h, t)) for t in steps)
+
+
+class Gla(Retention):
+    def score(self, b: int, h: int, m: int, j: int) -> float:
+        def term(d: int) -> float:
+            steps = range(j + 1, m + self.q_start + 1)
+            decay = math.prod(math.exp(self.at("g", b, h, t, d)) for t in steps)
+            return float(self.q[b, h, m, d]) * self.key(b, h, j, d) * decay
+
+        return sum(term(d) for d in range(self.D)) / math.sqrt(self.D)
+
+
+class Aaren(Causal):
+    def score(self, b: int, h: int, m: int, j: int) -> float:
+        return sum(self.at("u", h, d) * self.key(b, h, j, d) for d in range(self.D)) / math.sqrt(self.D)
+
+
 class Reversed(Loops):
     def row(self, b: int, h: int, m: int) -> dict[int, float]:
         def share(j: int) -> float:
@@ -281,6 +333,13 @@ LOOPS: dict[str, type[Loops]] = {
     "manhattan": Manhattan,
     "neighborhood_2d": Neighborhood2d,
     "retention": Retention,
+    "linear_attention": LinearAttention,
+    "linear_bidirectional": LinearBidirectional,
+    "lightning": Lightning,
+    "scalar_decay": ScalarDecay,
+    "gla": Gla,
+    "cosformer": Cosformer,
+    "aaren": Aaren,
     "reversed": Reversed,
     "watched": Causal,
     "pointer": Pointer,
@@ -297,6 +356,7 @@ SMALL_CONSTS: dict[str, dict[str, int | float]] = {
     "dilated": {"window": 5, "step": 2},
     "relative_table": {"R": 2},
     "urpe": {"R": 2},
+    "cosformer": {"longest": 16},
     "neighborhood_2d": {"rows": 3, "cols": 4, "r": 1},
 }
 SMALL_TENSORS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -345,6 +405,7 @@ def test_defaults_are_the_specs_own() -> None:
         ("alibi", "slope", [2 ** (-8 * (h + 1) / 4) for h in range(4)]),
         ("softcap_alibi", "slope", [2 ** (-8 * (h + 1) / 4) for h in range(4)]),
         ("retention", "gamma", [1 - 2 ** (-5 - h) for h in range(4)]),
+        ("lightning", "slope", [2 ** (-8 * (h + 1) / 4) for h in range(4)]),
     ]:
         inputs = tiny(name, 6, 6, 0)
         bare = Inputs(inputs.q, inputs.k, inputs.v, {}, inputs.consts)
@@ -374,7 +435,7 @@ def test_gradients_are_finite_and_reach_every_input(name: str) -> None:
     losses = [r.square().sum() for r in results.values()]
     gradients = torch.autograd.grad(losses, list(leaves.values()), allow_unused=True)
     for (leaf, _), gradient in zip(leaves.items(), gradients, strict=True):
-        if name == "pointer" and leaf == "v":
+        if (name, leaf) in {("pointer", "v"), ("aaren", "q")}:
             assert gradient is None
             continue
         assert gradient is not None

@@ -111,12 +111,12 @@ def plan_text(plan: Plan) -> str:
 
 
 def _pass_lines(program: Program, step: Pass) -> list[str]:
-    over = "for each " + " and ".join(
-        [*([", ".join(step.grid)] if step.grid else []), *([f"block of {step.outer}"] if step.outer else [])]
-    )
+    part = f"chunk of {step.chunks[0].length} {step.outer}, in order" if step.carries else f"block of {step.outer}"
+    over = "for each " + " and ".join([*([", ".join(step.grid)] if step.grid else []), *([part] if step.outer else [])])
     loop = f", loop over {step.inner}" if step.inner else ""
     within = "".join(f", over {a} in {show(low)} .. {show(high)}" for a, low, high in step.groups)
-    lines = [f"  {step.direction} pass {step.name}: {over}{within}{loop}"]
+    kind = "chunk scan" if step.carries else f"{step.direction} pass"
+    lines = [f"  {kind} {step.name}: {over}{within}{loop}"]
     lines += [f"    {line}" for line in described(program, step)]
     names: dict[Node, str] = {}
     roots = [*step.reductions, *(node for _, _, node in step.stores)]

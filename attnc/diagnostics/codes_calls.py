@@ -114,6 +114,24 @@ ENTRIES = listed(
         "g3 = grad(grad(grad(op.reference(q, k, v))))",
     ),
     Entry(
+        "E213",
+        "a spec that cannot be streamed",
+        "A call with `state` sees earlier keys through a state of fixed size. That takes a causal mask and weights "
+        "that separate into factors of the query and of the key, as in linear attention, retention and gated "
+        "linear attention, or scores that depend on the key alone. Softmax over products of queries and keys "
+        "needs every key: pass them all, with q_start.",
+        'op = attnc.compile("causal.attn")\no, state = op(q, k, v, return_state=True)',
+        'op = attnc.compile("retention.attn")\no, state = op(q, k, v, return_state=True)',
+    ),
+    Entry(
+        "E214",
+        "a state that does not fit",
+        "`state` is what a call of the same op returned with `return_state=True`. It holds the position it ends at, so "
+        "q_start is left out.",
+        "o, state = retention(q, k, v, return_state=True)\no = lightning(q, k, v, state=state)",
+        "o, state = retention(q, k, v, return_state=True)\no = retention(q, k, v, state=state)",
+    ),
+    Entry(
         "E220",
         "an unknown backend",
         "Backends are cpp (C++ for the CPU), triton (CUDA devices), tiled (PyTorch, block by block) and dense "

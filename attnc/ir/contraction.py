@@ -146,6 +146,9 @@ def collect(
 
     Only the positions `ranges` of the new axes are collected.
     """
+    grouped = _grouped(operand, indices, ranges, along)
+    if grouped is not None:
+        return grouped[0], (*grouped[1], *names)
     every = order({*operand[1], *(a for _, dims in indices for a in dims)})
     extent = {a: n for value, dims in [operand, *indices] for a, n in zip(dims, value.shape, strict=True)}
     shape = [extent[a] for a in every]
@@ -168,6 +171,24 @@ def collect(
     source = flat(torch.where(inside, aligned(*operand, every), operand[0].new_zeros(())))
     total = source.new_zeros([*rows, math.prod(extents)]).scatter_add(-1, flat(linear), source)
     return total.reshape([*rows, *extents]), (*kept, *names)
+
+
+def _grouped(operand: Operand, indices: Sequence[Operand], ranges: Sequence[range], along: Axes) -> Operand | None:
+    """The same without an index per element, where each position collects equally many neighbours: heads of a group."""
+    value, dims = operand
+    if len(indices) != 1 or len(along) != 1 or indices[0][1] != tuple(along) or not along <= set(dims):
+        return None
+    at, (index, _), (kept,) = dims.index(next(iter(along))), indices[0], ranges
+    total, count = value.shape[at], len(kept)
+    if index.shape[0] != total or count == 0 or total % count:
+        return None
+    heads = torch.arange(total, device=index.device) // (total // count) + kept.start
+    if not bool((index == heads).all()):
+        return None
+    rest = tuple(a for a in dims if a not in along)
+    if total == count:
+        return value.movedim(at, -1), rest
+    return value.unflatten(at, (count, total // count)).sum(at + 1).movedim(at, -1), rest
 
 
 def split(nodes: Iterable[Node]) -> tuple[list[Node], list[Node]]:

@@ -23,6 +23,7 @@ def evaluate(
     *,
     dtype: torch.dtype = torch.float64,
     rows: int | None = None,
+    whole: bool = False,
 ) -> dict[str, Tensor]:
     """Every output of `program`, shaped as its dims say, differentiable by torch autograd.
 
@@ -30,11 +31,12 @@ def evaluate(
         tensors: inputs by name; real ones are converted to `dtype`, integers to int64. Optional ones may be missing.
         sizes: every size symbol; ``q_start`` is 0 unless given.
         rows: block length along the query axis; by default whatever keeps the widest value within a memory budget.
+        whole: evaluate everything at once, where no value is much wider than the tensors.
     """
     tensors = with_defaults(program, tensors, sizes)
     extents = axis_extents(program, sizes)
     roots = list(dict.fromkeys(program.roots()))
-    blocks = choose_blocks(program, roots, extents, rows)
+    blocks = {} if whole else choose_blocks(program, roots, extents, rows)
     values = Staged(roots, program.axes, extents, blocks, converted(tensors, dtype), sizes, dtype).run()
     return assemble(program, values, sizes, axis_order(list(program.axes)), dtype)
 

@@ -15,6 +15,7 @@ REWRITES = {
     "expand": "sums are multiplied out where their parts can follow online",
     "group": "the query heads of a key head are summed inside one kernel",
     "separate": "a bias that is a sum of products of one position each becomes factors where that costs less",
+    "scan": "causal sums whose weights separate carry a state instead of visiting all pairs",
     "bounds": "loops run over the blocks that the mask leaves, and full blocks do not evaluate it",
     "runs": "masks without such bounds are planned at launch: loops follow a table of the runs of blocks they leave",
 }

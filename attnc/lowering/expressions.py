@@ -93,6 +93,8 @@ def _apply(state: Lowering, tree: Apply, scope: Scope) -> Value:
     match name:
         case "dot":
             return reductions.dot(state, tree, scope)
+        case "cumsum":
+            return reductions.cumsum(state, tree, scope)
         case "repeat":
             return functions.repeat(state, tree, scope)
         case "uniform":

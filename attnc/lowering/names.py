@@ -37,7 +37,7 @@ POINTWISE = (
     "bitand",
 )
 EXTREMES = {"max": "maximum", "min": "minimum"}
-SPECIAL = ("dot", "repeat", "uniform", "sum", "mean")
+SPECIAL = ("dot", "repeat", "uniform", "sum", "mean", "cumsum")
 BUILT_IN = frozenset((*POINTWISE, *EXTREMES, *SPECIAL))
 
 _TAKEN = frozenset((*SIZES, *INDEX_EXTENTS, *OPERANDS, "q_start", *NUMBERS)) - {"g"}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 from attnc.grammar.tree import Apply, Name
-from attnc.ir.node import FALSE, ONE, Axes, Node, call, const, free_axes, max_over, mul, neg, sum_over
+from attnc.ir.node import FALSE, ONE, Axes, Node, axis, call, const, free_axes, max_over, mul, neg, sum_over
+from attnc.ir.walk import fresh_axis, substitute
 from attnc.lowering import arithmetic, checks
 from attnc.lowering.masks import domain
 from attnc.lowering.report import did_you_mean
@@ -30,6 +31,27 @@ def reduction(state: Lowering, tree: Apply, scope: Scope) -> Value:
         return POISON
     rest = Value(body.node, body.axes - bound)
     return arithmetic.built(state, scope, tree.span, (rest,), lambda: reduced(state, name, bound, body, scope))
+
+
+def cumsum(state: Lowering, tree: Apply, scope: Scope) -> Value:
+    """``cumsum[j](x)``: at j, the sum of x over all positions up to and including j."""
+    if len(tree.axes) != 1:
+        message = "`cumsum` needs to know along which index"
+        return state.error("E118", scope, tree.fn.span, message, "write `cumsum[j](…)`")
+    if len(tree.args) != 1 or tree.keywords:
+        message = f"`cumsum[…]` takes one value, and {len(tree.args) + len(tree.keywords)} were given"
+        return state.error("E103", scope, tree.span, message, "write `cumsum[j](x)`")
+    along = resolve_axis(state, tree.axes[0], scope)
+    body = state.expression(tree.args[0], scope)
+    if along is None or not checks.want_number(state, body, tree.args[0], scope):
+        return POISON
+    before = fresh_axis(along, body.axes)
+
+    def build() -> Node:
+        earlier = call("le", axis(before), axis(along))
+        return sum_over({before}, [substitute(body.node, {along: axis(before)})], [earlier])
+
+    return arithmetic.built(state, scope, tree.span, (Value(body.node, body.axes | {along}),), build)
 
 
 def resolve_axes(state: Lowering, names: tuple[Name, ...], scope: Scope) -> Axes | None:

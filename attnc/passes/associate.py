@@ -82,8 +82,11 @@ def _order(node: Sum, planes: Planes, grouped: bool) -> Node:
     scattered = free_axes(n for _, n in per_position)
     last = len(steps) - 1
     for k, bound in enumerate(steps):
-        inside = [f for f in factors if f.axes & bound]
         limits = [c for c in domain if c.axes & bound]
+        # What holds for some channels only is no condition on positions: it is a factor, as it was written.
+        brackets = [c for c in limits if planes.channels(c.axes - bound)]
+        inside = [*(f for f in factors if f.axes & bound), *map(iverson, brackets)]
+        limits = [c for c in limits if c not in brackets]
         factors = [f for f in factors if not f.axes & bound]
         domain = [c for c in domain if not c.axes & bound]
         here = per_position if bound & scattered or (k == last and per_position and bound & together) else []
@@ -119,21 +122,24 @@ def _elimination(node: Sum, planes: Planes, together: Axes) -> list[Axes]:
     """The order in which bound axes are summed, one at a time.
 
     Channels come first, unless that would bring three sequence axes together; then the cheapest order that does not.
+    Where the cheapest order never brings two together, no plane is needed: (q k) v becomes q (k v).
     """
     scattered = free_axes(index for _, index in node.scatter)
     channels = [frozenset({c}) for c in sorted(planes.channels(node.bound) - scattered)]
     sequences = sorted(planes.sequences(node.bound) - together, key=lambda a: (a != _inner_axis_of(node, planes), a))
     units = [*channels, *(frozenset({a}) for a in sequences)] + ([together] if together else [])
     usual = tuple(units)
-    if len(units) <= 1 or _widest(node, planes, usual) <= 2:
+    widest = _widest(node, planes, usual)
+    if len(units) <= 1 or widest <= 1:
         return list(usual)
     orders: Iterable[tuple[Axes, ...]] = permutations(units) if len(units) <= 5 else (usual,)
 
-    def price(order: Iterable[Axes]) -> tuple[bool, float]:
+    def price(order: Iterable[Axes]) -> tuple[int, float]:
         steps = tuple(order)
-        return _widest(node, planes, steps) > 2, _cost(node, planes, steps)
+        return max(2, _widest(node, planes, steps)), _cost(node, planes, steps)
 
-    return list(min(orders, key=price))
+    best = min(orders, key=price)
+    return list(usual) if widest == 2 and _widest(node, planes, best) == 2 else list(best)
 
 
 def _inner_axis_of(node: Sum, planes: Planes) -> str:

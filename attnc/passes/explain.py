@@ -68,6 +68,8 @@ def _pass(step: Pass) -> str:
     if step.inner is None:
         where = f"vectors over {step.outer}" if step.outer else "scalars"
         return f"{where}: {stores}"
+    if step.carries:
+        return f"scan over {step.inner}, chunks of {step.chunks[0].length} {step.outer}: {stores}"
     return f"{step.direction} pass, blocks of {step.outer}, loop over {step.inner}: {stores}"
 
 

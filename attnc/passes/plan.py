@@ -7,9 +7,11 @@ from typing import Literal
 
 from attnc.ir.node import Node
 from attnc.ir.program import Program
+from attnc.passes.chunks import Chunks
 from attnc.passes.decision import Decision
+from attnc.passes.scan import Carry
 
-Direction = Literal["row", "column", "vector"]
+Direction = Literal["row", "column", "vector", "scan"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,9 @@ class Pass:
     the expression written. An expression that is one of `reductions`, or contains one, is stored after the loop; one
     with both sequence axes inside it. `reads` names the buffers of earlier steps it loads. `groups` are batch axes the
     kernel loops over itself, with their ranges: the query heads of a key head.
+
+    A scan visits the chunks of `outer` in order and carries its reductions from one to the next as `carries` tells.
+    A pass that reads states has `chunks` too, one of each length: its blocks lie inside chunks.
     """
 
     name: str
@@ -45,6 +50,8 @@ class Pass:
     stores: tuple[tuple[str, tuple[str, ...], Node], ...]
     reads: tuple[str, ...] = ()
     groups: tuple[tuple[str, Node, Node], ...] = ()
+    chunks: tuple[Chunks, ...] = ()
+    carries: tuple[Carry, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,4 +81,4 @@ class Plan:
     @property
     def passes(self) -> tuple[Pass, ...]:
         """The kernels that loop over a plane, the ones the table in the documentation counts."""
-        return tuple(s for s in self.steps if isinstance(s, Pass) and s.inner is not None)
+        return tuple(s for s in self.steps if isinstance(s, Pass) and s.inner is not None and not s.carries)

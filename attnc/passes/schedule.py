@@ -12,15 +12,19 @@ from dataclasses import dataclass, field, replace
 
 from attnc.diagnostics.diagnostic import Diagnostic, SpecError
 from attnc.diagnostics.source import Span
-from attnc.ir.node import NO_AXES, Add, Axes, Load, Max, Node, Sum, axis, free_axes, load, position_of, raw_add
+from attnc.ir.node import NO_AXES, Add, Axes, Load, Max, Node, Sum, axis, free_axes, load, position_of, raw_add, raw_sum
 from attnc.ir.program import Program
 from attnc.ir.walk import postorder, rebuild
 from attnc.ir.walk import replace as replace_nodes
-from attnc.passes.associate import associate, group_range
+from attnc.passes.associate import associate, group_range, product
+from attnc.passes.chunks import Chunks, numbered
 from attnc.passes.gather import RowSums, row_terms
+from attnc.passes.multiply_out import multiply_out
 from attnc.passes.plan import Buffer, Direction, Finish, Pass, Plan
 from attnc.passes.planes import Planes, Reduction
 from attnc.passes.reuse import ordered
+from attnc.passes.scan import Scans, split, with_chunks
+from attnc.passes.stages import shared
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,7 @@ class Key:
     inner: str
     batch: Axes
     looped: Axes = NO_AXES
+    scan: Chunks | None = None
 
     @property
     def outer(self) -> str:
@@ -39,12 +44,15 @@ class Key:
 
     @property
     def direction(self) -> Direction:
+        if self.scan is not None:
+            return "scan"
         return "row" if self.inner == preferred_inner(self.pair) else "column"
 
     @property
     def order(self) -> tuple[int, int, tuple[tuple[str, ...], ...]]:
-        names = tuple(sorted(self.pair)), tuple(sorted(self.batch)), tuple(sorted(self.looped))
-        return (self.level, 0 if self.direction == "row" else 1, names)
+        scanned = () if self.scan is None else (self.inner, self.scan.cut.digest.hex())
+        names = tuple(sorted(self.pair)), tuple(sorted(self.batch)), tuple(sorted(self.looped)), scanned
+        return (self.level, ("scan", "row", "column").index(self.direction), names)
 
 
 @dataclass
@@ -57,6 +65,10 @@ class Draft:
     inner: str | None
     reductions: list[Reduction] = field(default_factory=list)
     stores: list[tuple[str, tuple[str, ...], Node]] = field(default_factory=list)
+
+    @property
+    def scans(self) -> bool:
+        return self.key is not None and self.key.scan is not None
 
     def expressions(self) -> list[Node]:
         return [*(c for r in self.reductions for c in r.children), *(n for _, _, n in self.stores)]
@@ -89,13 +101,30 @@ def schedule(program: Program) -> Plan:
     Raises:
         SpecError: E128, if three sequence axes meet in one reduction.
     """
-    return _Scheduler(program).plan()
+    stages = shared(program)
+    if stages is None:
+        return _Scheduler(program).plan()
+    first = _Scheduler(stages[0]).plan()
+    scheduler = _Scheduler(stages[1])
+    scheduler.names |= {b.name for b in first.buffers}
+    second = scheduler.plan()
+    tables = tuple(replace(b, role="scratch") for b in first.buffers)
+    axes = {**first.program.axes, **second.program.axes}
+    return Plan(
+        replace(second.program, tensors=program.tensors, axes=axes),
+        (*first.steps, *second.steps),
+        (*second.buffers, *tables),
+        (*first.decisions, *second.decisions),
+    )
 
 
 class _Scheduler:
     def __init__(self, program: Program) -> None:
         self.planes = Planes(program)
+        self.scans = Scans()
         roots = iter(self._associated(program.roots()))
+        program = with_chunks(program, self.scans)
+        self.planes = Planes(program)
         self.program = program.with_outputs(
             tuple(replace(o, parts=tuple((axes, next(roots)) for axes, _ in o.parts)) for o in program.outputs)
         )
@@ -106,7 +135,13 @@ class _Scheduler:
         self.names: set[str] = {t.name for t in program.tensors} | {o.name for o in program.outputs}
 
     def _associated(self, roots: Sequence[Node]) -> list[Node]:
-        """Sums over the heads of a group stay in their pass, unless that would split the pass in two."""
+        """Sums over the heads of a group stay in their pass, unless that would split the pass in two, or it is a scan,
+        where every head has a state of its own."""
+        if self.planes.program.options.applies("scan"):
+            multiplied = multiply_out(roots, self.planes)
+            split_roots, self.scans = split(associate(multiplied, self.planes, grouped=False), self.planes)
+            if self.scans.states:
+                return split_roots
         if not self.planes.program.options.applies("group"):
             return associate(roots, self.planes, grouped=False)
         grouped = associate(roots, self.planes)
@@ -137,7 +172,8 @@ class _Scheduler:
         for key in sorted(grouped, key=lambda k: k.order):
             self.drafts.append(Draft(key, key.batch, key.outer, key.inner, grouped[key]))
         parts = self._place_outputs()
-        renewed = self._gather_rows()
+        # States are known by identity; their passes share what they sum by themselves.
+        renewed = {} if self.scans.states else self._gather_rows()
         for left in parts.values():
             left[:] = [(axes, replace_nodes([node], renewed, canonical=False)[0]) for axes, node in left]
         self._connect()
@@ -151,7 +187,7 @@ class _Scheduler:
         inner = preferred_inner(pair) if len(bound) == 2 else next(iter(bound))
         looped = planes.batches(unit.bound)
         batch = planes.batches(free_axes(unit.children)) - looped
-        return Key(self.levels[unit] if level is None else level, pair, inner, batch, looped)
+        return Key(self.levels[unit] if level is None else level, pair, inner, batch, looped, self.scans.chunks(unit))
 
     def level(self, unit: Reduction) -> int:
         """One more than the latest reduction it must wait for."""
@@ -213,7 +249,7 @@ class _Scheduler:
             for k, (axes, node) in enumerate(out.parts):
                 draft = self._writer(axes, node)
                 if draft is None:
-                    left.setdefault(out.name, []).append((axes, node))
+                    left.setdefault(out.name, []).append((axes, self._with_bodies_stored(node)))
                     continue
                 name = out.name if single else self._fresh(f"{out.name}_part{k}")
                 if single:
@@ -225,6 +261,29 @@ class _Scheduler:
             if out.name in left:
                 self._declare(Buffer(out.name, out.parts[0][0], out.dims, out.dtype, "output"))
         return left
+
+    def _with_bodies_stored(self, node: Node) -> Node:
+        """A sum over heads with what it sums stored by the pass that knows it, where every head has its own states."""
+        if not self.scans.states:
+            return node
+        memo: dict[Node, Node] = {}
+        for n in postorder([node]):
+            memo[n] = rebuild(n, tuple(memo[c] for c in n.children), canonical=False)
+            if (
+                not isinstance(n, Sum)
+                or not n.bound
+                or n.bound - self.planes.batches(n.bound)
+                or not self.planes.direct(n)
+            ):
+                continue
+            body = product(n.factors)
+            axes = ordered(body.axes)
+            draft = self._writer(axes, body) if len(self.planes.sequences(axes)) == 1 else None
+            if draft is not None:
+                name = self._scratch(self._fresh("partial"), axes)
+                draft.stores.append((name, axes, body))
+                memo[n] = raw_sum(n.bound, [load(name, [axis(a) for a in axes])], n.domain, n.scatter)
+        return memo[node]
 
     def _writer(self, axes: tuple[str, ...], node: Node) -> Draft | None:
         planes = self.planes
@@ -246,7 +305,7 @@ class _Scheduler:
         done: set[Node] = set()
         for draft in self.drafts:
             done |= set(draft.reductions)
-            if draft.outer == outer and draft.batch == batch and deps <= done:
+            if draft.outer == outer and draft.batch == batch and deps <= done and not draft.scans:
                 return draft
         if deps:
             last = max(k for k, d in enumerate(self.drafts) if deps & set(d.reductions))
@@ -377,7 +436,7 @@ class _Scheduler:
             host = None
             for d in self.drafts[:position]:
                 done |= set(d.reductions)
-                if d.outer == draft.inner and d.batch == batch and deps <= done:
+                if d.outer == draft.inner and d.batch == batch and deps <= done and not d.scans:
                     host = d
                     break
             if host is None:
@@ -409,31 +468,41 @@ class _Scheduler:
             steps.append(self._pass(draft, available))
             for name, axes, node in draft.stores:
                 if node not in available and not isinstance(node, Load):
-                    available[node] = load(name, [axis(a) for a in axes])
+                    chunks = self.scans.chunks(node) if draft.scans else None
+                    numbers = {chunks.axis: chunks.number} if chunks else {}
+                    available[node] = load(name, [numbers.get(a, axis(a)) for a in axes])
         steps += [self._finish(f, available) for f in finals]
-        return Plan(self.program, tuple(steps), tuple(self.buffers.values()))
+        return Plan(self.program, tuple(steps), tuple(self.buffers.values()), tuple(self.scans.decisions))
 
     def _store_shared(self, finals: list[Finish]) -> None:
         """Reductions read outside their own pass get a buffer."""
-        owner = {r: d for d in self.drafts for r in d.reductions}
-        wanted: list[Reduction] = []
-        for draft in self.drafts:
-            reached = {r for e in draft.expressions() for r in self._reached(e)}
-            wanted += [r for r in reached if owner[r] is not draft]
-        for finish in [*finals, *(f for _, f in self.finishes)]:
-            wanted += [r for _, n in finish.parts for r in self._reached(n)]
-        for r in dict.fromkeys(sorted(wanted, key=lambda n: n.order)):
-            if any(n is r for n, _ in self._stored()):
-                continue
-            draft = owner[r]
-            axes = ordered(r.axes)
-            name = self._scratch(self._fresh(self._hint(r, "partial")), axes)
-            draft.stores.append((name, axes, r))
+        owner: dict[Node, Draft] = {r: d for d in self.drafts for r in d.reductions}
+        while wanted := self._unstored(finals, owner):
+            for r in dict.fromkeys(sorted(wanted, key=lambda n: n.order)):
+                draft = owner[r] if r in owner else self._completes(r)
+                chunks = self.scans.chunks(r)
+                axes = tuple(chunks.axis if chunks and a == chunks.outer else a for a in ordered(r.axes))
+                name = self._scratch(self._fresh("state" if chunks else self._hint(r, "partial")), axes)
+                draft.stores.append((name, axes, r))
 
-    def _reached(self, node: Node) -> set[Reduction]:
-        """Plane reductions an expression reads, not looking below values that are stored."""
+    def _unstored(self, finals: list[Finish], owner: dict[Node, Draft]) -> list[Node]:
+        """Reductions that are read outside their own pass and have no buffer yet."""
+        wanted: list[Node] = []
+        for draft in self.drafts:
+            reached = {r for e in draft.expressions() for r in self._reached(e, draft)}
+            wanted += [r for r in reached if owner.get(r) is not draft]
+        for finish in [*finals, *(f for _, f in self.finishes)]:
+            wanted += [r for _, n in finish.parts for r in self._reached(n, None)]
+        stored = {n for n, _ in self._stored()}
+        return [r for r in wanted if r not in stored]
+
+    def _reached(self, node: Node, draft: Draft | None) -> set[Node]:
+        """Plane reductions an expression of a pass reads, not looking below values that are stored.
+
+        One that was split into near and far is read as a whole, except by the pass that adds up what is near.
+        """
         stored = {n for n, _ in self._stored()} - {node}
-        found: set[Reduction] = set()
+        found: set[Node] = set()
         seen: set[Node] = set()
         stack = [node]
         while stack:
@@ -441,11 +510,24 @@ class _Scheduler:
             if n in seen:
                 continue
             seen.add(n)
-            if isinstance(n, Sum | Max) and self.planes.is_plane(n):
+            near = self.scans.wholes.get(n)
+            whole = near is not None and (draft is None or near not in draft.reductions)
+            if whole or (isinstance(n, Sum | Max) and self.planes.is_plane(n)):
                 found.add(n)
             elif n not in stored:
                 stack.extend(n.children)
         return found
+
+    def _completes(self, whole: Node) -> Draft:
+        """The pass that can write a reduction that was split: that of its near part, if its state is known then."""
+        near = self.scans.wholes[whole]
+        at = next(k for k, d in enumerate(self.drafts) if near in d.reductions)
+        done = {r for d in self.drafts[: at + 1] for r in d.reductions}
+        last = max(k for k, d in enumerate(self.drafts) if self.planes.direct(whole) & set(d.reductions))
+        if self.planes.direct(whole) <= done:
+            return self.drafts[at]
+        self.drafts.insert(last + 1, Draft(None, self.drafts[at].batch, self.drafts[at].outer, None))
+        return self.drafts[last + 1]
 
     def _pass(self, draft: Draft, available: dict[Node, Node]) -> Pass:
         own = set(draft.reductions)
@@ -467,14 +549,51 @@ class _Scheduler:
             {n.tensor for e in [*reductions, *(v for _, _, v in stores)] for n in postorder([e]) if isinstance(n, Load)}
             & self.buffers.keys()
         )
+        if draft.scans:
+            return self._scan(draft, reductions, reads)
         direction: Direction = draft.key.direction if draft.key else "vector"
         names = [name for name, _, _ in stores]
         label = "_".join([direction, *names[:2]]) or direction
         looped = ordered(draft.key.looped) if draft.key else ()
         groups = tuple((a, *group_range(draft.reductions[0], a)) for a in looped)
         return Pass(
-            label, direction, grid, draft.outer, draft.inner, tuple(reductions), tuple(stores), tuple(reads), groups
+            label,
+            direction,
+            grid,
+            draft.outer,
+            draft.inner,
+            tuple(reductions),
+            tuple(stores),
+            tuple(reads),
+            groups,
+            self._chunks_read([*reductions, *(n for _, _, n in stores)]),
         )
+
+    def _scan(self, draft: Draft, reductions: Sequence[Node], reads: Sequence[str]) -> Pass:
+        """The pass of some states, over the number of the chunk in place of the position it is made from."""
+        assert draft.key is not None and draft.key.scan is not None
+        chunks = draft.key.scan
+        states = [n for n in numbered(reductions, chunks, chunks.visited(self.program)) if isinstance(n, Sum | Max)]
+        new = dict(zip(draft.reductions, states, strict=True))
+        stores = tuple((name, axes, new[r]) for name, axes, n in draft.stores for r in new if r is n)
+        return Pass(
+            "_".join(["scan", *(name for name, _, _ in stores[:2])]),
+            "scan",
+            ordered(draft.batch),
+            draft.outer,
+            draft.inner,
+            tuple(states),
+            stores,
+            tuple(reads),
+            chunks=(chunks,),
+            carries=tuple(self.scans.states[r][1].renamed(new) for r in draft.reductions),
+        )
+
+    def _chunks_read(self, nodes: Sequence[Node]) -> tuple[Chunks, ...]:
+        """The chunks that some expressions read states of, one of each length."""
+        every = set(postorder(nodes))
+        found = {c.length: c for c, _ in self.scans.states.values() if c.number in every}
+        return tuple(found[n] for n in sorted(found))
 
     def _finish(self, finish: Finish, available: dict[Node, Node]) -> Finish:
         parts = []

@@ -6,6 +6,7 @@ the mask allows: blocks known to be full run without guards.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -58,9 +59,12 @@ from attnc.ir.node import (
     terms_of,
     var,
 )
+from attnc.ir.notes import tracking
+from attnc.ir.program import Program
 from attnc.ir.walk import postorder, replace, rewrite
 from attnc.passes.associate import is_group_condition
 from attnc.passes.bounds import Range, first
+from attnc.passes.chunks import Chunks, numbered
 from attnc.passes.coverage import Coverage, coverage
 from attnc.passes.emit import Block, Emitter, count_uses
 from attnc.passes.plan import Pass, Plan
@@ -91,10 +95,12 @@ def lower_pass(
         blocks: block length per sequence axis; 64 where missing.
         name: C identifier; by default the program's and the pass's names.
     """
-    return _Lowering(plan, item, dtypes, real, dict(constants or {}), dict(blocks or {})).kernel(name)
+    return Lowering(plan, item, dtypes, real, dict(constants or {}), dict(blocks or {})).kernel(name)
 
 
-class _Lowering:
+class Lowering:
+    """Lowers one pass."""
+
     def __init__(
         self,
         plan: Plan,
@@ -104,12 +110,16 @@ class _Lowering:
         constants: dict[str, int],
         blocks: dict[str, int],
     ) -> None:
+        if not item.carries:
+            item = _within_chunks(plan.program, item)
         self.plan, self.item, self.dtypes, self.real = plan, item, dtypes, real
         self.constants = constants
         self.program = plan.program
         self.planes = Planes(self.program)
         self.outer, self.inner = item.outer, item.inner
-        self.blocks = {a: blocks.get(a, DEFAULT_BLOCK) for a in (self.outer, self.inner) if a is not None}
+        self.longest = min((c.length for c in item.chunks), default=None)
+        lengths = {a: blocks.get(a, DEFAULT_BLOCK) for a in (self.outer, self.inner) if a is not None}
+        self.blocks = {a: min(n, self.longest or n) for a, n in lengths.items()}
         self.reductions: list[Reduction] = [r for r in item.reductions if isinstance(r, Sum | Max)]
         self.roots = [*self.reductions, *(n for _, _, n in item.stores)]
         mentioned = {a for n in postorder(self.roots) for a in self._axes_of(n)}
@@ -152,6 +162,9 @@ class _Lowering:
     def kernel(self, name: str | None) -> Kernel:
         emitter = self.emitter
         prologue = emitter.blocks[0]
+        for chunks in self.item.chunks:
+            number = call("floordiv", first(chunks.outer), const(chunks.length))
+            prologue.body.append(Assign(_chunk(chunks), number))
         loops: list[Stmt] = []
         if self.inner is not None:
             for a, _, _ in self.item.groups:
@@ -180,6 +193,7 @@ class _Lowering:
             constants=self.constants,
             serial=(self.outer,) if self.scatters and self.outer is not None else (),
             runs=self.runs,
+            longest=self.longest,
         )
         verify(kernel)
         return kernel
@@ -442,7 +456,7 @@ class _Lowering:
         new = _guarded(change, self._leaders())
         factor = call("exp2", add(new, neg(old)))
         if factor not in block.values:
-            alpha = var(emitter.name(factor, "alpha", inside=True), emitter.spread(r) - self.planes.channels(r.axes))
+            alpha = var(emitter.name(factor, "alpha", inside=True), emitter.spread(factor))
             value = raw_call("exp2", (emitter.value(add(new, neg(old))),), "f")
             block.body.append(Assign(alpha, value, "how far the running maximum moved"))
             block.values[factor] = alpha
@@ -510,6 +524,22 @@ def _table_place(factor: Node, tables: Axes) -> tuple[str, Node] | None:
         if isinstance(place, Axis) and place.name in tables and place.name not in index.axes:
             return place.name, index
     return None
+
+
+def _chunk(chunks: Chunks) -> Var:
+    """The number of the chunk that a block lies in."""
+    return var(chunks.axis, (), "i")
+
+
+def _within_chunks(program: Program, item: Pass) -> Pass:
+    """The pass with the numbers of chunks as integers that are the same for a whole block."""
+    nodes = [*item.reductions, *(n for _, _, n in item.stores)]
+    with tracking(program.notes):
+        for chunks in item.chunks:
+            nodes = numbered(nodes, chunks, _chunk(chunks))
+    count = len(item.reductions)
+    stores = tuple((name, axes, n) for (name, axes, _), n in zip(item.stores, nodes[count:], strict=True))
+    return dataclasses.replace(item, reductions=tuple(nodes[:count]), stores=stores)
 
 
 def _as_var(node: Node) -> Var:

@@ -22,6 +22,7 @@ from attnc.ir.program import Output
 from attnc.ir.sizes import Evaluator, evaluator
 from attnc.ir.walk import postorder
 from attnc.passes.plan import Finish, Plan
+from attnc.runtime.pages import in_huge_pages
 from attnc.runtime.runs import Planned, operands
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ class Prepared:
         slots: list[Tensor | None] = [*tensors]
         for a in self._allocations:
             make = torch.zeros if a.zeroed else torch.empty
-            slots.append(make([d(sizes) for d in a.dims], dtype=a.dtype, device=device))
+            slots.append(in_huge_pages(make([d(sizes) for d in a.dims], dtype=a.dtype, device=device)))
         for step in self._steps:
             step.launch([slots[s] for s in step.slots], sizes)  # type: ignore[misc]
             for s in step.done:
@@ -185,4 +186,4 @@ class Finisher:
         """Write the buffer, the last of `tensors`, from the others."""
         *read, target = tensors
         given = dict(zip(self.reads, read, strict=True))
-        target.copy_(evaluate(self.program, given, sizes, dtype=self.dtype)[self.buffer])
+        target.copy_(evaluate(self.program, given, sizes, dtype=self.dtype, whole=True)[self.buffer])

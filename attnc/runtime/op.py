@@ -14,21 +14,25 @@ from attnc.diagnostics.diagnostic import AttncError
 from attnc.diagnostics.source import Source
 from attnc.grammar.tree import Definition
 from attnc.ir.options import DEFAULT, Options
+from attnc.ir.printer import show
 from attnc.ir.program import Program
 from attnc.runtime.arguments import FIXED, Signature, check_names, position
 from attnc.runtime.backends import requested, targets_of
 from attnc.runtime.computation import Computation
 from attnc.runtime.rank import RankStages, staged
 from attnc.runtime.stages import Stages
+from attnc.runtime.state import State, States, streamed
 
 Observed = dict[str, Tensor]
 
 
 class Variant:
-    """An op for one choice of optional tensors, with or without observations."""
+    """An op for one choice of optional tensors, with or without observations; with `states`, over pieces of a
+    sequence."""
 
-    def __init__(self, program: Program, backend: str) -> None:
+    def __init__(self, program: Program, backend: str, states: States | None = None) -> None:
         self.signature = Signature(program)
+        self.states = states
         self.stages: dict[str, Stages | RankStages] = {}
         shared: dict[object, Stages | RankStages] = {}
         for target in targets_of(backend):
@@ -83,13 +87,23 @@ class Op:
         for target in targets_of(backend):
             driver.choose(self.program, target)  # refuses now what the bias cannot be
         self.optional = frozenset(t.name for t in self.program.tensors if t.default is not None)
-        self._variants: dict[tuple[bool, frozenset[str]], Variant] = {}
-        self._calls: dict[tuple[bool, tuple[str, ...]], tuple[Variant, tuple[int, ...]]] = {}
+        self._variants: dict[tuple[bool, bool, frozenset[str]], Variant] = {}
+        self._calls: dict[tuple[bool, bool, tuple[str, ...]], tuple[Variant, tuple[int, ...]]] = {}
         self._lock = threading.RLock()
         self._opaque = _opaque(self._call)
 
     def __call__(
-        self, /, q: Tensor, k: Tensor, v: Tensor, *, q_start: int = 0, observe: bool = False, **tensors: Tensor
+        self,
+        /,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        q_start: int = 0,
+        observe: bool = False,
+        state: State | None = None,
+        return_state: bool = False,
+        **tensors: Tensor,
     ) -> Any:
         """Run the variant.
 
@@ -99,48 +113,82 @@ class Op:
             v: values [B, G, N, E] of the same dtype.
             q_start: absolute position of the first query: the number of keys before it when decoding.
             observe: also return what the spec observes.
+            state: what a call returned for the part of the sequence that comes before; q, k, v and tensors over
+                positions then hold the next piece alone. For specs that run in linear time.
+            return_state: also return the state after this piece.
             tensors: the spec's tensors by name. Those with a default may be left out; extents of 1 broadcast.
 
         Returns:
             The output [B, H, M, E] in q's dtype (or what the spec's `output` says); with `observe`, a pair of it and a
-            dict of observations by name.
+            dict of observations by name. With `return_state`, the `State` after all of these.
 
         Raises:
             CallError: E2xx, if the tensors do not fit the spec.
         """
         try:
+            after: tuple[State, ...] = ()
             call = self._opaque if torch.compiler.is_dynamo_compiling() else self._call
-            results = call(observe, q_start, tuple(tensors), q, k, v, *tensors.values())
+            if state is None and not return_state:
+                results = call(observe, False, q_start, tuple(tensors), q, k, v, *tensors.values())
+            else:
+                states = self._states(tuple(tensors), observe)
+                past = () if state is None else states.given(state, q_start)
+                start = q_start if state is None else state.position
+                results = call(observe, True, start, tuple(tensors), q, k, v, *tensors.values(), *past)
+                after = (states.state(results, start + k.shape[2]),) if return_state else ()
         except AttncError as error:
             raise error.with_traceback(None) from None
-        if observe:
-            return results[0], dict(zip(self.program.observed, results[1:], strict=True))
-        return results[0]
+        seen = (dict(zip(self.program.observed, results[1:], strict=False)),) if observe else ()
+        return (results[0], *seen, *after) if seen or after else results[0]
 
-    def _call(self, observe: bool, q_start: Any, names: tuple[str, ...], *tensors: Any) -> tuple[Tensor, ...]:
-        found = self._calls.get((observe, names))
+    def _states(self, names: tuple[str, ...], observe: bool) -> States:
+        states = self.variant(*names, observe=observe, streams=True).states
+        assert states is not None
+        return states
+
+    def _call(
+        self, observe: bool, streams: bool, q_start: Any, names: tuple[str, ...], *tensors: Any
+    ) -> tuple[Tensor, ...]:
+        found = self._calls.get((observe, streams, names))
         if found is None:
-            variant = self.variant(*names, observe=observe)
-            given = (*FIXED, *names)
+            variant = self.variant(*names, observe=observe, streams=streams)
+            given = (*FIXED, *names, *(variant.states.names if variant.states else ()))
             found = variant, tuple(given.index(n) for n in variant.signature.names)
-            self._calls[observe, names] = found
+            self._calls[observe, streams, names] = found
         variant, order = found
         if type(q_start) is not int:
             q_start = position(q_start)
+        if variant.states is not None and len(tensors) == len(FIXED) + len(names):
+            tensors = (*tensors, *variant.states.first(tensors, names))
         return variant([tensors[k] for k in order], q_start)
 
-    def variant(self, *names: str, observe: bool = False) -> Variant:
+    def state_shapes(self) -> dict[str, str]:
+        """The tensors of a `State` of this op and their shapes, such as ``{"state_0": "[B, H, D, E]"}``.
+
+        Raises:
+            CallError: E213, if the spec cannot be streamed.
+        """
+        program = self._lowered(frozenset(t.name for t in self.program.tensors), observe=False)
+        return {s.name: f"[{', '.join(show(d) for d in s.dims)}]" for s in streamed(program).states}
+
+    def variant(self, *names: str, observe: bool = False, streams: bool = False) -> Variant:
         """The op for calls that give the tensors `names`, registered with torch (as loading exported programs needs).
 
         Raises:
-            CallError: E205 or E206, if these are not the spec's tensors.
+            CallError: E205 or E206, if these are not the spec's tensors; E213, if it is to stream and cannot.
         """
-        key = (observe, frozenset(names))
+        key = (observe, streams, frozenset(names))
         with self._lock:
             if key not in self._variants:
                 check_names(self.program, names)
-                self._variants[key] = Variant(self._lowered(frozenset(names), observe), self.backend)
+                self._variants[key] = self._variant(self._lowered(frozenset(names), observe), streams)
             return self._variants[key]
+
+    def _variant(self, program: Program, streams: bool) -> Variant:
+        if not streams:
+            return Variant(program, self.backend)
+        piece = streamed(program)
+        return Variant(piece.program, self.backend, States(piece))
 
     def _lowered(self, names: frozenset[str], observe: bool) -> Program:
         program = driver.lower(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from attnc.codegen.triton.bounds import below, never_negative
 from attnc.codegen.triton.environment import Environment
 from attnc.codegen.triton.text import ATOM, SUM, TERM, Text
-from attnc.ir.node import Axis, Const, Node, Var, axis, const, is_const, size
+from attnc.ir.node import Axis, Call, Const, Node, Var, add, axis, call, const, is_const, size
 from attnc.ir.walk import postorder, replace
 
 OFFSET = "tl.int64"
@@ -104,6 +104,8 @@ class Addresses:
     def _bounded(self, node: Node, dim: Node) -> list[Bound]:
         if isinstance(node, Axis) and self.env.within(node.name) and self._extent(node.name) in (dim, None):
             return []
+        if self._chunk(self.env.defined(node), dim):
+            return []
         text = self.expressions.text(node)
         numbers: dict[Node, Node] = {size(n): const(value) for n, value in self.kernel.constants.items()}
         known, limit = replace([self.env.explained(node), dim], numbers)
@@ -112,6 +114,16 @@ class Addresses:
         known = self.env.explained(node)
         conditions = [] if never_negative(known) else [Bound(text, ">=", Text("0"))]
         return conditions if below(known, dim) else [*conditions, Bound(text, "<", self.expressions.text(dim))]
+
+    def _chunk(self, node: Node, dim: Node) -> bool:
+        """Whether `node` is the number of the chunk that a block begins in, and `dim` how many chunks there are."""
+        if not (isinstance(node, Call) and node.fn == "floordiv"):
+            return False
+        first, length = node.args
+        if not (isinstance(length, Const) and isinstance(first, Var) and first.name == f"{self.kernel.outer}_first"):
+            return False
+        extent = self._extent(self.kernel.outer or "")
+        return extent is not None and dim is call("floordiv", add(extent, const(int(length.value) - 1)), length)
 
     def _extent(self, axis: str) -> Node | None:
         """The extent of an axis; None for a batch axis that an `Each` walks, whose positions always exist."""

@@ -117,7 +117,7 @@ def _capped(kernel: Kernel, sizes: Mapping[str, int], wanted: Mapping[str, int])
     for lane in kernel.lanes:
         if lane.role == "channel":
             continue
-        blocks[lane.axis] = wanted[lane.axis]
+        blocks[lane.axis] = min(wanted[lane.axis], kernel.longest or wanted[lane.axis])
         try:
             extent = evaluate(lane.extent, known)
         except KeyError:

@@ -14,19 +14,9 @@ from attnc.testing.compare import dense, output_seeds, run_op
 from attnc.testing.inputs import complete_sizes, make_inputs
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-SPECS = (
-    "softmax",
-    "gemma2",
-    "alibi",
-    "watched",
-    "retention",
-    "urpe",
-    "reversed",
-    "spatial",
-    "agent",
-    "sinks",
-    "document_causal",
-)
+SOFTMAX = ("softmax", "gemma2", "alibi", "watched", "urpe", "reversed", "spatial", "agent", "sinks", "document_causal")
+LINEAR = ("retention", "linear_attention", "scalar_decay", "gla", "cosformer", "aaren")
+SPECS = (*SOFTMAX, *LINEAR)
 
 
 @pytest.mark.parametrize("rewrite", sorted(REWRITES))

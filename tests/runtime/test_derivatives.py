@@ -11,6 +11,20 @@ import torch
 import attnc
 from tests.runtime.specs import ALIBI, BANDED, CAPPED, CAUSAL, GATED, MUSIC, SIGMOID, URPE, WATCHED, leaf, qkv, textbook
 
+BACKENDS = ("dense", "tiled", "cpp")
+RETENTION = """attention retention
+tensor gamma: [H]
+score = dot(q, k) * gamma[h] ** (i - j)
+mask = j <= i
+normaliser = none
+"""
+GLA = """attention gla
+tensor g: [B, H, N, D]
+let total[j, d] = cumsum[j](g[b, h, j, d])
+score = sum[d](q[i, d] * k[j, d] * exp(total[i, d] - total[j, d]))
+mask = j <= i
+normaliser = none
+"""
 EXTRA: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
     "softmax": (CAUSAL, {}),
     "sigmoid": (SIGMOID, {}),
@@ -18,8 +32,9 @@ EXTRA: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
     "urpe": (URPE, {"c": (2, 7)}),
     "gated": (GATED, {"g": (1, 2, 3, 2)}),
     "music": (MUSIC, {"rel": (2, 2, 3)}),
+    "retention": (RETENTION, {"gamma": (2,)}),
+    "gla": (GLA, {"g": (1, 2, 4, 3)}),
 }
-BACKENDS = ("dense", "tiled", "cpp")
 
 
 def small(spec: str, backend: str) -> tuple[Callable[..., torch.Tensor], tuple[torch.Tensor, ...]]:

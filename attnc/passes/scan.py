@@ -1,0 +1,217 @@
+"""Linear time: a causal sum whose weights separate becomes a sum over near positions plus a carried state.
+
+The outer axis is cut into chunks. For a query i of chunk c and a key before the chunk, the weight separates at the
+chunk's edge (`attnc.passes.separable`), so that all keys before the chunk act through one matrix:
+
+o[i, e] = sum_j[cut(c) <= j <= i](weight * v)  +  sum_d(q'[i, d] * state[c, d, e])
+state[c, d, e] = sum_j[j < cut(c)](k'[j, d] * v[j, e])
+
+Written as index notation, the state is one more reduction over a plane, that of keys and chunks. What is special about
+it is only how it is computed: each chunk's state from the one before (`Carry`), in one pass over the keys. Sums over
+later queries (the gradients of keys and values) are the same with the order reversed. The form is that of chunked
+linear attention (Hua et al. 2022, arXiv:2202.10447; Yang et al. 2023, arXiv:2312.06635; Dao and Gu 2024,
+arXiv:2405.21060).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from attnc.ir.node import (
+    ONE,
+    Axes,
+    Max,
+    Node,
+    Sum,
+    add,
+    axis,
+    call,
+    const,
+    max_over,
+    mul,
+    raw_sum,
+    sub,
+)
+from attnc.ir.program import AxisInfo, Program
+from attnc.ir.walk import postorder, rebuild
+from attnc.passes.associate import product
+from attnc.passes.chunks import CHUNK, CHUNK_OF_CHANNELS, Chunks, chunks
+from attnc.passes.decision import Decision
+from attnc.passes.planes import Planes, Reduction
+from attnc.passes.scan_cost import carried, left
+from attnc.passes.scan_factors import Apart, Causal, Product, Separation, apart, causal
+
+
+@dataclass(frozen=True, slots=True)
+class Carry:
+    """How a state moves on by one chunk, before the chunk's own positions are added.
+
+    ``state = step * (state + shift * base)``; `base` is another state, None where there is nothing to add. What depends
+    on a running maximum follows it besides.
+    """
+
+    step: Node = ONE
+    shift: int = 0
+    base: Reduction | None = None
+
+    def renamed(self, new: Mapping[Reduction, Reduction]) -> Carry:
+        """The same with the base as it is called now."""
+        return self if self.base is None else replace(self, base=new[self.base])
+
+
+@dataclass
+class Scans:
+    """The states of a program: the reductions that are carried, with their chunks and steps; in order."""
+
+    states: dict[Reduction, tuple[Chunks, Carry]] = field(default_factory=dict)
+    wholes: dict[Node, Reduction] = field(default_factory=dict)
+    """What reductions were split into, and the near part of each."""
+    decisions: list[Decision] = field(default_factory=list)
+
+    def chunks(self, node: Node) -> Chunks | None:
+        """The chunks of a state; None for other nodes."""
+        found = self.states.get(node)  # type: ignore[call-overload]
+        return found[0] if found else None
+
+    def axes(self, program: Program) -> dict[str, AxisInfo]:
+        """The program's axes and the numbers of chunks."""
+        every = {c.axis: c for c, _ in self.states.values()}
+        numbers = {a: AxisInfo(a, c.count(program.extent(c.outer)), "sequence") for a, c in every.items()}
+        return {**program.axes, **numbers}
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A reduction that can be split: its ordering, the conditions on the inner axis alone, its separated factors."""
+
+    outer: str
+    inner: str
+    ordering: Causal
+    alone: tuple[Node, ...]
+    product: Product | None
+
+
+def unit(node: Reduction, planes: Planes) -> Unit | None:
+    """What `node` is as a scan, or None."""
+    span = planes.span(node)
+    if len(span) != 2 or len(node.bound) != 1 or (isinstance(node, Sum) and node.scatter):
+        return None
+    (inner,) = node.bound
+    (outer,) = span - {inner}
+    ordered = causal(node.domain, outer, inner)
+    if ordered is None:
+        return None
+    ordering, alone = ordered
+    if isinstance(node, Max):
+        fits = outer not in node.body.axes and node.kind == "f"
+        return Unit(outer, inner, ordering, tuple(alone), None) if fits else None
+    separated = Separation(planes, outer, inner).product(node)
+    if separated is None:
+        return None
+    follows = any(side.exponentials for side in separated.sides)
+    if follows and not planes.program.options.applies("online"):
+        return None
+    return Unit(outer, inner, ordering, tuple(alone), separated)
+
+
+def split(roots: Sequence[Node], planes: Planes) -> tuple[list[Node], Scans]:
+    """Split every reduction that can be, unless others of the same pass need the whole plane anyway."""
+    scans = Scans()
+    found = {r: unit(r, planes) for r in planes.plane_reductions(roots)}
+    passes: dict[tuple[Axes, Axes], list[Reduction]] = {}
+    for r in found:
+        passes.setdefault((planes.span(r), r.bound), []).append(r)
+    lengths: dict[Reduction, int] = {}
+    for members in passes.values():
+        units = [u for r in members if (u := found[r]) is not None]
+        if len(units) == len(members):
+            lengths |= dict.fromkeys(members, _length(units))
+        elif units:
+            other = next(r for r in members if found[r] is None)
+            scans.decisions.append(left(planes, [r for r in members if found[r] is not None], other))
+    if not lengths:
+        return list(roots), scans
+    memo: dict[Node, Node] = {}
+    splits: dict[Chunks, list[Reduction]] = {}
+    for node in postorder(roots):
+        new = rebuild(node, tuple(memo[c] for c in node.children), canonical=False)
+        if isinstance(node, Sum | Max) and node in lengths:
+            assert isinstance(new, Sum | Max)
+            moved = unit(new, planes)
+            assert moved is not None
+            whole = chunks(planes.program, moved.outer, moved.inner, moved.ordering, lengths[node])
+            splits.setdefault(whole, []).append(node)
+            new = _Splitter(planes, scans, moved, whole).split(new)
+        memo[node] = new
+    for whole, members in splits.items():
+        scans.decisions.append(carried(planes, whole, members, [r for r, (c, _) in scans.states.items() if c == whole]))
+    return [memo[r] for r in roots], scans
+
+
+def _length(units: Iterable[Unit]) -> int:
+    channels = any(u.product is not None and u.product.per_channel for u in units)
+    return CHUNK_OF_CHANNELS if channels else CHUNK
+
+
+class _Splitter:
+    """Splits one reduction."""
+
+    def __init__(self, planes: Planes, scans: Scans, unit: Unit, chunks: Chunks) -> None:
+        self.planes, self.scans, self.unit, self.chunks = planes, scans, unit, chunks
+
+    def split(self, node: Reduction) -> Node:
+        """The sum (or the larger) of what is near and what is far."""
+        near = self._near(node)
+        whole = call("maximum", near, self._largest(node.body)) if isinstance(node, Max) else add(near, self._far())
+        self.scans.wholes[whole] = near
+        return whole
+
+    def _near(self, node: Reduction) -> Reduction:
+        domain = [*node.domain, self.chunks.near]
+        if isinstance(node, Max):
+            found = max_over(node.bound, node.body, domain)
+            assert isinstance(found, Max)
+            return found
+        return raw_sum(node.bound, node.factors, domain)
+
+    def _state(self, node: Reduction, carry: Carry) -> Reduction:
+        return self.scans.states.setdefault(node, (self.chunks, carry)) and node
+
+    def _largest(self, body: Node) -> Reduction:
+        """The largest value at a far position."""
+        found = max_over({self.chunks.inner}, body, [*self.unit.alone, self.chunks.far])
+        assert isinstance(found, Max)
+        return self._state(found, Carry())
+
+    def _far(self) -> Node:
+        found = self.unit.product
+        assert found is not None
+        chunks = self.chunks
+        parts = apart(found, axis(chunks.outer), axis(chunks.inner), chunks.edge, self._largest)
+        moved = chunks.length if chunks.forward else -chunks.length
+        step = parts.step(const(moved))
+        base = self._sum(parts.inner, Carry(step))
+        if not parts.sign:
+            return self._read(base, parts)
+        distance = mul(const(parts.sign), sub(axis(chunks.inner), chunks.edge))
+        more = self._sum([*parts.inner, distance], Carry(step, -parts.sign * moved, base))
+        return add(product([parts.remaining, self._read(base, parts)]), self._read(more, parts))
+
+    def _sum(self, factors: Sequence[Node], carry: Carry) -> Reduction:
+        node = raw_sum({self.chunks.inner}, factors, [*self.unit.alone, self.chunks.far])
+        return self._state(node, carry)
+
+    @staticmethod
+    def _read(state: Node, parts: Apart) -> Node:
+        """What a state contributes to one outer position."""
+        value = state
+        for channel, outer in parts.sides:
+            factors = [*outer, value]
+            value = product(factors) if channel is None else raw_sum({channel}, factors)
+        return value
+
+
+def with_chunks(program: Program, scans: Scans) -> Program:
+    """The program with the axes of chunks."""
+    return replace(program, axes=scans.axes(program)) if scans.states else program
