@@ -182,6 +182,8 @@ def _remedy(chunk: Chunk, k: int, token: Token, before: Token | None, accepted: 
         return "write `attention NAME` and nothing else on the line; a name holds letters, digits and `_`"
     if k == 1 and token.text in ("(", "["):
         return f"write `{head} = …`; its indices are already in scope"
+    if before is not None and before.text == token.text and token.text in "&|":
+        return f"write `{'and' if token.text == '&' else 'or'}`"
     if token.text == "=" and operator:
         return "compare with `==`"
     if token.text == ":" and any(other.text == "[" for other in chunk.tokens[:k]):

@@ -69,7 +69,7 @@ class Unary(Tree):
 
 @dataclass(frozen=True, slots=True)
 class Binary(Tree):
-    """`op` is one of `+ - * / // % **`, `and`, `or`."""
+    """`op` is one of `+ - * / // % ** & | ^ << >>`, `and`, `or`."""
 
     op: str
     left: Expr
@@ -155,8 +155,8 @@ class Def(Tree):
 
 @dataclass(frozen=True, slots=True)
 class Section(Tree):
-    """`query|key|value|score|bias|mask|normaliser|weight|output|gate = e`; `keyword` is the canonical spelling.
-    `normaliser(s) = e` is a Section whose `param` is the Name `s`."""
+    """`query|key|value|score|bias|mask|mask_value|empty_rows|normaliser|weight|output|gate = e`; `keyword` is the
+    canonical spelling. `normaliser(s) = e` is a Section whose `param` is the Name `s`."""
 
     keyword: str
     value: Expr

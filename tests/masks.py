@@ -142,9 +142,9 @@ FAMILIES: dict[str, Family] = {
         "mask = j <= i and (t < 5 or power == t or j < 8)"
     ),
     "power of two distances in bits": Family(
-        "let t = i // 8 - j // 8\nmask = j <= i and (t < 5 or bitand(t, t - 1) == 0 or j < 8)"
+        "let t = i // 8 - j // 8\nmask = j <= i and (t < 5 or t & (t - 1) == 0 or j < 8)"
     ),
-    "low bits": Family("mask = bitand(i, 12) == bitand(j, 12)"),
+    "low bits": Family("mask = i & 12 == j & 12"),
     "radial": Family(
         "const s = 4\nlet t = abs(i // s - j // s)\nlet width = 2 ** floor(log2(max(t, 1)))\n"
         "let near = (abs(i % s - j % s) + 1) * width <= s\n"

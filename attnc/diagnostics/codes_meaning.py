@@ -231,6 +231,22 @@ ENTRIES: dict[str, Entry] = listed(
         "let pooled[d] = sum[a](t[b, h, a, d])\nscore = dot(q, k) + sum[d](q[i, d] * pooled[d])",
     ),
     Entry(
+        "E130",
+        "a shift or logarithm outside its range",
+        "`x << n` and `x >> n` take n from 0 to 62, and `floor_log2(x)` takes x from 1. The compiler must be able to "
+        "prove that from sizes, consts and the conditions around it.",
+        "attention bits\ntensor n: i32[N]\nmask = (i >> n[j]) % 2 == 1",
+        "attention bits\ntensor n: i32[N]\nmask = (i >> clamp(n[j], 0, 31)) % 2 == 1",
+    ),
+    Entry(
+        "E131",
+        "what happens to masked pairs is not clear",
+        "A masked pair contributes nothing. `mask_value = x` lets it take part with the score x instead, and "
+        "`empty_rows = uniform` lets all pairs of a row take part in which every pair is masked. One excludes the other.",
+        "attention filled\nmask = j < i\nempty_rows = mean",
+        "attention filled\nmask = j < i\nempty_rows = uniform",
+    ),
+    Entry(
         "E191",
         "a name that is never used",
         "Something is defined and nothing depends on it. A tensor must still be given in every call.",
@@ -245,5 +261,12 @@ ENTRIES: dict[str, Entry] = listed(
         "i and j.",
         "attention mean\nmask = j <= i\noutput = mean[j](v[j])",
         "attention mean\nscore = 0\nmask = j <= i",
+    ),
+    Entry(
+        "E193",
+        "an exclusive or that looks like a power",
+        "`^` is the bitwise exclusive or of two integers. A power is written `**`.",
+        "attention squared\nbias = -((i - j) ^ 2)",
+        "attention squared\nbias = -((i - j) ** 2)",
     ),
 )

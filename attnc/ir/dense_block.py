@@ -177,12 +177,16 @@ class Block:
                 return _COMPARE[name](args[0], args[1])
             case "maximum" | "minimum":
                 return (torch.maximum if name == "maximum" else torch.minimum)(args[0], args[1])
-            case "bitand":
-                return args[0].to(torch.int64) & args[1].to(torch.int64)
             case "floor":
                 return torch.floor(args[0].detach()).to(torch.int64)
             case "hash":
                 return hashing_torch.mixed(args[0], args[1])
+            case "bitand" | "bitor" | "bitxor":
+                return _BITWISE[name](*(a.to(torch.int64) for a in args))
+            case "floor_log2":
+                return floor_log2(args[0].to(torch.int64))
+            case "power_of_two":
+                return power_of_two(args[0].to(torch.int64))
             case "floordiv" | "mod":
                 return _integer_division(name, args[0], args[1])
             case "abs" if node.kind == "i":
@@ -314,7 +318,23 @@ def _operands_of(node: Node) -> set[Node]:
     return set(node.children)
 
 
+_BITWISE = {"bitand": torch.bitwise_and, "bitor": torch.bitwise_or, "bitxor": torch.bitwise_xor}
 _COMPARE = {"lt": torch.lt, "le": torch.le, "eq": torch.eq}
+
+
+def floor_log2(x: Tensor) -> Tensor:
+    """The number of the highest set bit of int64 values; 0 for those below 1."""
+    total = torch.zeros_like(x)
+    for places in (32, 16, 8, 4, 2, 1):
+        large = x >> places > 0
+        x = torch.where(large, x >> places, x)
+        total = total + places * large
+    return total
+
+
+def power_of_two(n: Tensor) -> Tensor:
+    """The integer 2 ** n, with n limited to 0 to 62."""
+    return torch.ones_like(n) << n.clamp(0, 62)
 
 
 def _integer_division(name: str, a: Tensor, b: Tensor) -> Tensor:

@@ -214,16 +214,41 @@ _register("hash", 2, _hash, lambda n, g: [None, None], doc="a random-looking int
 _register("unit", 1, _unit, lambda n, g: [None], doc="a hash as a number in [0, 1)")
 
 
-def _bitand(args: Sequence[Node]) -> Node:
-    a, b = args
-    if a is b:
-        return a
-    if isinstance(a, Const) and isinstance(b, Const):
-        return const(int(a.value) & int(b.value))
-    return raw_call("bitand", tuple(sorted((a, b), key=lambda n: n.order)), "i")
+def _bitwise(name: str, fold: Callable[[int, int], int], doc: str) -> None:
+    def build(args: Sequence[Node]) -> Node:
+        a, b = args
+        if a is b and name != "bitxor":
+            return a
+        if isinstance(a, Const) and isinstance(b, Const):
+            return const(fold(int(a.value), int(b.value)))
+        return raw_call(name, tuple(sorted((a, b), key=lambda n: n.order)), "i")
+
+    _register(name, 2, build, lambda n, g: [None, None], doc=doc)
 
 
-_register("bitand", 2, _bitand, lambda n, g: [None, None], doc="the bits two integers have in common")
+_bitwise("bitand", lambda a, b: a & b, "bitwise and of two integers, in two's complement")
+_bitwise("bitor", lambda a, b: a | b, "bitwise or of two integers, in two's complement")
+_bitwise("bitxor", lambda a, b: a ^ b, "bitwise exclusive or of two integers, in two's complement")
+
+
+def _of_integer(name: str, fold: Callable[[int], int], doc: str) -> None:
+    def build(args: Sequence[Node]) -> Node:
+        (x,) = args
+        return const(fold(int(x.value))) if isinstance(x, Const) else raw_call(name, (x,), "i")
+
+    _register(name, 1, build, lambda n, g: [None], doc=doc)
+
+
+_of_integer(
+    "floor_log2",
+    lambda x: x.bit_length() - 1 if x > 0 else 0,
+    "the largest integer n with 2 ** n <= x, for an integer x >= 1; 0 for others, which only lanes nobody sees hold",
+)
+_of_integer(
+    "power_of_two",
+    lambda n: 1 << min(max(n, 0), 62),
+    "the integer 2 ** n, for an integer n from 0 to 62; that of the nearer end for others",
+)
 
 
 def _pow(args: Sequence[Node]) -> Node:

@@ -8,7 +8,7 @@ from attnc.ir.node import Kind, Node
 
 COMPARISONS = ("lt", "le", "eq")
 LOGIC = ("and", "or", "not")
-INTEGRAL = ("floor", "hash", "bitand")
+INTEGRAL = ("floor", "hash", "bitand", "bitor", "bitxor", "floor_log2", "power_of_two")
 KIND_PRESERVING = ("abs", "maximum", "minimum", "floordiv", "mod")
 
 

@@ -17,7 +17,6 @@ Evaluator = Callable[[Values], Any]
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "floordiv": operator.floordiv,
     "mod": operator.mod,
-    "bitand": operator.and_,
     "abs": operator.abs,
     "pow": operator.pow,
     "lt": operator.lt,
@@ -31,6 +30,11 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "or": lambda *xs: any(xs),
     "reciprocal": lambda x: 1 / x,
     "floor": lambda x: x // 1,
+    "bitand": operator.and_,
+    "bitor": operator.or_,
+    "bitxor": operator.xor,
+    "floor_log2": lambda x: int(x).bit_length() - 1,
+    "power_of_two": lambda n: 2**n,
 }
 
 

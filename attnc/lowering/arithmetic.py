@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from attnc.diagnostics.source import Span
-from attnc.grammar.tree import Apply, Binary, Expr, Unary
+from attnc.grammar.tree import Apply, Binary, Expr, Number, Unary
 from attnc.ir.functions import contains_reduction
 from attnc.ir.node import ZERO, Const, Node, add, call, const, is_const, mul, neg, sub
 from attnc.lowering import checks
@@ -18,6 +18,10 @@ from attnc.lowering.value import POISON, Scope, Value, join
 LARGEST_INT = 2**63 - 1
 TOO_LARGE = "the result is not a number that fits 64 bits"
 COMPARISONS = {"<": "lt", "<=": "le", ">": "gt", ">=": "ge", "==": "eq", "!=": "ne"}
+BITS = ("&", "|", "^", "<<", ">>")
+WIDEST_SHIFT = 62
+_BITWISE = {"&": "bitand", "|": "bitor", "^": "bitxor"}
+_CONNECTIVES = {"&": "and", "|": "or"}
 _WHAT = {"f": "a number", "i": "a number", "b": "a truth value"}
 
 
@@ -42,6 +46,8 @@ def binary(
     state: Lowering, op: str, left: Value, right: Value, trees: tuple[Expr, Expr], span: Span, scope: Scope
 ) -> Value:
     """``left op right`` for an arithmetic operator."""
+    if op in BITS:
+        return _bits(state, op, (left, right), trees, span, scope)
     fine = [checks.want_number(state, v, t, scope) for v, t in zip((left, right), trees, strict=True)]
     if not all(fine):
         return POISON
@@ -66,6 +72,59 @@ def binary(
         "**": lambda: call("pow", a, b),
     }
     return built(state, scope, span, (left, right), operations[op])
+
+
+def _bits(
+    state: Lowering, op: str, values: tuple[Value, Value], trees: tuple[Expr, Expr], span: Span, scope: Scope
+) -> Value:
+    """``a & b``, ``a | b``, ``a ^ b``, ``a << n`` and ``a >> n`` of integers, in two's complement."""
+    if not any(v.poisoned for v in values) and all(v.node.kind == "b" for v in values) and op in _CONNECTIVES:
+        message = f"`{op}` works on integers, and these are truth values"
+        return state.error("E111", scope, span, message, f"write `{_CONNECTIVES[op]}`")
+    if op == "^" and any(v.node.kind == "f" for v in values):
+        message = "`^` is the exclusive or of two integers, and there is a real number here"
+        return state.error("E113", scope, span, message, "a power is written `**`")
+    what = f"an operand of `{op}`"
+    fine = [checks.want_integer(state, v, t, scope, what) for v, t in zip(values, trees, strict=True)]
+    if not all(fine):
+        return POISON
+    if op == "^" and any(isinstance(t, Number) for t in trees):
+        message = "`^` is the exclusive or of two integers"
+        state.report.warning("E193", scope, span, message, "if a power is meant, write `**`")
+    a, b = (v.node for v in values)
+    if op not in ("<<", ">>"):
+        return built(state, scope, span, values, lambda: call(_BITWISE[op], a, b))
+    if not _shift_is_small(state, values[1], trees[1], scope):
+        return POISON
+    power = call("power_of_two", b)
+    if op == "<<":
+        return built(state, scope, span, values, lambda: mul(a, power))
+    return built(state, scope, span, values, lambda: call("floordiv", a, power))
+
+
+def _shift_is_small(state: Lowering, count: Value, tree: Expr, scope: Scope) -> bool:
+    """Whether a shift is by 0 to 62 places, whatever the sizes and positions."""
+    facts = Facts(tuple(f for c in scope.facts for f in facts_of(c)))
+    form = form_of(count.node)
+    if all(state.ranges.nonnegative(side, facts) for side in (form, form.scaled(-1).shifted(WIDEST_SHIFT))):
+        return True
+    remedy = f"write `clamp(…, 0, {WIDEST_SHIFT})`, or shift by a number"
+    state.error(
+        "E130", scope, tree.span, f"this shift may be by less than 0 or more than {WIDEST_SHIFT} places", remedy
+    )
+    return False
+
+
+def floor_log2(state: Lowering, tree: Apply, value: Value, scope: Scope) -> Value:
+    """``floor_log2(x)`` of an integer that is at least 1."""
+    if not checks.want_integer(state, value, tree.args[0], scope, "the argument of `floor_log2`"):
+        return POISON
+    facts = Facts(tuple(f for c in scope.facts for f in facts_of(c)))
+    if not state.ranges.nonnegative(form_of(value.node).shifted(-1), facts):
+        text = checks.spelled(tree.args[0], scope)
+        message = "the logarithm of an integer that can be zero or negative"
+        return state.error("E130", scope, tree.args[0].span, message, f"write `floor_log2(max({text}, 1))`")
+    return built(state, scope, tree.span, (value,), lambda: call("floor_log2", value.node))
 
 
 def divide(a: Node, b: Node) -> Node:

@@ -5,6 +5,7 @@ The atoms of a polynomial are axes, sizes, and whatever integer expression is no
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -118,6 +119,14 @@ _OPERATORS: dict[str, Callable[[int, int], int]] = {
     "mod": lambda a, b: a % b,
     "minimum": min,
     "maximum": max,
+    "bitand": operator.and_,
+    "bitor": operator.or_,
+    "bitxor": operator.xor,
+}
+_OF_ONE: dict[str, Callable[[int], int]] = {
+    "abs": abs,
+    "floor_log2": lambda x: x.bit_length() - 1,
+    "power_of_two": lambda n: 2**n,
 }
 
 
@@ -143,13 +152,13 @@ def value_of(node: Node, sizes: dict[str, int]) -> int:
         case Call() if node.fn in _OPERATORS:
             a, b = (value_of(x, sizes) for x in node.args)
             return _OPERATORS[node.fn](a, b)
-        case Call() if node.fn == "abs":
-            return abs(value_of(node.args[0], sizes))
+        case Call() if node.fn in _OF_ONE:
+            return _OF_ONE[node.fn](value_of(node.args[0], sizes))
         case _:
             raise LookupError(type(node).__name__)
 
 
-_INFIX = {"floordiv": "//", "mod": "%"}
+_INFIX = {"floordiv": "//", "mod": "%", "bitand": "&", "bitor": "|", "bitxor": "^"}
 _FUNCTIONS = {"minimum": "min", "maximum": "max"}
 
 

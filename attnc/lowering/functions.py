@@ -35,11 +35,10 @@ def pointwise(state: Lowering, tree: Apply, scope: Scope) -> Value:
     if len(values) < 2 if name in EXTREMES else len(values) != wanted:
         return _wrong_count(state, tree, scope, len(values), wanted)
     fine = [checks.want_number(state, v, t, scope) for v, t in zip(values, tree.args, strict=True)]
-    if name == "bitand" and all(fine):
-        pairs = zip(values, tree.args, strict=True)
-        fine = [checks.want_integer(state, v, t, scope, "an operand of `bitand`") for v, t in pairs]
     if not all(fine):
         return POISON
+    if name == "floor_log2":
+        return arithmetic.floor_log2(state, tree, values[0], scope)
     nodes = [v.node for v in values]
     return arithmetic.built(state, scope, tree.span, values, lambda: _build(name, nodes))
 

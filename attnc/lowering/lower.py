@@ -15,7 +15,7 @@ from attnc.ir.walk import base_axis, postorder
 from attnc.lowering import checks, lookup, stages
 from attnc.lowering.defaults import default_axes, default_of
 from attnc.lowering.expressions import lower_expression
-from attnc.lowering.masks import mask
+from attnc.lowering.masks import check_filling, mask, taking_part
 from attnc.lowering.names import INDEX_EXTENTS, OPERANDS, REWRITES, Names, collect
 from attnc.lowering.ranges import Ranges
 from attnc.lowering.report import Report
@@ -33,7 +33,7 @@ GIVEN_ROLES: dict[str, AxisRole] = {
     **dict.fromkeys("ij", "sequence"),
     **dict.fromkeys("de", "channel"),
 }
-STAGE_OF = {"score": "s", "bias": "s", "normaliser": "p", "weight": "w"}
+STAGE_OF = {"score": "s", "bias": "s", "mask_value": "s", "normaliser": "p", "weight": "w"}
 
 
 def lower(
@@ -74,6 +74,7 @@ def lower_with_warnings(
         sizes = bind_sizes(state, scope)
         outputs = _outputs(state)
         tensors = _tensors(state)
+        check_filling(state)
         _look_at_the_rest(state)
     except RecursionError:
         message = f"the definitions of `{definition.name.id}` are nested too deeply"
@@ -165,7 +166,7 @@ def _observation(state: Lowering, name: str) -> Value:
     if not checks.want_number(state, value, tree, scope):
         return POISON
     if is_plane(value.axes):
-        allowed = mask(state)
+        allowed = taking_part(state)
         return POISON if allowed.poisoned else Value(mul(value.node, iverson(allowed.node)), value.axes | allowed.axes)
     return value
 

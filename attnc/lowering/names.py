@@ -34,7 +34,7 @@ PLANE = frozenset("ij")
 POINTWISE = (
     *("exp", "exp2", "log", "log2", "sqrt", "rsqrt", "tanh", "sigmoid", "softplus", "erf", "sin", "cos"),
     *("sign", "finite_or_zero", "detach", "abs", "floor", "where", "relu", "silu", "gelu", "clamp", "xlogy"),
-    "bitand",
+    "floor_log2",
 )
 EXTREMES = {"max": "maximum", "min": "minimum"}
 SPECIAL = ("dot", "repeat", "uniform", "sum", "mean", "cumsum")

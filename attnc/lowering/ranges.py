@@ -17,6 +17,7 @@ from attnc.lowering.forms import Form, atom, form_of, is_fixed, number
 MOST_BOUNDS = 12
 DEEPEST = 12
 MOST_FACTS = 8
+LARGEST_LOG2 = 62
 
 GROUP = call("floordiv", size("H"), size("G"))
 """Query heads per key head; at least 1, since every call has H a multiple of G."""
@@ -153,6 +154,12 @@ class Ranges:
                 return [number(LARGEST if upper else 0)]
             case Call(fn="floordiv"):
                 return self._quotient(node, upper, facts, plain, fuel)
+            case Call(fn="bitand" | "bitor" | "bitxor"):
+                return self._bits(node, upper, facts, fuel)
+            case Call(fn="floor_log2"):
+                return self._log2(form_of(node.args[0]), upper, facts, fuel)
+            case Call(fn="power_of_two"):
+                return [] if upper else [number(1)]
             case _:
                 return []
 
@@ -207,6 +214,24 @@ class Ranges:
         elif upper and self._nonnegative(a.scaled(-1), facts, fuel):
             out.append(number(0))
         return out
+
+    def _log2(self, x: Form, upper: bool, facts: Facts, fuel: int) -> list[Form]:
+        if not upper:
+            return [number(0)]
+        return [number(LARGEST_LOG2), x] if self._nonnegative(x, facts, fuel) else [number(LARGEST_LOG2)]
+
+    def _bits(self, node: Call, upper: bool, facts: Facts, fuel: int) -> list[Form]:
+        """Bits of two's complement: with a, b >= 0, a & b is at most either, a | b at least either and at most a + b,
+        and a ^ b at most a + b; an `and` takes only one of them to be >= 0."""
+        sides = [form_of(x) for x in node.args]
+        known = [x for x in sides if self._nonnegative(x, facts, fuel)]
+        if node.fn == "bitand":
+            return known if upper else [number(0)] if known else []
+        if len(known) < 2:
+            return []
+        if upper:
+            return [sides[0] + sides[1]]
+        return sides if node.fn == "bitor" else [number(0)]
 
 
 def _divide(form: Form, n: Form) -> Form | None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from attnc.grammar.tree import Name
-from attnc.ir.node import Axes, add, call, const, mul, size, var
+from attnc.ir.node import Axes, Node, add, call, const, mul, size, var
 from attnc.lowering import checks
-from attnc.lowering.masks import SCORE_AXES, allowed, domain
+from attnc.lowering.masks import SCORE_AXES, allowed, domain, has_uniform_rows, mask
 from attnc.lowering.normalisers import weights_of
 from attnc.lowering.reductions import total
 from attnc.lowering.state import Lowering, is_plane
@@ -60,7 +60,21 @@ def _score(state: Lowering, mode: Mode) -> Value:
     if score.poisoned or (bias is not None and bias.poisoned):
         return POISON
     node = score.node if bias is None else add(score.node, bias.node)
-    return Value(node, SCORE_AXES)
+    return _filled(state, node, mode)
+
+
+def _filled(state: Lowering, score: Node, mode: Mode) -> Value:
+    """The score, and what stands for it at masked pairs where these take part."""
+    fill = section_value(state, "mask_value", SCORE_AXES, mode)
+    if fill is not None and fill.poisoned:
+        return POISON
+    if "mask" not in state.names.sections or (fill is None and not has_uniform_rows(state)):
+        return Value(score, SCORE_AXES)
+    value = mask(state)
+    if value.poisoned:
+        return POISON
+    state.mask_used = True
+    return Value(call("where", value.node, score, const(0.0) if fill is None else fill.node), SCORE_AXES)
 
 
 def _probability(state: Lowering, mode: Mode) -> Value:

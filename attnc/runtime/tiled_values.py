@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from attnc.ir import hashing_torch
+from attnc.ir.dense_block import floor_log2, power_of_two
 from attnc.ir.node import Add, Axes, Axis, Call, Const, Iverson, Load, Max, Node, Prod, Size, Sum, Var
 
 Value = Any
@@ -48,6 +49,10 @@ _ANY: dict[str, Callable[..., Tensor]] = {
     "mod": torch.remainder,
     "hash": hashing_torch.mixed,
     "bitand": torch.bitwise_and,
+    "bitor": torch.bitwise_or,
+    "bitxor": torch.bitwise_xor,
+    "floor_log2": floor_log2,
+    "power_of_two": power_of_two,
     "lt": torch.lt,
     "le": torch.le,
     "eq": torch.eq,

@@ -17,7 +17,8 @@ class NotPointwise(ValueError):
     """The expression holds a reduction, or something else that is no function of single elements."""
 
 
-INFIX = {"lt": "<", "le": "<=", "eq": "==", "floordiv": "//", "mod": "%", "bitand": "&", "and": "&", "or": "|"}
+INFIX = {"lt": "<", "le": "<=", "eq": "==", "floordiv": "//", "mod": "%", "and": "&", "or": "|"}
+INFIX |= {"bitand": "&", "bitor": "|", "bitxor": "^"}  # of numbers
 PREFIX = {
     "exp": "torch.exp({0})",
     "exp2": "torch.exp2({0})",
@@ -41,6 +42,8 @@ PREFIX = {
     "maximum": "torch.where({0} > {1}, {0}, {1})",
     "minimum": "torch.where({0} < {1}, {0}, {1})",
     "pow": "torch.pow({0}, {1})",
+    "floor_log2": "(torch.frexp(({0}) * 1.0)[1] - 1)",
+    "power_of_two": "(1 << {0})",
     "where": "torch.where({0}, {1}, {2})",
     "not": "torch.logical_not({0})",
 }

@@ -300,23 +300,19 @@ class Expressions:
             case "reciprocal":
                 x = self.real(self.show(node.args[0]))
                 return Value(f"1 / {x.at(UNARY)}", "f", x.lanes, PRODUCT)
-            case "bitand":
-                return self._bits(node)
             case "maximum" | "minimum" | "floordiv" | "mod" | "abs":
                 return self._kind_preserving(node)
             case "hash" | "unit":
                 return self._hash(node)
+            case "bitand" | "bitor" | "bitxor":
+                return self._bits(node)
+            case "floor_log2" | "power_of_two":
+                parts = [self.show(node.args[0])]
+                _, element = self._integers(node, parts)
+                self.needs.add("powers_of_two_wide" if element == "w" else "powers_of_two")
+                return self._apply(node.fn, [self.widened(p) for p in parts] if element == "w" else parts, element)
             case _:
                 return self._real_function(node)
-
-    def _bits(self, node: Call) -> Value:
-        parts = [self.show(a) for a in node.args]
-        lanes, element = self._integers(node, parts)
-        if element == "w":
-            parts = [self.widened(p) for p in parts]
-        elif lanes:
-            parts = [self.spread(p) for p in parts]
-        return Value(" & ".join(p.at(COMPARE + 1) for p in parts), element, lanes, BITS)
 
     def _kind_preserving(self, node: Call) -> Value:
         parts = [self.show(a) for a in node.args]
@@ -342,6 +338,13 @@ class Expressions:
         parts = [self.show(a) for a in node.args]
         parts = [Value(f"narrow_bits({p.code})", "i", True) if p.element == "w" else p for p in parts]
         return self._apply(node.fn, parts, "i" if node.fn == "hash" else "f")
+
+    def _bits(self, node: Call) -> Value:
+        parts = [self.show(a) for a in node.args]
+        lanes, element = self._integers(node, parts)
+        sign = {"bitand": "&", "bitor": "|", "bitxor": "^"}[node.fn]
+        codes = [f"({self.scalar_beside(v, element)})" if lanes else v.at(ATOM) for v in parts]
+        return Value(f" {sign} ".join(codes), element, lanes, BITS)
 
     def _real_function(self, node: Call) -> Value:
         self.needs.add(node.fn)

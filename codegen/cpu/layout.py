@@ -191,14 +191,20 @@ class Layout:
         match node.fn:
             case "floordiv":
                 return self.reach(node.args[0])
-            case "bitand":
-                return sum(self.reach(a) for a in node.args)
             case "mod":
                 return self.reach(node.args[1])
             case "where":
                 return max(self.reach(a) for a in node.args[1:])
             case "floor" | "hash":
                 return INT32
+            case "bitand" | "bitor" | "bitxor":
+                return int((1 << max(self.reach(a) for a in node.args).bit_length()) - 1)
+            case "floor_log2":
+                return 62
+            case "power_of_two":
+                n = node.args[0]
+                widest = isinstance(n, Call) and n.fn == "floor_log2" and self.reach(n.args[0]) <= INT32
+                return 2**30 if widest else 2**62
             case _:
                 return max((self.reach(a) for a in node.args), default=1)
 

@@ -48,7 +48,13 @@ def _low_call(node: Call) -> int | None:
             return min(known) if len(known) == len(lows) else None
         case "where":
             return min(known[-2:]) if None not in lows[-2:] else None
-        case "abs":
+        case "abs" | "floor_log2":
+            return 0
+        case "power_of_two":
+            return 1
+        case "bitand" if any(x >= 0 for x in known):
+            return 0
+        case "bitor" | "bitxor" if all(x is not None and x >= 0 for x in lows):
             return 0
         case "mod":
             return 0 if lows[1] is not None and lows[1] >= 0 else None

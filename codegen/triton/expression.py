@@ -183,12 +183,15 @@ class Expressions:
                 return self._where(node)
             case "floordiv" | "mod":
                 return self._division(node)
-            case "bitand":
-                parts = [Text(self.text(a).within(ATOM), self.text(a).axes) for a in node.args]
-                return self.layout.infix("&", parts, AND)
             case "maximum" | "minimum":
                 convert: Callable[[Node], Text] = self.real if node.kind == "f" else self.text
                 return self.layout.call(f"tl.{node.fn}", *(convert(a) for a in node.args))
+            case "bitand" | "bitor" | "bitxor":
+                operator, binds = {"bitand": ("&", AND), "bitor": ("|", OR), "bitxor": ("^", OR)}[node.fn]
+                texts = [self.text(a) for a in node.args]
+                return self.layout.infix(operator, [Text(t.within(SUM), t.axes) for t in texts], binds)
+            case "floor_log2" | "power_of_two":
+                return self.layout.call(self.leaves.helper(node.fn), self.text(node.args[0]))
             case "detach":
                 return self.text(node.args[0])
             case "hash" | "unit":

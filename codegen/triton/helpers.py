@@ -48,6 +48,28 @@ def hash(x, y):
 def unit(x):
     """A hash as a number in [0, 1)."""
     return tl.cast(x >> 7, tl.float32) * 5.9604644775390625e-08
+    "floor_log2": '''
+@triton.jit
+def floor_log2(x):
+    """The number of the highest set bit of an integer, 0 below 1."""
+    rest = tl.cast(x, tl.int64)
+    n = tl.where(rest >= 4294967296, 32, 0)
+    rest = rest >> n
+    places = tl.where(rest >= 65536, 16, 0)
+    n, rest = n + places, rest >> places
+    places = tl.where(rest >= 256, 8, 0)
+    n, rest = n + places, rest >> places
+    places = tl.where(rest >= 16, 4, 0)
+    n, rest = n + places, rest >> places
+    places = tl.where(rest >= 4, 2, 0)
+    n, rest = n + places, rest >> places
+    return n + tl.where(rest >= 2, 1, 0)
+''',
+    "power_of_two": '''
+@triton.jit
+def power_of_two(n):
+    """The integer 2 ** n, with n limited to 0 to 62."""
+    return tl.cast(1, tl.int64) << tl.minimum(tl.maximum(n, 0), 62)
 ''',
     "tanh": '''
 @triton.jit

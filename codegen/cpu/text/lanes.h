@@ -125,6 +125,28 @@ static inline ivec hash(ivec x, ivec y) {
     return (ivec)((z ^ (z >> 16)) & 0x7fffffffu);
 }
 static inline vec unit(ivec x) { return to_real(x >> 7) * real(0x1p-24); }
+//@ powers_of_two: vectors
+// The number of the highest set bit, 0 below 1; and 2 to a power from 0 to 62.
+static inline int64_t floor_log2(int64_t x) { return x > 0 ? 63 - __builtin_clzll(uint64_t(x)) : 0; }
+static inline int64_t power_of_two(int64_t n) { return int64_t(1) << (n < 0 ? 0 : n > 62 ? 62 : n); }
+static inline ivec floor_log2(ivec x) {
+    for (int l = 0; l < W; ++l) x[l] = integer(floor_log2(int64_t(x[l])));
+    return x;
+}
+static inline ivec power_of_two(ivec n) {
+    for (int l = 0; l < W; ++l) n[l] = integer(power_of_two(int64_t(n[l])));
+    return n;
+}
+
+//@ powers_of_two_wide: powers_of_two wide
+static inline wide floor_log2(wide x) {
+    for (int l = 0; l < W; ++l) x[l] = floor_log2(x[l]);
+    return x;
+}
+static inline wide power_of_two(wide n) {
+    for (int l = 0; l < W; ++l) n[l] = power_of_two(n[l]);
+    return n;
+}
 
 //@ absolute: vectors
 static inline int64_t absolute(int64_t x) { return x < 0 ? -x : x; }
