@@ -290,6 +290,8 @@ class Nest:
             value = self.expressions.real(value)
         elif tile.element == "w" and self.vector is not None:
             value = self.expressions.widened(value)
+        elif tile.element == "i" and value.element == "w" and value.lanes:
+            value = Value(f"narrow({value.code})", "i", True)  # the result of a wide computation that fits
         return value if self.vector is None else self.expressions.spread(value)
 
     def _write(self, s: Assign | Accumulate | AccumulateAt, value: Value) -> None:

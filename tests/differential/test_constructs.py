@@ -40,6 +40,14 @@ SPECS = {
     ),
     "two softmaxes": "tensor lam: f32[H]\nlet flat = softmax[j](0.5 * s)\nweight = p - lam[h] * flat",
     "gate per head": "tensor g: [B, H, M]\nmask = j <= i\ngate = sigmoid(g[b, h, i])",
+    "masked pairs keep a score": "tensor fill: f32[H]\nmask = j <= i - 2\nmask_value = -fill[h]",
+    "masked pairs keep a score, over queries": "mask = j <= i\nmask_value = -0.5\nnormaliser = softmax(axis = i)",
+    "masked pairs keep a score, l1": "mask = j <= i\nmask_value = -3\nnormaliser = l1(sigmoid(s))\nweight = p * s",
+    "uniform empty rows": "mask = j <= i - 3\nempty_rows = uniform\nobserve mass = sum[i](p)",
+    "uniform empty rows by position": "mask = i % 3 != 0\nempty_rows = uniform",
+    "empty rows are zero": "mask = j <= i - 3\nempty_rows = zero",
+    "power-of-two distances": "let n = i - j\nmask = n >= 0 and n & (n - 1) == 0",
+    "bits in a bias": "bias = ((i ^ j) | 1) * 0.1 - (i >> (j % 4)) + floor_log2(max(i - j, 1))",
     "value scaled by position": "tensor t: f32[B, N]\nvalue = v * t[b, j]\nmask = j <= i",
 }
 SIZES = {"B": 2, "H": 4, "G": 2, "M": 9, "N": 9, "D": 4, "E": 3}

@@ -83,8 +83,9 @@ def integers(draw: st.DrawFn, depth: int = 2) -> Recipe:
             fn = draw(st.sampled_from(["floordiv", "mod"]))
             return "call", fn, draw(integers(depth - 1)), ("const", draw(st.integers(1, 3)))
         case "call":
-            fn = draw(st.sampled_from(["maximum", "minimum"]))
-            return "call", fn, draw(integers(depth - 1)), draw(integers(depth - 1))
+            fn = draw(st.sampled_from(["maximum", "minimum", "bitand", "bitor", "bitxor", "floor_log2"]))
+            first = draw(integers(depth - 1))
+            return ("call", fn, first) if fn == "floor_log2" else ("call", fn, first, draw(integers(depth - 1)))
         case _:
             return kind, *draw(st.lists(integers(depth - 1), min_size=2, max_size=3))
 

@@ -98,6 +98,12 @@ class World:
                 return x[0] // x[1]
             case "mod":
                 return x[0] % x[1]
+            case "bitand":
+                return x[0] & x[1]
+            case "bitor":
+                return x[0] | x[1]
+            case "bitxor":
+                return x[0] ^ x[1]
             case "pow":
                 return x[0] ** x[1]
             case "hash":
@@ -110,6 +116,8 @@ class World:
 
 
 UNARY: dict[str, Callable[[Any], Number]] = {
+    "floor_log2": lambda x: max(x, 1).bit_length() - 1,
+    "power_of_two": lambda n: 2 ** min(max(n, 0), 62),
     "exp": math.exp,
     "exp2": lambda x: 2.0**x,
     "log": math.log,

@@ -81,7 +81,7 @@ STATEMENTS: dict[str, tree.Statement] = {
     "normaliser(x) = x": tree.Section("normaliser", x, x),
     "observe x = 1": tree.Observe(x, one),
 }
-SECTIONS = ("query", "key", "value", "score", "bias", "mask", "weight", "output", "gate")
+SECTIONS = ("query", "key", "value", "score", "bias", "mask", "mask_value", "empty_rows", "weight", "output", "gate")
 STATEMENTS.update((f"{word} = 1", tree.Section(word, one)) for word in SECTIONS)
 
 
@@ -145,6 +145,12 @@ EXPRESSIONS: dict[str, Expr] = {
     "x < y": Compare((x, y), ("<",)),
     "1 <= x < y != 2": Compare((one, x, y, two), ("<=", "<", "!=")),
     "(x < y) == 1": Compare((Compare((x, y), ("<",)), one), ("==",)),
+    "x | y ^ i & j << 1 + 2": Binary(
+        "|", x, Binary("^", y, Binary("&", i, Binary("<<", j, Binary("+", one, two))))
+    ),
+    "x & y - 1 == 1": Compare((Binary("&", x, Binary("-", y, one)), one), ("==",)),
+    "x >> y << 1": Binary("<<", Binary(">>", x, y), one),
+    "x ** y ^ 2": Binary("^", Binary("**", x, y), two),
     "not x == y": Unary("not", Compare((x, y), ("==",))),
     "x or y and i": Binary("or", x, Binary("and", y, i)),
     "x and y and i": Binary("and", Binary("and", x, y), i),
@@ -329,7 +335,7 @@ def test_any_text(text: str) -> None:
 WORDS = sorted(
     keywords() | {"if", "else", "and", "or", "not", "true", "i", "x", "1", "2.5", '"', "#", "\n", " ", "\t", "\r"}
 )
-SIGNS = ["**", "//", "<=", "==", "=", *"()[]:,+-*/<"]
+SIGNS = ["**", "//", "&", "|", "^", "<<", ">>", "<=", "==", "=", *"()[]:,+-*/<"]
 
 
 @given(st.lists(st.sampled_from(WORDS + SIGNS), max_size=60))

@@ -76,6 +76,11 @@ FUNCTIONS: dict[str, Callable[..., int]] = {
     "eq": lambda a, b: a == b,
     "not": lambda a: not a,
     "and": lambda *a: all(a),
+    "bitand": lambda a, b: a & b,
+    "bitor": lambda a, b: a | b,
+    "bitxor": lambda a, b: a ^ b,
+    "floor_log2": lambda x: max(x, 1).bit_length() - 1,
+    "power_of_two": lambda n: 1 << min(max(n, 0), 62),
     "or": lambda *a: any(a),
 }
 
@@ -92,6 +97,9 @@ def _inner(parts: st.SearchStrategy[Node]) -> st.SearchStrategy[Node]:
         pair.map(lambda p: call("minimum", *p)),
         pair.map(lambda p: call("maximum", *p)),
         parts.map(lambda p: call("abs", p)),
+        parts.map(lambda p: call("floor_log2", p)),
+        parts.map(lambda p: call("power_of_two", call("mod", p, const(5)))),
+        st.tuples(pair, st.sampled_from(["bitand", "bitor", "bitxor"])).map(lambda p: call(p[1], *p[0])),
         st.tuples(parts, positive).map(lambda p: call("floordiv", *p)),
         st.tuples(parts, positive).map(lambda p: call("mod", *p)),
         st.tuples(parts, parts, parts, parts).map(lambda p: call("where", call("le", p[0], p[1]), p[2], p[3])),
