@@ -236,7 +236,7 @@ def test_a_broken_header_does_not_orphan_its_statements() -> None:
 
 @pytest.mark.parametrize(
     "character",
-    [*"@^&|!~;{}$?.\\'`", *"−“”×≤≥≠∧√Σα", "\0", "\v", "\f", "\x1b", "\u00a0", "\u200b", "\ufeff", "１", "\ud800"],
+    [*"@!~;{}$?.\\'`", *"−“”×≤≥≠∧√Σα", "\0", "\v", "\f", "\x1b", "\u00a0", "\u200b", "\ufeff", "１", "\ud800"],
 )
 def test_odd_characters_are_named(character: str) -> None:
     (found,) = diagnostics(f"attention a\nbias = 1 {character} 2")
