@@ -242,7 +242,7 @@ ENTRIES: dict[str, Entry] = listed(
         "E131",
         "what happens to masked pairs is not clear",
         "A masked pair contributes nothing. `mask_value = x` lets it take part with the score x instead, and "
-        "`empty_rows = uniform` lets all pairs of a row take part in which every pair is masked. One excludes the other.",
+        "`empty_rows = uniform` lets all pairs of a row take part where every one is masked. One excludes the other.",
         "attention filled\nmask = j < i\nempty_rows = mean",
         "attention filled\nmask = j < i\nempty_rows = uniform",
     ),

@@ -48,7 +48,11 @@ def assemble(
     order: Order,
     dtype: torch.dtype,
 ) -> dict[str, Tensor]:
-    """Outputs from the values of their parts: dimensions in declared order, parts added."""
+    """Outputs from the values of their parts: dimensions in declared order, parts added.
+
+    A part may end before its dimension does (the gradient of a table longer than the sequence that reads it): 0 there.
+    """
+    extents = axis_extents(program, sizes)
     outputs = {}
     for out in program.outputs:
         shape = [integer(d, sizes) for d in out.dims]
@@ -56,7 +60,11 @@ def assemble(
         for axes, node in out.parts:
             ordered = order(axes)
             value = aligned(values[node], order(node.axes), ordered)
-            value = value.permute([ordered.index(a) for a in axes]).to(dtype).expand(shape)
+            covered = [min(extents[a.rstrip("'")], n) for a, n in zip(axes, shape, strict=True)]
+            value = value.permute([ordered.index(a) for a in axes]).to(dtype).expand(covered)
+            if covered != shape:
+                short = (n - c for n, c in zip(reversed(shape), reversed(covered), strict=True))
+                value = torch.nn.functional.pad(value, [x for n in short for x in (0, n)])
             total = value if total is None else total + value
         if total is None:
             total = torch.zeros(shape, dtype=dtype)

@@ -248,7 +248,7 @@ class Block:
         axes = self.order(free_axes(index))
         linear = torch.zeros((), dtype=torch.int64, device=self.device)
         for extent, x in zip(extents, index, strict=True):
-            linear = linear * extent + self._over(x, axes).clamp(0, extent - 1)
+            linear = linear * extent + self._over(x, axes, "i").clamp(0, extent - 1)
         shape = source.shape[:-1]
         rows = source.reshape(-1, source.shape[-1])
         taken = rows.gather(1, linear.reshape(1, -1).expand(rows.shape[0], -1))
@@ -294,7 +294,7 @@ class Block:
         far_conditions = [c for c in conditions if not c.axes & along]
         keep = outer | free_axes([*far, *far_conditions, *(n for _, n in node.scatter)])
         local = contract(self._operands(near, node.kind), near_conditions, keep, self.order)
-        indices = [self._operand(n) for _, n in node.scatter]
+        indices = [self._operand(n, "i") for _, n in node.scatter]
         collected = collect(local, indices, [self.targets(a) for a in names], along, private, self.order)
         operands = [collected, *(self._operand(f, node.kind) for f in far)]
         value, dims = contract(operands, [self._operand(c) for c in far_conditions], outer.union(private), self.order)

@@ -48,6 +48,7 @@ from attnc.ir.program import Program
 from attnc.ir.walk import postorder, replace
 from attnc.passes.associate import is_group_condition
 from attnc.passes.bounds import first, inner_range, last
+from attnc.passes.coverage import has_channels
 from attnc.passes.plan import Finish, Pass, Plan
 from attnc.passes.planes import Planes
 
@@ -309,4 +310,5 @@ def common_conditions(plan: Plan, item: Pass) -> list[Node] | None:
     domains = [set(r.domain) for r in item.reductions if isinstance(r, Sum | Max)]
     looped = frozenset(a for a, _, _ in item.groups)
     common = set.intersection(*domains) if domains else set[Node]()
-    return sorted((c for c in common if not is_group_condition(c, looped)), key=lambda n: n.order)
+    kept = (c for c in common if not is_group_condition(c, looped) and not has_channels(plan.program, c))
+    return sorted(kept, key=lambda n: n.order)

@@ -46,7 +46,7 @@ def coverage(program: Program, item: Pass) -> Coverage:
     """How the loop of a pass over a plane follows the mask."""
     assert item.inner is not None
     groups = frozenset(a for a, _, _ in item.groups)
-    conditions = common_conditions(item.reductions, groups)
+    conditions = common_conditions(program, item.reductions, groups)
     extent = program.extent(item.inner)
     everything = Range(const(0), extent, None, None)
     if any({item.outer, item.inner} <= set(axes) for _, axes, _ in item.stores):
@@ -65,11 +65,17 @@ def coverage(program: Program, item: Pass) -> Coverage:
     return Coverage(conditions, bounds, condition, mentioned, len(planned) == len(conditions))
 
 
-def common_conditions(reductions: Iterable[Node], groups: frozenset[str]) -> tuple[Node, ...]:
-    """The conditions that restrict every reduction of a pass, except those that say which heads form a group."""
+def common_conditions(program: Program, reductions: Iterable[Node], groups: frozenset[str]) -> tuple[Node, ...]:
+    """The conditions that restrict every reduction of a pass, except those that say which heads form a group, and those
+    that differ from channel to channel."""
     domains = [set(r.domain) for r in reductions if isinstance(r, Sum | Max)]
     common = set.intersection(*domains) if domains else set()
-    return tuple(sorted((c for c in common if not is_group_condition(c, groups)), key=lambda n: n.order))
+    kept = (c for c in common if not is_group_condition(c, groups) and not has_channels(program, c))
+    return tuple(sorted(kept, key=lambda n: n.order))
+
+
+def has_channels(program: Program, node: Node) -> bool:
+    return any(program.axis(a).role == "channel" for a in node.axes)
 
 
 def _is_planned(program: Program, condition: Node, axes: frozenset[str]) -> bool:

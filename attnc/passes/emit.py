@@ -151,7 +151,8 @@ class Emitter:
     def assign(self, node: Node, value: Node, default: str, home: Block | None = None) -> Var:
         home = home or self.home(node)
         lanes = self.spread(node) | self.spread_of(value)
-        target = var(self.name(node, default, inside=self.is_inside(home)), lanes, node.kind)
+        kind = value.kind if node.kind == "i" and not isinstance(value, Const) else node.kind
+        target = var(self.name(node, default, inside=self.is_inside(home)), lanes, kind)
         home.body.append(Assign(target, value, self.note(node)))
         home.values[node] = target
         return target
@@ -208,10 +209,17 @@ class Emitter:
             return value
         return self.assign(node, value, default)
 
+    def _whole(self, node: Node) -> Node:
+        """The value of an integer; a count over the plane, which is kept and saved as a real, is one again."""
+        value = self.value(node)
+        return raw_call("floor", (value,), "i") if value.kind == "f" else value
+
     def _pointwise(self, node: Node) -> Node:
         match node:
             case Call():
-                return raw_call(node.fn, [self.value(a) for a in node.args], node.kind)
+                whole = node.kind == "i" and node.fn != "floor"
+                args = [self._whole(a) if whole else self.value(a) for a in node.args]
+                return raw_call(node.fn, args, node.kind)
             case Iverson():
                 return iverson(self.value(node.condition))
             case Add() | Prod():
@@ -299,7 +307,7 @@ class Emitter:
                 keep, self.blocks = self.blocks, self.blocks[: self.blocks.index(place) + 1]
                 self.assign(x, self._pointwise(x), self._axis_name(dims[k] if k < len(dims) else None), place)
                 self.blocks = keep
-            index.append(self.value(x))
+            index.append(self._whole(x))
         default = node.tensor
         return self.assign(node, load(node.tensor, index, node.kind), default, home)
 
@@ -323,6 +331,7 @@ class Emitter:
             kept = call("where", call("and", *node.domain), node.body, const(-math.inf)) if node.domain else node.body
             return self.assign(node, max_over({axis}, self.variable(kept)), "largest", home)
         factors = [*node.factors, *(iverson(c) for c in node.domain)]
+        factors += [iverson(call("eq", axis_node(a), x)) for a, x in node.scatter]
         operands = self.operands(factors, axis)
         if operands is not None:
             plane = len(operands) == 2 and all(self.spread(o) - {axis} for o in operands)
@@ -410,8 +419,10 @@ class Emitter:
 
     def accumulate(self, node: Sum, target: Var, conditions: Sequence[Node], axis: str) -> None:
         """Add this block's part of a plane sum to its accumulator."""
-        factors = list(node.factors)
         result = self.spread(target)
+        by_channel = [c for c in conditions if any(self.program.axis(a).role == "channel" for a in c.axes)]
+        conditions = [c for c in conditions if c not in by_channel]
+        factors = [*node.factors, *(iverson(c) for c in by_channel)]
         channel = [a for a in result if self.program.axis(a).role == "channel"]
         without = [f for f in factors if not (set(channel) & f.axes)]
         with_channel = [f for f in factors if set(channel) & f.axes]
@@ -526,7 +537,7 @@ class Emitter:
         wide = [f for f in node.factors if set(channel) & f.axes]
 
         def emit() -> None:
-            index = tuple(self.value(index_of[a]) if a in index_of else axis_node(a) for a in axes)
+            index = tuple(self._whole(index_of[a]) if a in index_of else axis_node(a) for a in axes)
             condition = self.condition(conditions) if conditions else None
             value = self.product(list(node.factors))
             self.blocks[-1].body.append(Scatter(buffer, index, value, condition, self.note(node)))

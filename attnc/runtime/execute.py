@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import repeat
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -17,8 +18,8 @@ from attnc import driver
 from attnc.codegen.tile import Kernel
 from attnc.ir.dense import evaluate
 from attnc.ir.dtypes import NAMES, real, resolve
-from attnc.ir.node import Load
-from attnc.ir.program import Output
+from attnc.ir.node import Load, Node
+from attnc.ir.program import Output, Program
 from attnc.ir.sizes import Evaluator, evaluator
 from attnc.ir.walk import postorder
 from attnc.passes.plan import Finish, Plan
@@ -133,8 +134,9 @@ class Prepared:
         kernels = owner.kernels(dtypes, constants, NAMES[self.real])
         launches = iter(zip(kernels, owner.backend.build(kernels), strict=True))
         added = {a.name for k in kernels for a in k.arguments if a.mode == "add"}
+        partial = {b.name for b in plan.buffers if any(map(_ends_early, repeat(plan.program), b.axes, b.dims))}
         self._allocations = [
-            Allocation(slot[b.name], tuple(evaluator(d) for d in b.dims), dtypes[b.name], b.name in added)
+            Allocation(slot[b.name], tuple(evaluator(d) for d in b.dims), dtypes[b.name], b.name in added | partial)
             for b in plan.buffers
         ]
         self._steps: list[Step] = []
@@ -168,6 +170,11 @@ class Prepared:
             for s in step.done:
                 slots[s] = None
         return tuple(slots[s] for s in self._results)  # type: ignore[misc]
+
+
+def _ends_early(program: Program, axis: str, dim: Node) -> bool:
+    """Whether the positions of an axis may be fewer than the dimension has: kernels do not write the others."""
+    return program.extent(axis) is not dim
 
 
 class Finisher:

@@ -48,6 +48,7 @@ def hash(x, y):
 def unit(x):
     """A hash as a number in [0, 1)."""
     return tl.cast(x >> 7, tl.float32) * 5.9604644775390625e-08
+''',
     "floor_log2": '''
 @triton.jit
 def floor_log2(x):

@@ -108,7 +108,10 @@ def with_gradients(results: dict[str, Tensor], inputs: Inputs, seed: int) -> dic
         weight = torch.randn(r.shape, generator=generator, dtype=torch.float64)
         weights.append((weight / (inputs.q.shape[2] + inputs.k.shape[2]) if name == "distance" else weight).to(r.dtype))
     leaves = inputs.real()
-    gradients = torch.autograd.grad(list(results.values()), list(leaves.values()), weights, allow_unused=True)
+    moving = [(r, w) for r, w in zip(results.values(), weights, strict=True) if r.requires_grad]
+    gradients = torch.autograd.grad(
+        [r for r, _ in moving], list(leaves.values()), [w for _, w in moving], allow_unused=True
+    )
     named = {name: r.detach() for name, r in results.items()}
     for (name, x), gradient in zip(leaves.items(), gradients, strict=True):
         named[f"d{name}"] = torch.zeros_like(x) if gradient is None else gradient

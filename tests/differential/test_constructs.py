@@ -40,6 +40,21 @@ SPECS = {
     ),
     "two softmaxes": "tensor lam: f32[H]\nlet flat = softmax[j](0.5 * s)\nweight = p - lam[h] * flat",
     "gate per head": "tensor g: [B, H, M]\nmask = j <= i\ngate = sigmoid(g[b, h, i])",
+    "triangular matrix over a size of its own": (
+        "size C\nindex c: C\ntensor T: [H, C, D]\nquery = sum[c](q[b, h, i, c] * T[h, c, d] if c >= d else 0)\n"
+        "key = sum[c](k[b, g, j, c] * T[h, c, d] if c >= d else 0)"
+    ),
+    "position table longer than the keys": (
+        "size L\ntensor pos: [L, D]\ntensor shift: [H, L]\nkey = k + pos[j, d]\nbias = shift[h, j]\nmask = j <= i"
+    ),
+    "counts of allowed keys": (
+        "tensor t: f32[64]\nmask = j <= i\nlet count = sum[j](1 if i - j < 3 else 0)\n"
+        "let twice = sum[i](2 if i > j + 3 else 1)\n"
+        "weight = p * t[clamp(count, 0, 63)] / max(twice, 1) * (count % 2 + 1)"
+    ),
+    "one map for the whole batch": (
+        "tensor fq: [H, M, D]\ntensor fk: [G, N, D]\nscore = dot(fq[h, i], fk[g, j]) / sqrt(D)\nmask = j <= i"
+    ),
     "masked pairs keep a score": "tensor fill: f32[H]\nmask = j <= i - 2\nmask_value = -fill[h]",
     "masked pairs keep a score, over queries": "mask = j <= i\nmask_value = -0.5\nnormaliser = softmax(axis = i)",
     "masked pairs keep a score, l1": "mask = j <= i\nmask_value = -3\nnormaliser = l1(sigmoid(s))\nweight = p * s",
@@ -50,7 +65,7 @@ SPECS = {
     "bits in a bias": "bias = ((i ^ j) | 1) * 0.1 - (i >> (j % 4)) + floor_log2(max(i - j, 1))",
     "value scaled by position": "tensor t: f32[B, N]\nvalue = v * t[b, j]\nmask = j <= i",
 }
-SIZES = {"B": 2, "H": 4, "G": 2, "M": 9, "N": 9, "D": 4, "E": 3}
+SIZES = {"C": 3, "L": 14, "B": 2, "H": 4, "G": 2, "M": 9, "N": 9, "D": 4, "E": 3}
 
 
 def run(call: Any, tensors: dict[str, Tensor], observe: bool) -> list[Tensor]:

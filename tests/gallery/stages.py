@@ -20,13 +20,13 @@ def dependency_vit(q: Tensor, k: Tensor, v: Tensor, head_choice: Tensor, message
 
 
 def plan(s: Tensor, mu: Tensor, nu: Tensor, steps: int) -> Tensor:
-    """Sinkhorn in the log domain: `steps` times f, each but the last followed by g; exp(s + f + g)."""
-    g = torch.zeros_like(s[..., :1, :])
+    """Sinkhorn's scaling of exp(s): `steps` times rows to the sums mu, in between columns to the sums nu."""
+    x = torch.exp(s - s.detach().amax(-1, keepdim=True))
     for step in range(steps):
-        f = mu.log() - torch.logsumexp(s + g, -1, keepdim=True)
+        x = x * (mu / x.sum(-1, keepdim=True))
         if step < steps - 1:
-            g = nu.log() - torch.logsumexp(s + f, -2, keepdim=True)
-    return torch.exp(s + f + g)
+            x = x * (nu / x.sum(-2, keepdim=True))
+    return x
 
 
 def sinkhorn_attention(q: Tensor, k: Tensor, v: Tensor, eps: float = 0.5, q_start: int = 0) -> Tensor:
@@ -43,12 +43,12 @@ def transport_plan(
     return attend(plan(scores(q, k) / eps, mass, nu[:, None, None, :], 3) / mass, v)
 
 
-def kernel_mixture(q: Tensor, k: Tensor, v: Tensor, mixture: Tensor, q_start: int = 0) -> Tensor:
+def kernel_mixture(q: Tensor, k: Tensor, v: Tensor, share_of: Tensor, q_start: int = 0) -> Tensor:
     s = scores(q, k)
-    by_row, by_column = torch.softmax(s, -1), torch.softmax(s, -2)
-    both = plan(s, s.new_ones(()), s.new_ones(()), 2)
-    kernels = torch.stack([by_row, by_column, both], -1)
-    return attend((torch.softmax(mixture, -1)[..., None, :] * kernels).sum(-1), v)
+    one = s.new_ones(())
+    kernels = (torch.softmax(s, -1), torch.softmax(s, -2), plan(s, one, one, 2))
+    parts = share_of.unbind(-1)
+    return sum((p[..., None] * attend(kernel, v) for p, kernel in zip(parts, kernels, strict=True)), 0 * v[:, :1, :1])
 
 
 # ------------------------------------------------------------------------------------------- gates and routed heads
@@ -175,7 +175,9 @@ GALLERY.update(
         "gallery/sinkhorn_attention": Spec(sinkhorn_attention, costly=True),
         "gallery/transport_plan": Spec(transport_plan, marginals, costly=True),
         "gallery/kernel_mixture": Spec(
-            kernel_mixture, lambda r: {"mixture": r.normal(r.dims.B, r.dims.H, r.dims.M, 3)}, costly=True
+            kernel_mixture,
+            lambda r: {"share_of": torch.softmax(r.normal(r.dims.B, r.dims.H, r.dims.M, 3, dtype=r.f32), -1)},
+            costly=True,
         ),
         "gallery/moh": Spec(moh, routes, {"shared": 1, "routed": 1}),
         "gallery/shrp": Spec(
@@ -200,7 +202,7 @@ GALLERY.update(
             },
             lengths=((1, 7), (1, 130)),
         ),
-        "gallery/agent_bias": Spec(agent_bias, agents, {"cols": 7}, costly=True, lengths=((63, 63), (7, 7))),
+        "gallery/agent_bias": Spec(agent_bias, agents, {"cols": 7}, costly=True, lengths=((63, 63), (21, 21))),
         "gallery/agent_sd": Spec(
             agent_sd,
             lambda r: {"agent": r.normal(r.dims.B, r.dims.H, 9, r.dims.D)},

@@ -32,7 +32,7 @@ def windowed_distance(q: Tensor, k: Tensor, v: Tensor, window: int, q_start: int
     i, j = positions(q, k, q_start)
     p = causal_weights(q, k, q_start)
     waad = (p * (i - j).clamp(max=window)).sum(-1)
-    return attend(p, v), {"waad": waad, "head_distance": (p * (i - j)).sum(-1).mean(-1)}
+    return attend(p, v), {"waad": waad, "distance": (p * (i - j)).sum(-1).mean(-1)}
 
 
 def future_influence(q: Tensor, k: Tensor, v: Tensor, near: int, far: int, q_start: int = 0) -> Seen:

@@ -145,9 +145,7 @@ EXPRESSIONS: dict[str, Expr] = {
     "x < y": Compare((x, y), ("<",)),
     "1 <= x < y != 2": Compare((one, x, y, two), ("<=", "<", "!=")),
     "(x < y) == 1": Compare((Compare((x, y), ("<",)), one), ("==",)),
-    "x | y ^ i & j << 1 + 2": Binary(
-        "|", x, Binary("^", y, Binary("&", i, Binary("<<", j, Binary("+", one, two))))
-    ),
+    "x | y ^ i & j << 1 + 2": Binary("|", x, Binary("^", y, Binary("&", i, Binary("<<", j, Binary("+", one, two))))),
     "x & y - 1 == 1": Compare((Binary("&", x, Binary("-", y, one)), one), ("==",)),
     "x >> y << 1": Binary("<<", Binary(">>", x, y), one),
     "x ** y ^ 2": Binary("^", Binary("**", x, y), two),
