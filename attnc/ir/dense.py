@@ -52,7 +52,6 @@ def assemble(
 
     A part may end before its dimension does (the gradient of a table longer than the sequence that reads it): 0 there.
     """
-    extents = axis_extents(program, sizes)
     outputs = {}
     for out in program.outputs:
         shape = [integer(d, sizes) for d in out.dims]
@@ -60,7 +59,7 @@ def assemble(
         for axes, node in out.parts:
             ordered = order(axes)
             value = aligned(values[node], order(node.axes), ordered)
-            covered = [min(extents[a.rstrip("'")], n) for a, n in zip(axes, shape, strict=True)]
+            covered = [min(integer(program.extent(a), sizes), n) for a, n in zip(axes, shape, strict=True)]
             value = value.permute([ordered.index(a) for a in axes]).to(dtype).expand(covered)
             if covered != shape:
                 short = (n - c for n, c in zip(reversed(shape), reversed(covered), strict=True))

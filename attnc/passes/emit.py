@@ -330,8 +330,7 @@ class Emitter:
         if isinstance(node, Max):
             kept = call("where", call("and", *node.domain), node.body, const(-math.inf)) if node.domain else node.body
             return self.assign(node, max_over({axis}, self.variable(kept)), "largest", home)
-        factors = [*node.factors, *(iverson(c) for c in node.domain)]
-        factors += [iverson(call("eq", axis_node(a), x)) for a, x in node.scatter]
+        factors = _selected(node)
         operands = self.operands(factors, axis)
         if operands is not None:
             plane = len(operands) == 2 and all(self.spread(o) - {axis} for o in operands)
@@ -343,7 +342,7 @@ class Emitter:
 
     def _sum_over_batch(self, node: Sum, home: Block) -> Node:
         """A sum over the batch, or over heads, of tiles: the gradient of a bias that they share."""
-        factors = [*node.factors, *(iverson(c) for c in node.domain)]
+        factors = _selected(node)
         total = self.assign(node, ZERO, "total", home)
 
         keep, self.blocks = self.blocks, self.blocks[: self.blocks.index(home) + 1]
@@ -546,6 +545,12 @@ class Emitter:
             self.each(channel[0], block, emit)
         else:
             emit()
+
+
+def _selected(node: Sum) -> list[Node]:
+    """The factors of a sum, with brackets for its domain and for where it scatters: here those axes are at hand."""
+    places = (call("eq", axis_node(a), x) for a, x in node.scatter)
+    return [*node.factors, *map(iverson, node.domain), *map(iverson, places)]
 
 
 def count_uses(roots: Iterable[Node]) -> dict[Node, int]:
