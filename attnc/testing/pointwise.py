@@ -17,8 +17,18 @@ class NotPointwise(ValueError):
     """The expression holds a reduction, or something else that is no function of single elements."""
 
 
-INFIX = {"lt": "<", "le": "<=", "eq": "==", "floordiv": "//", "mod": "%", "and": "&", "or": "|"}
-INFIX |= {"bitand": "&", "bitor": "|", "bitxor": "^"}  # of numbers
+INFIX = {
+    "lt": "<",
+    "le": "<=",
+    "eq": "==",
+    "floordiv": "//",
+    "mod": "%",
+    "and": "&",
+    "or": "|",
+    "bitand": "&",
+    "bitor": "|",
+    "bitxor": "^",
+}
 PREFIX = {
     "exp": "torch.exp({0})",
     "exp2": "torch.exp2({0})",

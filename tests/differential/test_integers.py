@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ def test_exact(backend: str, dtype: str) -> None:
     for text, function in EXPRESSIONS.items():
         spec = f"attention x\ntensor n: {dtype}[N]\nscore = ({text}) % {PRIME}\nnormaliser = none\noutput = w"
         spec = spec if "n[" in text else spec.replace(f"tensor n: {dtype}[N]\n", "")
-        given = {"n": torch.tensor(numbers, dtype=size)} if "n[" in text else {}
+        given: dict[str, Any] = {"n": torch.tensor(numbers, dtype=size)} if "n[" in text else {}
         found = attnc.compile(spec, backend=backend)(q, k, k, **given)
         expected = [[function(i, n) % PRIME for n in numbers] for i in range(17)]
         assert torch.equal(found[0, 0], torch.tensor(expected, dtype=torch.float32)), text

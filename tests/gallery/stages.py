@@ -37,10 +37,10 @@ def sinkhorn_attention(q: Tensor, k: Tensor, v: Tensor, eps: float = 0.5, q_star
 
 
 def transport_plan(
-    q: Tensor, k: Tensor, v: Tensor, mu: Tensor, nu: Tensor, eps: float = 0.5, q_start: int = 0
+    q: Tensor, k: Tensor, v: Tensor, mu: Tensor, nu: Tensor, eps: float = 0.5, steps: int = 2, q_start: int = 0
 ) -> Tensor:
     mass = mu[:, None, :, None]
-    return attend(plan(scores(q, k) / eps, mass, nu[:, None, None, :], 3) / mass, v)
+    return attend(plan(scores(q, k) / eps, mass, nu[:, None, None, :], steps + 1) / mass, v)
 
 
 def kernel_mixture(q: Tensor, k: Tensor, v: Tensor, share_of: Tensor, q_start: int = 0) -> Tensor:
@@ -173,7 +173,7 @@ GALLERY.update(
     {
         "gallery/dependency_vit": Spec(dependency_vit, children, lengths=((7, 7), (130, 130)), observed=True),
         "gallery/sinkhorn_attention": Spec(sinkhorn_attention, costly=True),
-        "gallery/transport_plan": Spec(transport_plan, marginals, costly=True),
+        "gallery/transport_plan": Spec(transport_plan, marginals, {"eps": 1.0, "steps": 1}, costly=True),
         "gallery/kernel_mixture": Spec(
             kernel_mixture,
             lambda r: {"share_of": torch.softmax(r.normal(r.dims.B, r.dims.H, r.dims.M, 3, dtype=r.f32), -1)},

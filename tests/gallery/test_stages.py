@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import attnc
 from tests.formulas import scores
-from tests.gallery.stages import plan
+from tests.gallery.stages import plan, transport_plan
 
 GALLERY = Path(__file__).parents[2] / "examples" / "gallery"
 
 
-def operands(n: int = 9, d: int = 4, **kind: torch.dtype) -> list[torch.Tensor]:
+def operands(n: int = 9, d: int = 4) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(2, 2, n, d, generator=generator, dtype=torch.float64) for _ in range(3)]
 
@@ -34,6 +35,18 @@ def test_the_plan_has_its_marginals_and_is_the_one_of_the_log_domain() -> None:
     torch.testing.assert_close(exact.sum(-2, keepdim=True), nu.expand(2, 2, 1, 7), atol=1e-10, rtol=1e-8)
 
 
+def test_more_steps_of_the_plan() -> None:
+    """Gradients too, in float64: in float32 the rounding of every step would hide what is compared."""
+    q, k, v = (x.requires_grad_() for x in operands(7))
+    mu, nu = torch.softmax(torch.randn(2, 2, 7, dtype=torch.float64), -1).unbind(1)
+    op = attnc.compile(GALLERY / "transport_plan.attn", backend="cpp", steps=4)
+    found, expected = op(q, k, v, mu=mu, nu=nu), transport_plan(q, k, v, mu, nu, steps=4)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    gradients = (torch.autograd.grad(o.square().sum(), [q, k, v]) for o in (found, expected))
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
 def test_one_step_of_sinkhorn_is_softmax() -> None:
     q, k, v = operands()
     one = attnc.compile("attention one\nnormaliser = sinkhorn(1)", backend="cpp")
@@ -43,13 +56,12 @@ def test_one_step_of_sinkhorn_is_softmax() -> None:
 @pytest.mark.parametrize("name", ["collapsed_similarity", "symmetric_similarity"])
 def test_one_tensor_given_three_times_gathers_its_gradients(name: str) -> None:
     """The gradient of x in f(x, x, x) is the sum of the three, also where keys or values are x itself."""
-    matrix = "W" if name.startswith("c") else "T"
     op = attnc.compile(GALLERY / f"{name}.attn", backend="cpp")
     x = operands()[0].requires_grad_()
-    weights = torch.randn(2, 4, 4, dtype=torch.float64)
-    (whole,) = torch.autograd.grad(op(x, x, x, **{matrix: weights}).square().sum(), x)
+    matrix: dict[str, Any] = {"W" if name.startswith("c") else "T": torch.randn(2, 4, 4, dtype=torch.float64)}
+    (whole,) = torch.autograd.grad(op(x, x, x, **matrix).square().sum(), x)
     parts = [x.detach().clone().requires_grad_() for _ in range(3)]
-    three = torch.autograd.grad(op(*parts, **{matrix: weights}).square().sum(), parts)
+    three = torch.autograd.grad(op(*parts, **matrix).square().sum(), parts)
     torch.testing.assert_close(whole, sum(three, torch.zeros_like(x)))
 
 

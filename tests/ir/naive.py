@@ -99,11 +99,11 @@ class World:
             case "mod":
                 return x[0] % x[1]
             case "bitand":
-                return x[0] & x[1]
+                return int(x[0]) & int(x[1])
             case "bitor":
-                return x[0] | x[1]
+                return int(x[0]) | int(x[1])
             case "bitxor":
-                return x[0] ^ x[1]
+                return int(x[0]) ^ int(x[1])
             case "pow":
                 return x[0] ** x[1]
             case "hash":
