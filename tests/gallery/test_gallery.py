@@ -1,10 +1,15 @@
-"""Every spec of the gallery against its own formula: outputs, observations and all gradients, on C++ and on Triton."""
+"""Every spec of the gallery against its own formula: outputs, observations and all gradients.
+
+A normal run takes all of them on C++, and every fourth on Triton and on the dense evaluator; `pytest -m sweep` the
+rest.
+"""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +29,11 @@ SHAPES = [Shape(7, 7, B=2, H=4, G=2, strided=True), Shape(63, 130, H=4, G=2, tai
 LONG = [Shape(1, 1), Shape(257, 63, B=2), Shape(63, 257, tail=True), Shape(257, 257)]
 
 
+def sampled(first: int) -> list[Any]:
+    """Names as parameters, all but every fourth for the sweep."""
+    return [pytest.param(n, marks=[] if k % 4 == first else [pytest.mark.sweep]) for k, n in enumerate(NAMES)]
+
+
 def shapes(name: str, usual: list[Shape]) -> list[Shape]:
     lengths = GALLERY[name].lengths
     return [Shape(m, n, B=2, H=4, G=2) for m, n in lengths] if lengths else usual
@@ -35,14 +45,14 @@ def test_cpp(name: str) -> None:
     assert not found, "\n".join(found)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", sampled(0))
 def test_triton(name: str) -> None:
     shape = shapes(name, [Shape(33, 70, tail=True)])[0]
     found = complaints(name, "triton", shape, torch.float32)
     assert not found, "\n".join(found)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", sampled(2))
 def test_reference(name: str) -> None:
     shape = shapes(name, [Shape(33, 70, tail=True)])[0]
     found = complaints(name, "dense", shape, torch.float32)
