@@ -22,4 +22,4 @@ def mixed(x: Tensor, y: Tensor) -> Tensor:
 
 def unit(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Hashes as numbers in [0, 1)."""
-    return (x >> UNUSED_BITS).to(dtype) * UNIT
+    return (x.to(torch.int64) >> UNUSED_BITS).to(dtype) * UNIT
