@@ -28,7 +28,10 @@ def explain(forward: Plan, gradient: Plan, weighed: Iterable[Decision] = ()) -> 
         lines.append("constants: " + ", ".join(f"{n} = {v}" for n, v in program.consts.items()))
     lines += ["", *_plan("forward", forward), *_kept(forward)]
     lines += ["", *_plan("backward", gradient)]
-    decisions = dict.fromkeys((*forward.decisions, *gradient.decisions, *weighed))
+    weighed = tuple(weighed)
+    costed = {d.rewrite for d in weighed}
+    recorded = [d for d in (*forward.decisions, *gradient.decisions) if d.alternatives or d.rewrite not in costed]
+    decisions = dict.fromkeys((*recorded, *weighed))
     if decisions:
         lines += ["", f"decisions (costs for {_spelled(REFERENCE)}, 4 bytes a number)"]
         lines += [line for d in decisions for line in _decision(d, program)]

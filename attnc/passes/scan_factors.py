@@ -119,8 +119,8 @@ def linear(node: Node, outer: str, inner: str) -> Linear | None:
     for t in terms_of(node):
         k, factors = coefficient(t)
         name = next((a for a in (outer, inner) if len(factors) == 1 and factors[0] is axis(a)), None)
-        if name is not None and k in (1, -1) and isinstance(k, int):
-            signs[name] = k
+        if name is not None and k in (1, -1):
+            signs[name] = int(k)
         elif t.axes & {outer, inner} or t.kind != "i":
             return None
         else:

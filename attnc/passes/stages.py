@@ -47,7 +47,7 @@ def shared(program: Program) -> tuple[Program, Program] | None:
 def _at_queries(unit: Reduction, planes: Planes) -> Node | None:
     """The same reduction at the position of a query, if it has one value per key."""
     free = planes.sequences(unit.axes)
-    return substitute(unit, {KEY: _position()}) if free == {KEY} and QUERY not in planes.span(unit) else None
+    return substitute(unit, {KEY: _position()}) if free == frozenset({KEY}) and QUERY not in planes.span(unit) else None
 
 
 def _position() -> Node:

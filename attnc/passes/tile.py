@@ -130,7 +130,7 @@ class Lowering:
         self.emitter = Emitter(self.program, self.lanes, self.inner, count_uses(self.roots), sums, self._names())
         self.plane_stores = [s for s in item.stores if self.inner is not None and self._is_plane_store(s)]
         stored = {a for _, axes, _ in item.stores for a in axes}
-        self.tables = frozenset(a for a in stored if self.planes.role(a) == "table")
+        self.tables = frozenset(a for a in stored if self.planes.role(a) == "table" and not self._is_single(a))
         self.found: dict[Node, tuple[Max, Var]] = {}
         self.runs: Runs | None = None
         self.scatters = [r for r in self.reductions if isinstance(r, Sum) and r.scatter]
@@ -480,8 +480,10 @@ class Lowering:
 
     def _place(self, axes: tuple[str, ...]) -> tuple[Node, ...]:
         """Where a value is stored: a dimension of one place, which no lane runs over, at 0."""
-        single = {a for a in axes if is_const(self.planes.program.axis(a).extent, 1) and self.planes.role(a) == "table"}
-        return tuple(const(0) if a in single else axis(a) for a in axes)
+        return tuple(const(0) if self._is_single(a) else axis(a) for a in axes)
+
+    def _is_single(self, a: str) -> bool:
+        return self.planes.role(a) == "table" and is_const(self.planes.program.extent(a), 1)
 
 
 def placed(node: Node, tables: Axes) -> Sum:

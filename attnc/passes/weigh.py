@@ -27,15 +27,16 @@ Plans = tuple[Plan, Plan]
 def weighed(program: Program, plans: Callable[[Program], Plans]) -> tuple[Decision, ...]:
     """A decision for every rewrite that changes the plans of a program, or that was turned off and would.
 
+    One that a pass recorded without costs is replaced by one of these.
+
     Args:
         program: the program, whose options say what is turned off.
         plans: makes the plans of a program and of its gradient.
     """
     chosen = plans(program)
-    recorded = {d.rewrite for plan in chosen for d in plan.decisions}
-    return tuple(
-        d for name in REWRITES if name not in recorded and (d := _weigh(name, program, plans, chosen)) is not None
-    )
+    costed = {d.rewrite for plan in chosen for d in plan.decisions if d.alternatives}
+    found = (_weigh(name, program, plans, chosen) for name in REWRITES if name not in costed)
+    return tuple(d for d in found if d is not None)
 
 
 def _weigh(name: str, program: Program, plans: Callable[[Program], Plans], chosen: Plans) -> Decision | None:

@@ -79,8 +79,9 @@ class States:
         Raises:
             CallError: E214, if it is no state of this op, or a start was given too.
         """
-        if not isinstance(state, State) or set(state.tensors) != set(self.names):
-            held = ", ".join(state.tensors) if isinstance(state, State) else type(state).__name__
+        given: object = state
+        if not isinstance(given, State) or set(given.tensors) != set(self.names):
+            held = ", ".join(given.tensors) if isinstance(given, State) else type(given).__name__
             message = f"the state does not belong to this op: it has {held}, and the op carries {', '.join(self.names)}"
             remedy = "pass what this op returned with return_state=True, and nothing to start a sequence"
             raise CallError(Diagnostic("E214", message, remedy=remedy))

@@ -104,7 +104,7 @@ def test_ties_of_a_maximum_share_its_gradient() -> None:
     torch.testing.assert_close(grads["x"], torch.tensor([0.0, 2.0, 0.0, 2.0, 2.0], dtype=torch.float64))
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(
     ex.reals(),
     st.dictionaries(st.sampled_from(["b", "i", "j", "d", "r"]), st.integers(1, 3), max_size=3),

@@ -76,9 +76,9 @@ def program_of(text: str) -> Program:
     return driver.lower(driver.definition(source), source)
 
 
-def inputs_of(program: Program, dtype: torch.dtype, **sizes: int) -> dict[str, Tensor]:
+def inputs_of(program: Program, dtype: torch.dtype, seed: int = 0, **sizes: int) -> dict[str, Tensor]:
     found = complete_sizes(program, {"B": 2, "H": 4, "G": 2, "M": 7, "N": 63, "D": 8, "E": 6} | sizes)
-    return make_inputs(program, found, dtype)
+    return make_inputs(program, found, dtype, seed=seed)
 
 
 def expanded(text: str) -> tuple[Tensor, Tensor, int] | None:
@@ -190,17 +190,23 @@ def test_values_and_gradients_are_those_of_the_spec(name: str, form: str, backen
 @pytest.mark.parametrize(("M", "N"), [(1, 1), (63, 63), (257, 130), (1, 257)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_factors_are_as_accurate_as_registers(M: int, N: int, dtype: torch.dtype) -> None:
+    """By the largest error of several draws: that of a slope, one number a head, may be tiny by luck."""
     ops = {f: attnc.compile(CASES["spatial"].text, bias=f) for f in ("registers", "factors")}
     program = ops["factors"].program
-    tensors = inputs_of(program, dtype, M=M, N=N)
-    seeds = output_seeds(program, tensors)
-    exact = dense(program, tensors, seeds, torch.float64)
-    runs = {f: run_op(op, tensors, seeds) for f, op in ops.items()}
-    for kind in ("outputs", "gradients"):
-        for key, value in getattr(exact, kind).items():
-            error = {f: (getattr(r, kind)[key].double() - value).abs().max().item() for f, r in runs.items()}
-            floor = 8 * torch.finfo(dtype).eps * value.abs().max().item()
-            assert error["factors"] <= 4 * error["registers"] + floor, key
+    worst: dict[str, dict[str, float]] = {}
+    for draw in range(4):
+        tensors = inputs_of(program, dtype, draw, M=M, N=N)
+        seeds = output_seeds(program, tensors, seed=1 + draw)
+        exact = dense(program, tensors, seeds, torch.float64)
+        runs = {f: run_op(op, tensors, seeds) for f, op in ops.items()}
+        for kind in ("outputs", "gradients"):
+            for key, value in getattr(exact, kind).items():
+                found = {f: (getattr(r, kind)[key].double() - value).abs().max().item() for f, r in runs.items()}
+                found["floor"] = 8 * torch.finfo(dtype).eps * value.abs().max().item()
+                before = worst.setdefault(key, found)
+                worst[key] = {f: max(found[f], before[f]) for f in found}
+    for key, error in worst.items():
+        assert error["factors"] <= 4 * error["registers"] + error["floor"], key
 
 
 def test_points_far_from_the_origin_are_centred() -> None:

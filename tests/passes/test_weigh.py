@@ -80,10 +80,13 @@ def test_rewrites_that_change_nothing_are_not_mentioned() -> None:
     assert set(decisions(spec("attention a\nscore = dot(q, k)\nnormaliser = none"))) == {"group"}
 
 
-def test_decisions_that_a_pass_recorded_are_left_to_it() -> None:
+WAYS = (Alternative("one", const(1), const(1)), Alternative("another", const(2), const(2)))
+
+
+def test_decisions_that_a_pass_recorded_with_costs_are_left_to_it() -> None:
     def plans(program: Program) -> tuple[Plan, Plan]:
         forward, gradient = driver.plans(program)
-        return replace(forward, decisions=(Decision("online", "seen", "done"),)), gradient
+        return replace(forward, decisions=(Decision("online", "seen", "done", WAYS),)), gradient
 
     assert "online" not in {d.rewrite for d in weighed(spec("attention a"), plans)}
 
