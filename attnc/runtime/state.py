@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -79,7 +80,7 @@ class States:
         Raises:
             CallError: E214, if it is no state of this op, or a start was given too.
         """
-        given: object = state
+        given = cast("object", state)
         if not isinstance(given, State) or set(given.tensors) != set(self.names):
             held = ", ".join(given.tensors) if isinstance(given, State) else type(given).__name__
             message = f"the state does not belong to this op: it has {held}, and the op carries {', '.join(self.names)}"
