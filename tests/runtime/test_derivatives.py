@@ -57,8 +57,14 @@ def test_gradcheck(spec: str, backend: str) -> None:
     assert torch.autograd.gradcheck(*small(spec, backend))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("spec", EXTRA)
+SLOW = {("gla", "cpp"), ("retention", "cpp")}
+"""Most of a minute each; a normal run takes these specs on the other backends."""
+
+
+@pytest.mark.parametrize(
+    ("spec", "backend"),
+    [pytest.param(s, b, marks=[pytest.mark.sweep] if (s, b) in SLOW else []) for s in EXTRA for b in BACKENDS],
+)
 def test_gradgradcheck(spec: str, backend: str) -> None:
     assert torch.autograd.gradgradcheck(*small(spec, backend))
 
