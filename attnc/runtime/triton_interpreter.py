@@ -70,8 +70,8 @@ def shared_interpreter() -> Interpreter:
 
 @cache
 def accept_new_numpy() -> None:
-    """Lets loop bounds be values of a kernel. The interpreter of Triton 3.6 makes them an `int` of an array of one element,
-    which NumPy refuses from 2.4 on."""
+    """Lets loop bounds be values of a kernel. The interpreter of Triton 3.6 makes them an `int` of an array of one
+    element, which NumPy refuses from 2.4 on."""
     from triton.runtime import interpreter
 
     patch = interpreter._patch_lang_tensor
