@@ -14,6 +14,7 @@ import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -61,6 +62,8 @@ def load(source: str, directory: Path | None = None) -> ModuleType:
         if found is None:
             path = directory / f"attnc_{digest}.py"
             _write(path, source)
+            if interpreting():
+                _accept_new_numpy()
             found = _modules[digest, directory] = _import(path)
         return found
 
@@ -110,6 +113,21 @@ def function(kernel: Kernel, module: ModuleType) -> Any:
 def is_interpreted(called: Any) -> bool:
     """Whether a Triton function runs in the interpreter of this process."""
     return type(called).__name__ == "InterpretedFunction"
+
+
+@cache
+def _accept_new_numpy() -> None:
+    """Lets loop bounds be values of a kernel. The interpreter of Triton 3.6 makes them an `int` of an array of one
+    element, which NumPy refuses from 2.4 on."""
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patched(tensor: Any, scope: Any) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = patched
 
 
 def interpreting() -> bool:

@@ -68,25 +68,9 @@ def shared_interpreter() -> Interpreter:
     return made
 
 
-@cache
-def accept_new_numpy() -> None:
-    """Lets loop bounds be values of a kernel. The interpreter of Triton 3.6 makes them an `int` of an array of one
-    element, which NumPy refuses from 2.4 on."""
-    from triton.runtime import interpreter
-
-    patch = interpreter._patch_lang_tensor
-
-    def patched(tensor: Any, scope: Any) -> None:
-        patch(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
-
-    interpreter._patch_lang_tensor = patched
-
-
 def interpret(request: Any) -> dict[str, Tensor]:
     """What the worker does: launch, and return what the kernel wrote."""
     torch.set_num_threads(1)
-    accept_new_numpy()
     kernel, source, tensors, sizes, configuration, directory = request
     launch(kernel, load(source, directory), tensors, sizes, configuration)
     return {a.name: tensors[a.name] for a in kernel.arguments if a.mode != "in"}
