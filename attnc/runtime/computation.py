@@ -8,7 +8,6 @@ autograd returns gradients for inputs and seeds and nothing for what was saved.
 from __future__ import annotations
 
 import hashlib
-import keyword
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -27,17 +26,16 @@ from attnc.ir.program import Tensor as Operand
 from attnc.ir.sizes import evaluator
 from attnc.passes import modes
 from attnc.passes.plan import Plan
+from attnc.runtime import library
+from attnc.runtime.eager import Recorded, differentiated, plain
 from attnc.runtime.execute import Executor
 from attnc.runtime.runs import tracked
 
 HIGHEST_ORDER = 2
-NAMESPACE = "attnc"
-
 Mode = Literal["reverse", "forward"]
 
 _lock = threading.RLock()
 _computations: dict[str, Computation] = {}
-_library: list[torch.library.Library] = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +47,15 @@ class Result:
     dtype: str
     of: str | None
     saved: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """How gradients are found: by which computation, from which of the known tensors, and which result is whose."""
+
+    below: Computation
+    reads: tuple[int, ...]
+    places: tuple[int | None, ...]
 
 
 class Computation:
@@ -78,15 +85,20 @@ class Computation:
         self._dims = tuple(tuple(evaluator(d) for d in r.dims) for r in self.results)
         self._dtype_of = tuple(position.get(r.of or "") for r in self.results)
         self._derivatives: dict[tuple[Mode, frozenset[str], frozenset[str]], Computation] = {}
+        self._routes: dict[tuple[bool, ...], Route | None] = {}
         self._executors: dict[str, Executor] = {}
-        self.op = self._register()
+        self.op = library.register(self, name)
 
     # ------------------------------------------------------------------------------------------------- running
 
     def call(self, tensors: Sequence[Tensor], q_start: Any) -> tuple[Tensor, ...]:
-        """The op, called by eager code."""
+        """The op, called by eager code; past the dispatcher where nothing is there to see it."""
         with tracked():
-            return self.op(*tensors, q_start)
+            if type(q_start) is not int or not plain(tensors):
+                return self.op(*tensors, q_start)
+            if differentiated(tensors):
+                return Recorded.apply(self, q_start, *tensors)  # type: ignore[no-untyped-call, no-any-return]
+            return self.run(*tensors, q_start)
 
     def sizes(self, tensors: Sequence[Tensor], q_start: Any) -> dict[str, Any]:
         """Size symbols bound by the arguments."""
@@ -170,22 +182,7 @@ class Computation:
             plan = driver.plan_gradient(self.program, outputs, inputs) if reads_saved else driver.plan_alone(program)
         return computation(program, plan, self.backend, self.order + 1)
 
-    # ---------------------------------------------------------------------------------------------- registration
-
-    def _register(self) -> Callable[..., tuple[Tensor, ...]]:
-        library = _fragment()
-        arguments = ", ".join(f"Tensor {_spelled(n)}" for n in self.names)
-        returns = ", ".join("Tensor" for _ in self.results)
-        tags = (torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout)
-        library.define(f"{self.name}({arguments}, SymInt q_start) -> ({returns})", tags=tags)
-        single = len(self.results) == 1
-        for key in ("CPU", "CUDA"):
-            library.impl(self.name, _first(self.run) if single else self.run, key)
-        qualified = f"{NAMESPACE}::{self.name}"
-        torch.library.register_fake(qualified, _first(self.shapes) if single else self.shapes, lib=library)
-        torch.library.register_autograd(qualified, self.backward, setup_context=self.remember, lib=library)
-        overload = getattr(getattr(torch.ops, NAMESPACE), self.name).default
-        return _tupled(overload) if single else cast("Callable[..., tuple[Tensor, ...]]", overload)
+    # ------------------------------------------------------------------------------------------------- autograd
 
     def remember(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         """Autograd's set-up: keep the inputs and the saved results."""
@@ -213,16 +210,26 @@ class Computation:
             wanted: for each argument, whether its gradient is.
             apply: runs the derivative on its arguments.
         """
-        arriving = {n: g for n, g in zip(self.outputs, grads, strict=False) if g is not None}
+        key = (*[g is None for g in grads], *wanted)
+        if key not in self._routes:
+            self._routes[key] = self._route(grads, wanted)
+        route = self._routes[key]
+        if route is None:
+            return [None] * len(self.names)
+        known = (*stored, *grads)
+        results = apply(route.below, [cast("Tensor", known[k]) for k in route.reads])
+        return [None if k is None else results[k] for k in route.places]
+
+    def _route(self, grads: Sequence[Tensor | None], wanted: Sequence[bool]) -> Route | None:
+        arriving = [n for n, g in zip(self.outputs, grads, strict=False) if g is not None]
         needs = [n for n, w in zip(self.names, wanted, strict=False) if w and n in self.differentiable]
         if not arriving or not needs:
-            return [None] * len(self.names)
-        known = dict(zip((*self.names, *(r.name for r in self.results)), stored, strict=True))
-        known |= {f"grad_{n}": g for n, g in arriving.items()}
+            return None
         below = self.derivative(arriving, needs)
-        results = apply(below, [known[n] for n in below.names])
-        found = {r.of: g for r, g in zip(below.results, results, strict=True)}
-        return [found.get(n) for n in self.names]
+        known = (*self.names, *(r.name for r in self.results), *(f"grad_{r.name}" for r in self.results))
+        place = {name: k for k, name in enumerate(known)}
+        found = {r.of: k for k, r in enumerate(below.results)}
+        return Route(below, tuple(place[n] for n in below.names), tuple(found.get(n) for n in self.names))
 
     def tangents(self, stored: Sequence[Tensor], moving: Sequence[Tensor | None], apply: Apply) -> list[Tensor | None]:
         """Tangents of the op's results, for tangents of its arguments; None for saved values."""
@@ -269,24 +276,4 @@ def _results(program: Program, plan: Plan | None) -> tuple[Result, ...]:
     return (*outputs, *(Result(b.name, b.dims, b.dtype, None, saved=True) for b in buffers if b.role == "saved"))
 
 
-def _fragment() -> torch.library.Library:
-    with _lock:
-        if not _library:
-            _library.append(torch.library.Library(NAMESPACE, "FRAGMENT"))
-        return _library[0]
-
-
-def _spelled(name: str) -> str:
-    """An argument name that torch's schema parser accepts."""
-    return f"{name}_" if keyword.iskeyword(name) else name
-
-
 Apply = Callable[[Computation, list[Tensor]], Sequence[Tensor]]
-
-
-def _first(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Tensor]:
-    return lambda *args: function(*args)[0]
-
-
-def _tupled(function: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, ...]]:
-    return lambda *args: (function(*args),)

@@ -1,0 +1,68 @@
+"""Calls of eager code on tensors of its own, which need no dispatcher.
+
+A custom op called through `torch.ops` crosses from Python to C++ and back once per dispatch key. Where no mode, tracer,
+transform or profiler is there to see the op, running it is all that a call means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+if TYPE_CHECKING:
+    from attnc.runtime.computation import Computation
+
+KINDS = (Tensor, torch.nn.Parameter)
+DEVICES = ("cpu", "cuda")
+
+
+def plain(tensors: Iterable[object]) -> bool:
+    """Whether these are tensors with memory of their own, values as stored, and nothing watches what is called."""
+    for t in tensors:
+        if type(t) not in KINDS or t.is_neg() or t.device.type not in DEVICES:  # type: ignore[attr-defined]
+            return False
+    return not watched()
+
+
+def watched() -> bool:
+    """Whether a mode, a tracer, a transform or a profiler may want to see each op."""
+    return (
+        active()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._is_torch_function_mode_enabled()
+        or torch._C._autograd._profiler_enabled()
+        or torch._C._get_tracing_state() is not None
+    )
+
+
+def active() -> bool:
+    """Whether a functorch transform or a forward-mode level is running."""
+    return bool(torch._C._are_functorch_transforms_active()) or forward_ad._current_level >= 0
+
+
+def differentiated(tensors: Sequence[Tensor]) -> bool:
+    """Whether autograd would record a call."""
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
+class Recorded(torch.autograd.Function):
+    """A computation in autograd's graph, as its custom op would be."""
+
+    @staticmethod
+    def forward(ctx: Any, computation: Computation, q_start: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Compute the results and keep what the gradients read."""
+        results = computation.run(*tensors, q_start)
+        ctx.computation = computation
+        computation.remember(ctx, (*tensors, q_start), results)
+        return results
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        """Gradients of the tensors, themselves recorded where autograd asks for that."""
+        computation, q_start = ctx.computation, ctx.q_start
+        wanted = ctx.needs_input_grad[2:]
+        return (None, None, *computation.gradients(ctx.saved_tensors, grads, wanted, lambda c, t: c.call(t, q_start)))
