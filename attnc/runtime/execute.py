@@ -5,11 +5,12 @@ Kernels are specialised to dtypes and channel extents and to nothing else; a pre
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -23,11 +24,14 @@ from attnc.ir.program import Output, Program
 from attnc.ir.sizes import Evaluator, evaluator
 from attnc.ir.walk import postorder
 from attnc.passes.plan import Finish, Plan
-from attnc.runtime.pages import in_huge_pages
+from attnc.runtime.pages import in_huge_pages, is_long
 from attnc.runtime.runs import Planned, operands
 
 if TYPE_CHECKING:
     from attnc.runtime.computation import Computation
+
+KEPT = 256
+"""Calls remembered per plan."""
 
 
 class Executor(Protocol):
@@ -51,6 +55,15 @@ class KernelLaunch(Launch, Protocol):
 
     def blocks(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> Mapping[str, int]:
         """The block length of every blocked axis that a call with these arguments has."""
+        ...
+
+
+@runtime_checkable
+class Bindable(Protocol):
+    """A launch that can be made ready for tensors of known shapes and strides."""
+
+    def bind(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> Callable[[Sequence[Tensor]], object]:
+        """A function that runs it on tensors of the same shapes and strides as these, and the same sizes."""
         ...
 
 
@@ -148,6 +161,7 @@ class Prepared:
                 kernel, launch = next(launches)
                 ready: Launch = launch if kernel.runs is None else Planned(kernel, kernel.runs, launch)
                 self._steps.append(Step(ready, tuple(slot[a.name] for a in operands(kernel))))
+        self._calls: dict[tuple[object, ...], Call] = {}
         self._results = tuple(slot[r.name] for r in computation.results)
         self._release([slot[b.name] for b in plan.buffers if b.role == "scratch"])
 
@@ -160,16 +174,66 @@ class Prepared:
 
     def __call__(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> tuple[Tensor, ...]:
         """Allocate, launch every step, and return the results."""
-        device = tensors[0].device
-        slots: list[Tensor | None] = [*tensors]
-        for a in self._allocations:
-            make = torch.zeros if a.zeroed else torch.empty
-            slots.append(in_huge_pages(make([d(sizes) for d in a.dims], dtype=a.dtype, device=device)))
-        for step in self._steps:
-            step.launch([slots[s] for s in step.slots], sizes)  # type: ignore[misc]
+        key = (sizes["q_start"], *[t.shape for t in tensors], *[t.stride() for t in tensors])
+        call = self._calls.get(key)
+        if call is None:
+            call = Call(self._allocations, self._steps, self._results, sizes)
+            if len(self._calls) >= KEPT:
+                self._calls.clear()
+            self._calls[key] = call
+        return call(tensors)
+
+
+class Call:
+    """A plan for tensors of known shapes and strides; it keeps sizes and no tensors."""
+
+    def __init__(
+        self, allocations: Sequence[Allocation], steps: Sequence[Step], results: Sequence[int], sizes: Mapping[str, int]
+    ) -> None:
+        self.sizes = dict(sizes)
+        self._buffers = tuple(Buffer.of(a, sizes) for a in allocations)
+        self._steps = tuple(steps)
+        self._bound: list[Callable[[Sequence[Tensor]], object] | None] = [None] * len(steps)
+        self._results = tuple(results)
+
+    def __call__(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Allocate, launch every step, and return the results."""
+        like = tensors[0]
+        slots: list[Tensor | None] = [*tensors, *[b.made(like) for b in self._buffers]]
+        for k, step in enumerate(self._steps):
+            passed: list[Tensor] = [slots[s] for s in step.slots]  # type: ignore[misc]
+            bound = self._bound[k]
+            if bound is None:
+                bound = self._bound[k] = self._bind(step.launch, passed)
+            bound(passed)
             for s in step.done:
                 slots[s] = None
-        return tuple(slots[s] for s in self._results)  # type: ignore[misc]
+        return tuple([slots[s] for s in self._results])  # type: ignore[misc]
+
+    def _bind(self, launch: Launch, tensors: Sequence[Tensor]) -> Callable[[Sequence[Tensor]], object]:
+        if isinstance(launch, Bindable):
+            return launch.bind(tensors, self.sizes)
+        return lambda tensors: launch(tensors, self.sizes)
+
+
+class Buffer(NamedTuple):
+    """A buffer to make, of known shape."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    zeroed: bool
+    long: bool
+
+    @classmethod
+    def of(cls, a: Allocation, sizes: Mapping[str, int]) -> Buffer:
+        shape = tuple(d(sizes) for d in a.dims)
+        return cls(shape, a.dtype, a.zeroed, is_long(math.prod(shape) * a.dtype.itemsize))
+
+    def made(self, like: Tensor) -> Tensor:
+        """The buffer, on the device of `like`."""
+        make = like.new_zeros if self.zeroed else like.new_empty
+        made = make(self.shape, dtype=self.dtype)
+        return in_huge_pages(made) if self.long else made
 
 
 def _ends_early(program: Program, axis: str, dim: Node) -> bool:
