@@ -87,7 +87,7 @@ class Computation:
         self._derivatives: dict[tuple[Mode, frozenset[str], frozenset[str]], Computation] = {}
         self._routes: dict[tuple[bool, ...], Route | None] = {}
         self._executors: dict[str, Executor] = {}
-        self.op = library.register(self, name)
+        self.op = self._register()
 
     # ------------------------------------------------------------------------------------------------- running
 
@@ -112,7 +112,7 @@ class Computation:
         executor = self._executors.get(tensors[0].device.type)
         if executor is None:
             executor = self._executor(tensors[0].device.type)
-        return executor(tensors, self.sizes(tensors, q_start))
+        return executor(tensors, q_start)
 
     def _executor(self, device: str) -> Executor:
         from attnc.runtime.backends import executor
@@ -183,6 +183,9 @@ class Computation:
         return computation(program, plan, self.backend, self.order + 1)
 
     # ------------------------------------------------------------------------------------------------- autograd
+
+    def _register(self) -> Callable[..., tuple[Tensor, ...]]:
+        return library.register(self, self.name)
 
     def remember(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         """Autograd's set-up: keep the inputs and the saved results."""

@@ -6,7 +6,7 @@ transform or profiler is there to see the op, running it is all that a call mean
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,12 +20,12 @@ KINDS = (Tensor, torch.nn.Parameter)
 DEVICES = ("cpu", "cuda")
 
 
-def plain(tensors: Iterable[object]) -> bool:
-    """Whether these are tensors with memory of their own, values as stored, and nothing watches what is called."""
+def plain(tensors: Sequence[Any]) -> bool:
+    """Whether these are tensors on one kind of device, values as stored, and nothing watches what is called."""
     for t in tensors:
-        if type(t) not in KINDS or t.is_neg() or t.device.type not in DEVICES:  # type: ignore[attr-defined]
+        if type(t) not in KINDS or t.is_neg():
             return False
-    return not watched()
+    return tensors[0].device.type in DEVICES and not watched()
 
 
 def watched() -> bool:
@@ -46,7 +46,11 @@ def active() -> bool:
 
 def differentiated(tensors: Sequence[Tensor]) -> bool:
     """Whether autograd would record a call."""
-    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    if torch.is_grad_enabled():
+        for t in tensors:
+            if t.requires_grad:
+                return True
+    return False
 
 
 class Recorded(torch.autograd.Function):

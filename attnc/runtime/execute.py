@@ -1,6 +1,7 @@
 """Running plans: buffers allocated, kernels launched in order, linear-size leftovers finished by tensor operations.
 
-Kernels are specialised to dtypes and channel extents and to nothing else; a prepared plan serves every length.
+Kernels are specialised to dtypes and channel extents and to nothing else; a prepared plan serves every length. What a
+call works out about its lengths and strides is remembered for the next one that has the same.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ KEPT = 256
 class Executor(Protocol):
     """Computes an op's results from its tensor arguments."""
 
-    def __call__(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> tuple[Tensor, ...]:
+    def __call__(self, tensors: Sequence[Tensor], q_start: int) -> tuple[Tensor, ...]:
         """Results in the order of `Computation.results`."""
         ...
 
@@ -113,17 +114,32 @@ class PlanExecutor:
         self.backend = backend
         self._lock = threading.Lock()
         self._prepared: dict[tuple[object, ...], Prepared] = {}
+        self._calls: dict[tuple[object, ...], Call] = {}
         self.constants = driver.channel_sizes(plan.program)
 
-    def __call__(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> tuple[Tensor, ...]:
+    def __call__(self, tensors: Sequence[Tensor], q_start: int) -> tuple[Tensor, ...]:
         """Results in the order of `Computation.results`."""
+        key = (
+            q_start,
+            *[t.shape for t in tensors],
+            *[t.stride() for t in tensors],
+            *[t.dtype for t in tensors],
+        )
+        call = self._calls.get(key)
+        if call is None:
+            call = self._call(tensors, q_start)
+            if len(self._calls) >= KEPT:
+                self._calls.clear()
+            self._calls[key] = call
+        return call(tensors)
+
+    def _call(self, tensors: Sequence[Tensor], q_start: int) -> Call:
+        sizes = self.computation.sizes(tensors, q_start)
         key = (*[t.dtype for t in tensors], *[sizes[c] for c in self.constants])
-        prepared = self._prepared.get(key)
-        if prepared is None:
-            with self._lock:
-                prepared = self._prepared.get(key) or Prepared(self, tensors, sizes)
-                self._prepared[key] = prepared
-        return prepared(tensors, sizes)
+        with self._lock:
+            if key not in self._prepared:
+                self._prepared[key] = Prepared(self, tensors, sizes)
+            return self._prepared[key].call(sizes)
 
     def kernels(self, dtypes: Mapping[str, torch.dtype], constants: Mapping[str, int], kind: str) -> list[Kernel]:
         """The plan's tile programs for these dtypes and channel extents."""
@@ -161,7 +177,6 @@ class Prepared:
                 kernel, launch = next(launches)
                 ready: Launch = launch if kernel.runs is None else Planned(kernel, kernel.runs, launch)
                 self._steps.append(Step(ready, tuple(slot[a.name] for a in operands(kernel))))
-        self._calls: dict[tuple[object, ...], Call] = {}
         self._results = tuple(slot[r.name] for r in computation.results)
         self._release([slot[b.name] for b in plan.buffers if b.role == "scratch"])
 
@@ -172,20 +187,13 @@ class Prepared:
             done = tuple(s for s in scratch if last.get(s) == k)
             self._steps[k] = replace(step, done=done)
 
-    def __call__(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> tuple[Tensor, ...]:
-        """Allocate, launch every step, and return the results."""
-        key = (sizes["q_start"], *[t.shape for t in tensors], *[t.stride() for t in tensors])
-        call = self._calls.get(key)
-        if call is None:
-            call = Call(self._allocations, self._steps, self._results, sizes)
-            if len(self._calls) >= KEPT:
-                self._calls.clear()
-            self._calls[key] = call
-        return call(tensors)
+    def call(self, sizes: Mapping[str, int]) -> Call:
+        """The plan for calls of these sizes."""
+        return Call(self._allocations, self._steps, self._results, sizes)
 
 
 class Call:
-    """A plan for tensors of known shapes and strides; it keeps sizes and no tensors."""
+    """A plan for tensors of known dtypes, shapes and strides; it keeps sizes and no tensors."""
 
     def __init__(
         self, allocations: Sequence[Allocation], steps: Sequence[Step], results: Sequence[int], sizes: Mapping[str, int]
