@@ -28,7 +28,7 @@ from attnc.passes import modes
 from attnc.passes.plan import Plan
 from attnc.runtime import library
 from attnc.runtime.eager import Recorded, differentiated, plain
-from attnc.runtime.execute import Executor
+from attnc.runtime.execute import Executor, PlanExecutor
 from attnc.runtime.runs import tracked
 
 HIGHEST_ORDER = 2
@@ -85,6 +85,8 @@ class Computation:
         self._dims = tuple(tuple(evaluator(d) for d in r.dims) for r in self.results)
         self._dtype_of = tuple(position.get(r.of or "") for r in self.results)
         self._derivatives: dict[tuple[Mode, frozenset[str], frozenset[str]], Computation] = {}
+        self.ahead: set[tuple[object, ...]] = set()
+        """Kinds of recorded calls whose backward was compiled ahead, or need not be."""
         self._routes: dict[tuple[bool, ...], Route | None] = {}
         self._executors: dict[str, Executor] = {}
         self.op = self._register()
@@ -129,14 +131,13 @@ class Computation:
         like = tensors[0]
         return tuple(
             like.new_empty([d(sizes) for d in dims], dtype=dtype)
-            for dims, dtype in zip(self._dims, self.dtypes(tensors), strict=True)
+            for dims, dtype in zip(self._dims, self.dtypes([t.dtype for t in tensors]), strict=True)
         )
 
-    def dtypes(self, tensors: Sequence[Tensor]) -> list[torch.dtype]:
-        """The dtype of every result."""
-        query = tensors[0].dtype
+    def dtypes(self, given: Sequence[torch.dtype]) -> list[torch.dtype]:
+        """The dtype of every result, for arguments of the dtypes `given`."""
         return [
-            resolve(r.dtype, query) if k is None else tensors[k].dtype
+            resolve(r.dtype, given[0]) if k is None else given[k]
             for r, k in zip(self.results, self._dtype_of, strict=True)
         ]
 
@@ -213,22 +214,42 @@ class Computation:
             wanted: for each argument, whether its gradient is.
             apply: runs the derivative on its arguments.
         """
-        key = (*[g is None for g in grads], *wanted)
-        if key not in self._routes:
-            self._routes[key] = self._route(grads, wanted)
-        route = self._routes[key]
+        route = self._route_of([g is not None for g in grads], wanted)
         if route is None:
             return [None] * len(self.names)
         known = (*stored, *grads)
         results = apply(route.below, [cast("Tensor", known[k]) for k in route.reads])
         return [None if k is None else results[k] for k in route.places]
 
-    def _route(self, grads: Sequence[Tensor | None], wanted: Sequence[bool]) -> Route | None:
-        arriving = [n for n, g in zip(self.outputs, grads, strict=False) if g is not None]
+    def compile_ahead(self, tensors: Sequence[Tensor], q_start: int, wanted: Sequence[bool]) -> None:
+        """Begin to compile what a recorded call and its backward will need, both at once, if neither is known yet."""
+        executor = self._executor(tensors[0].device.type)
+        if len(self.outputs) > 1 or not isinstance(executor, PlanExecutor):
+            return
+        sizes, given = self.sizes(tensors, q_start), [t.dtype for t in tensors]
+        if not executor.prepared(given, sizes).compiling:
+            return
+        route = self._route_of([True], wanted)
+        if route is None:
+            return
+        results = self.dtypes(given)
+        known = (*given, *results, *results)
+        below = route.below._executor(tensors[0].device.type)
+        if isinstance(below, PlanExecutor) and {s.name for s in route.below.program.sizes} < set(sizes):
+            below.prepared([known[k] for k in route.reads], sizes)
+
+    def _route_of(self, arriving: Sequence[bool], wanted: Sequence[bool]) -> Route | None:
+        key = (*arriving, *wanted)
+        if key not in self._routes:
+            self._routes[key] = self._route(arriving, wanted)
+        return self._routes[key]
+
+    def _route(self, arriving: Sequence[bool], wanted: Sequence[bool]) -> Route | None:
+        seeds = [n for n, a in zip(self.outputs, arriving, strict=False) if a]
         needs = [n for n, w in zip(self.names, wanted, strict=False) if w and n in self.differentiable]
-        if not arriving or not needs:
+        if not seeds or not needs:
             return None
-        below = self.derivative(arriving, needs)
+        below = self.derivative(seeds, needs)
         known = (*self.names, *(r.name for r in self.results), *(f"grad_{r.name}" for r in self.results))
         place = {name: k for k, name in enumerate(known)}
         found = {r.of: k for k, r in enumerate(below.results)}

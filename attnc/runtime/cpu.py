@@ -23,13 +23,11 @@ KEPT = 64
 class CompiledKernel:
     """One kernel of a loaded library. Calling it costs some microseconds beside the kernel's own time."""
 
-    def __init__(self, kernel: Kernel, library: ctypes.CDLL, threads: int = 0) -> None:
+    def __init__(self, kernel: Kernel, library: ctypes.CDLL | cache.Compiling, threads: int = 0) -> None:
         """Bind `kernel` to its entry point; `threads` 0 follows `torch.get_num_threads`."""
         self.kernel = kernel
         self.threads = threads
-        self._library = library
-        self._entry = library[kernel.name]
-        self._entry.restype = ctypes.c_int
+        self.library = library
         count = sum(len(a.dims) for a in kernel.arguments)
         self._pointers = ctypes.c_void_p * len(kernel.arguments)
         self._strides = ctypes.c_int64 * count
@@ -65,7 +63,7 @@ class CompiledKernel:
         known = [0 if n == 1 else s for t in tensors for n, s in zip(t.shape, t.stride(), strict=True)]
         strides = self._strides(*known)
         lengths = self._sizes(*[sizes[n] for n in self.kernel.sizes])
-        entry, pointers, fixed = self._entry, self._pointers, self.threads
+        entry, pointers, fixed = self._entry(), self._pointers, self.threads
 
         def run(tensors: Sequence[Tensor]) -> None:
             status = entry(
@@ -75,6 +73,13 @@ class CompiledKernel:
                 self._refuse(status, sizes)
 
         return run
+
+    def _entry(self) -> Callable[..., int]:
+        if isinstance(self.library, cache.Compiling):
+            self.library = self.library()
+        entry = self.library[self.kernel.name]
+        entry.restype = ctypes.c_int
+        return entry
 
     def _refuse(self, status: int, sizes: Mapping[str, int]) -> None:
         if status == 1:
@@ -86,17 +91,19 @@ class CompiledKernel:
 def build(
     kernels: Sequence[Kernel], *, toolchain: Toolchain | None = None, settings: Settings | None = None
 ) -> list[CompiledKernel]:
-    """Compile kernels of one variant into one library, or find it in the cache.
+    """Have kernels of one variant compiled into one library, or find it in the cache.
+
+    A kernel that is still being compiled is waited for when it is first launched; that raises CompilerFailed if the
+    compiler rejects the generated source.
 
     Raises:
         CompilerMissing: if there is no C++ compiler.
-        CompilerFailed: if the compiler rejects the generated source.
     """
     if not kernels:
         return []
     settings = settings or Settings.read()
     source = _overridden(kernels[0].name, print_unit(kernels), settings)
-    library = cache.library(source, toolchain or find(settings), settings)
+    library = cache.begin(source, toolchain or find(settings), settings)
     return [CompiledKernel(k, library, settings.threads) for k in kernels]
 
 

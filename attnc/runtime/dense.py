@@ -27,5 +27,5 @@ class DenseExecutor:
         values = evaluate(c.program, given, c.sizes(tensors, q_start), dtype=real(tensors[0].dtype))
         return tuple(
             values[r.name].to(dtype).clone(memory_format=torch.contiguous_format)
-            for r, dtype in zip(c.results, c.dtypes(tensors), strict=True)
+            for r, dtype in zip(c.results, c.dtypes([t.dtype for t in tensors]), strict=True)
         )

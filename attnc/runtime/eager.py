@@ -59,6 +59,10 @@ class Recorded(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, computation: Computation, q_start: int, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Compute the results and keep what the gradients read."""
+        kind = (ctx.needs_input_grad, tensors[0].dtype, tensors[0].shape[-1])
+        if kind not in computation.ahead:
+            computation.ahead.add(kind)
+            computation.compile_ahead(tensors, q_start, ctx.needs_input_grad[2:])
         results = computation.run(*tensors, q_start)
         ctx.computation = computation
         computation.remember(ctx, (*tensors, q_start), results)

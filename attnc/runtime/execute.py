@@ -25,6 +25,7 @@ from attnc.ir.program import Output, Program
 from attnc.ir.sizes import Evaluator, evaluator
 from attnc.ir.walk import postorder
 from attnc.passes.plan import Finish, Plan
+from attnc.runtime.cache import Compiling
 from attnc.runtime.pages import in_huge_pages, is_long
 from attnc.runtime.runs import Planned, operands
 
@@ -135,11 +136,15 @@ class PlanExecutor:
 
     def _call(self, tensors: Sequence[Tensor], q_start: int) -> Call:
         sizes = self.computation.sizes(tensors, q_start)
-        key = (*[t.dtype for t in tensors], *[sizes[c] for c in self.constants])
+        return self.prepared([t.dtype for t in tensors], sizes).call(sizes)
+
+    def prepared(self, dtypes: Sequence[torch.dtype], sizes: Mapping[str, int]) -> Prepared:
+        """The plan for arguments of these dtypes; its kernels may still be compiling."""
+        key = (*dtypes, *[sizes[c] for c in self.constants])
         with self._lock:
             if key not in self._prepared:
-                self._prepared[key] = Prepared(self, tensors, sizes)
-            return self._prepared[key].call(sizes)
+                self._prepared[key] = Prepared(self, dtypes, sizes)
+            return self._prepared[key]
 
     def kernels(self, dtypes: Mapping[str, torch.dtype], constants: Mapping[str, int], kind: str) -> list[Kernel]:
         """The plan's tile programs for these dtypes and channel extents."""
@@ -148,20 +153,25 @@ class PlanExecutor:
 
 
 class Prepared:
-    """A plan for one choice of dtypes and channel extents: nothing left to decide but lengths."""
+    """A plan for one choice of dtypes and channel extents: nothing left to decide but lengths.
 
-    def __init__(self, owner: PlanExecutor, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> None:
+    Attributes:
+        compiling: whether its kernels were not in the cache.
+    """
+
+    def __init__(self, owner: PlanExecutor, given: Sequence[torch.dtype], sizes: Mapping[str, int]) -> None:
         computation, plan = owner.computation, owner.plan
-        query = tensors[0].dtype
+        query = given[0]
         self.real = real(query)
-        self.device = tensors[0].device
         slot = {n: k for k, n in enumerate((*computation.names, *(b.name for b in plan.buffers)))}
-        dtypes = dict(zip(computation.names, (t.dtype for t in tensors), strict=True))
+        dtypes = dict(zip(computation.names, given, strict=True))
         dtypes |= {b.name: resolve(b.dtype, query) for b in plan.buffers}
-        dtypes |= dict(zip((r.name for r in computation.results), computation.dtypes(tensors), strict=True))
+        dtypes |= dict(zip((r.name for r in computation.results), computation.dtypes(given), strict=True))
         constants = {c: int(sizes[c]) for c in owner.constants}
         kernels = owner.kernels(dtypes, constants, NAMES[self.real])
-        launches = iter(zip(kernels, owner.backend.build(kernels), strict=True))
+        built = owner.backend.build(kernels)
+        self.compiling = any(isinstance(getattr(k, "library", None), Compiling) for k in built)
+        launches = iter(zip(kernels, built, strict=True))
         added = {a.name for k in kernels for a in k.arguments if a.mode == "add"}
         partial = {b.name for b in plan.buffers if any(map(_ends_early, repeat(plan.program), b.axes, b.dims))}
         self._allocations = [

@@ -5,6 +5,7 @@ Importing this module imports dynamo, which takes seconds; only code that dynamo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,7 +17,10 @@ _held: dict[str, Op] = {}
 """Ops that a graph refers to, which holds their keys alone."""
 
 
-@torch._dynamo.allow_in_graph
-def apply(key: str, *arguments: Any) -> tuple[Tensor, ...]:
+def _apply(key: str, *arguments: Any) -> tuple[Tensor, ...]:
     """Call the op of that key."""
     return _held.setdefault(key, ops[key])._call(*arguments)
+
+
+apply: Callable[..., tuple[Tensor, ...]] = torch._dynamo.allow_in_graph(_apply)
+"""`_apply`, opaque to dynamo."""
