@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +19,7 @@ from attnc.grammar import characters, mistakes
 from attnc.grammar.build import Builder, Docstring, Header, Mistake, depth
 from attnc.grammar.scanner import Chunk, Token, bad_characters, next_chunk, tokens_of
 from attnc.grammar.tree import Def, Definition, File, Name, Section, Statement, Tree
+from attnc.settings import Settings
 
 LONGEST_TEXT = 1_000_000
 LONGEST_STATEMENT = 20_000
@@ -61,15 +65,30 @@ def prelude_source() -> Source:
 
 @lru_cache(maxsize=1)
 def statement_parser() -> Lark:
-    """The LALR parser of one statement; it builds tree nodes while it parses."""
-    text = (_FOLDER / "attn.lark").read_text(encoding="utf-8")
+    """The LALR parser of one statement; it builds tree nodes while it parses. Its tables are kept on disk."""
+    tables = Settings.read().cache_dir / "grammar" / f"{sys.implementation.cache_tag}.pickle"
+    if tables.exists():
+        return _parser(tables)
+    # Lark writes where it read nothing; under a name of its own first, so that no other process reads half of it.
+    own = tables.with_name(f"{tables.name}.{os.getpid()}")
+    with contextlib.suppress(OSError):
+        tables.parent.mkdir(parents=True, exist_ok=True)
+    made = _parser(own)
+    with contextlib.suppress(OSError):
+        own.replace(tables)
+    return made
+
+
+def _parser(tables: Path) -> Lark:
+    """The parser from its tables if they are sound and of this grammar and lark, else made anew and written there."""
     return Lark(
-        text,
+        (_FOLDER / "attn.lark").read_text(encoding="utf-8"),
         parser="lalr",
         start="statement",
         keep_all_tokens=True,
         maybe_placeholders=False,
         transformer=Builder(),
+        cache=str(tables),
     )
 
 

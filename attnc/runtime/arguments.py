@@ -17,8 +17,11 @@ from attnc.ir.printer import show
 from attnc.ir.program import Program, Tensor
 from attnc.ir.sizes import Evaluator, Values, evaluator
 from attnc.ir.walk import postorder
+from attnc.runtime.eager import plain
 
 DEVICES = ("cpu", "cuda", "meta")
+KEPT = 256
+"""Calls remembered per signature."""
 FIXED = ("q", "k", "v")
 """The tensors every call has; they bind the sizes and never broadcast."""
 
@@ -34,6 +37,8 @@ class Signature:
         self._bindings = tuple((s.name, position[s.tensor], s.dim) for s in program.sizes)
         self._dims: tuple[tuple[Evaluator, ...], ...] = tuple(tuple(evaluator(d) for d in t.dims) for t in self.tensors)
         self._relations = tuple((evaluator(c.relation), c) for c in program.checks)
+        self._known: dict[tuple[Any, ...], tuple[torch.Size, ...] | None] = {}
+        """Calls seen to fit, by all that decides it: the shapes to expand to, None where they are the given ones."""
         self._accepted = {q: tuple(accepted(t.dtype, q) for t in self.tensors) for q in QUERY_DTYPES}
 
     def accept(self, tensors: Sequence[Any], q_start: Any) -> list[TorchTensor]:
@@ -42,6 +47,20 @@ class Signature:
         Raises:
             CallError: E2xx, when the call does not fit the spec.
         """
+        if type(q_start) is not int or not plain(tensors):
+            return self._checked(tensors, q_start)
+        key = (q_start, *[x for t in tensors for x in (t.shape, t.dtype, t.device, t.layout)])
+        shapes = self._known.get(key, ())
+        if shapes == ():
+            ready = self._checked(tensors, q_start)
+            whole = all(a is b for a, b in zip(tensors, ready, strict=True))
+            shapes = None if whole else tuple(t.shape for t in ready)
+            if len(self._known) >= KEPT:
+                self._known.clear()
+            self._known[key] = shapes
+        return list(tensors) if shapes is None else [t.expand(s) for t, s in zip(tensors, shapes, strict=True)]
+
+    def _checked(self, tensors: Sequence[Any], q_start: Any) -> list[TorchTensor]:
         ready = self._fit(tensors, q_start)
         if ready is None:
             raise CallError(Explanation(self, tensors, q_start).find())

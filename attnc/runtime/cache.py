@@ -12,6 +12,7 @@ import functools
 import hashlib
 import os
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -35,16 +36,48 @@ def library(source: str, toolchain: Toolchain, settings: Settings | None = None)
     Raises:
         CompilerFailed: if the compiler rejects the source; its log is kept beside it.
     """
+    found = begin(source, toolchain, settings)
+    return found if isinstance(found, ctypes.CDLL) else found()
+
+
+def begin(source: str, toolchain: Toolchain, settings: Settings | None = None) -> ctypes.CDLL | Compiling:
+    """The library if the cache has it, else its compilation, which has begun in another thread."""
     key = key_of(source, toolchain)
     directory = _directory((settings or Settings.read()).cache_dir)
     found = _load(directory / f"{key}.so")
-    if found is None:
-        directory = _writable(directory)
+    if found is not None:
+        return found
+    directory = _writable(directory)
+
+    def make() -> ctypes.CDLL:
         with _locked(directory / f"{key}.lock"):
-            found = _load(directory / f"{key}.so")
-            if found is None:
-                found = _build(directory, key, source, toolchain)
-    return found
+            return _load(directory / f"{key}.so") or _build(directory, key, source, toolchain)
+
+    return Compiling(make)
+
+
+class Compiling:
+    """A library that is being compiled; calling it waits and returns the library.
+
+    What goes wrong is raised by the call, which tries once more; so it is in a process forked meanwhile, where the
+    thread is gone.
+    """
+
+    def __init__(self, make: Callable[[], ctypes.CDLL]) -> None:
+        self._make = make
+        self._found: ctypes.CDLL | None = None
+        self._thread = threading.Thread(target=self._run, name="attnc compiler")
+        self._thread.start()
+
+    def _run(self) -> None:
+        with contextlib.suppress(Exception):
+            self._found = self._make()
+
+    def __call__(self) -> ctypes.CDLL:
+        self._thread.join()
+        if self._found is None:
+            self._found = self._make()
+        return self._found
 
 
 def _directory(base: Path) -> Path:

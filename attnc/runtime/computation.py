@@ -8,7 +8,6 @@ autograd returns gradients for inputs and seeds and nothing for what was saved.
 from __future__ import annotations
 
 import hashlib
-import keyword
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -27,17 +26,16 @@ from attnc.ir.program import Tensor as Operand
 from attnc.ir.sizes import evaluator
 from attnc.passes import modes
 from attnc.passes.plan import Plan
-from attnc.runtime.execute import Executor
+from attnc.runtime import library
+from attnc.runtime.eager import Recorded, differentiated, plain
+from attnc.runtime.execute import Executor, PlanExecutor
 from attnc.runtime.runs import tracked
 
 HIGHEST_ORDER = 2
-NAMESPACE = "attnc"
-
 Mode = Literal["reverse", "forward"]
 
 _lock = threading.RLock()
 _computations: dict[str, Computation] = {}
-_library: list[torch.library.Library] = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +47,15 @@ class Result:
     dtype: str
     of: str | None
     saved: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """How gradients are found: by which computation, from which of the known tensors, and which result is whose."""
+
+    below: Computation
+    reads: tuple[int, ...]
+    places: tuple[int | None, ...]
 
 
 class Computation:
@@ -78,15 +85,22 @@ class Computation:
         self._dims = tuple(tuple(evaluator(d) for d in r.dims) for r in self.results)
         self._dtype_of = tuple(position.get(r.of or "") for r in self.results)
         self._derivatives: dict[tuple[Mode, frozenset[str], frozenset[str]], Computation] = {}
+        self.ahead: set[tuple[object, ...]] = set()
+        """Kinds of recorded calls whose backward was compiled ahead, or need not be."""
+        self._routes: dict[tuple[bool, ...], Route | None] = {}
         self._executors: dict[str, Executor] = {}
         self.op = self._register()
 
     # ------------------------------------------------------------------------------------------------- running
 
     def call(self, tensors: Sequence[Tensor], q_start: Any) -> tuple[Tensor, ...]:
-        """The op, called by eager code."""
+        """The op, called by eager code; past the dispatcher where nothing is there to see it."""
         with tracked():
-            return self.op(*tensors, q_start)
+            if type(q_start) is not int or not plain(tensors):
+                return self.op(*tensors, q_start)
+            if differentiated(tensors):
+                return Recorded.apply(self, q_start, *tensors)  # type: ignore[no-untyped-call, no-any-return]
+            return self.run(*tensors, q_start)
 
     def sizes(self, tensors: Sequence[Tensor], q_start: Any) -> dict[str, Any]:
         """Size symbols bound by the arguments."""
@@ -100,7 +114,7 @@ class Computation:
         executor = self._executors.get(tensors[0].device.type)
         if executor is None:
             executor = self._executor(tensors[0].device.type)
-        return executor(tensors, self.sizes(tensors, q_start))
+        return executor(tensors, q_start)
 
     def _executor(self, device: str) -> Executor:
         from attnc.runtime.backends import executor
@@ -117,14 +131,13 @@ class Computation:
         like = tensors[0]
         return tuple(
             like.new_empty([d(sizes) for d in dims], dtype=dtype)
-            for dims, dtype in zip(self._dims, self.dtypes(tensors), strict=True)
+            for dims, dtype in zip(self._dims, self.dtypes([t.dtype for t in tensors]), strict=True)
         )
 
-    def dtypes(self, tensors: Sequence[Tensor]) -> list[torch.dtype]:
-        """The dtype of every result."""
-        query = tensors[0].dtype
+    def dtypes(self, given: Sequence[torch.dtype]) -> list[torch.dtype]:
+        """The dtype of every result, for arguments of the dtypes `given`."""
         return [
-            resolve(r.dtype, query) if k is None else tensors[k].dtype
+            resolve(r.dtype, given[0]) if k is None else given[k]
             for r, k in zip(self.results, self._dtype_of, strict=True)
         ]
 
@@ -170,22 +183,10 @@ class Computation:
             plan = driver.plan_gradient(self.program, outputs, inputs) if reads_saved else driver.plan_alone(program)
         return computation(program, plan, self.backend, self.order + 1)
 
-    # ---------------------------------------------------------------------------------------------- registration
+    # ------------------------------------------------------------------------------------------------- autograd
 
     def _register(self) -> Callable[..., tuple[Tensor, ...]]:
-        library = _fragment()
-        arguments = ", ".join(f"Tensor {_spelled(n)}" for n in self.names)
-        returns = ", ".join("Tensor" for _ in self.results)
-        tags = (torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout)
-        library.define(f"{self.name}({arguments}, SymInt q_start) -> ({returns})", tags=tags)
-        single = len(self.results) == 1
-        for key in ("CPU", "CUDA"):
-            library.impl(self.name, _first(self.run) if single else self.run, key)
-        qualified = f"{NAMESPACE}::{self.name}"
-        torch.library.register_fake(qualified, _first(self.shapes) if single else self.shapes, lib=library)
-        torch.library.register_autograd(qualified, self.backward, setup_context=self.remember, lib=library)
-        overload = getattr(getattr(torch.ops, NAMESPACE), self.name).default
-        return _tupled(overload) if single else cast("Callable[..., tuple[Tensor, ...]]", overload)
+        return library.register(self, self.name)
 
     def remember(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         """Autograd's set-up: keep the inputs and the saved results."""
@@ -213,16 +214,46 @@ class Computation:
             wanted: for each argument, whether its gradient is.
             apply: runs the derivative on its arguments.
         """
-        arriving = {n: g for n, g in zip(self.outputs, grads, strict=False) if g is not None}
-        needs = [n for n, w in zip(self.names, wanted, strict=False) if w and n in self.differentiable]
-        if not arriving or not needs:
+        route = self._route_of([g is not None for g in grads], wanted)
+        if route is None:
             return [None] * len(self.names)
-        known = dict(zip((*self.names, *(r.name for r in self.results)), stored, strict=True))
-        known |= {f"grad_{n}": g for n, g in arriving.items()}
-        below = self.derivative(arriving, needs)
-        results = apply(below, [known[n] for n in below.names])
-        found = {r.of: g for r, g in zip(below.results, results, strict=True)}
-        return [found.get(n) for n in self.names]
+        known = (*stored, *grads)
+        results = apply(route.below, [cast("Tensor", known[k]) for k in route.reads])
+        return [None if k is None else results[k] for k in route.places]
+
+    def compile_ahead(self, tensors: Sequence[Tensor], q_start: int, wanted: Sequence[bool]) -> None:
+        """Begin to compile what a recorded call and its backward will need, both at once, if neither is known yet."""
+        executor = self._executor(tensors[0].device.type)
+        if len(self.outputs) > 1 or not isinstance(executor, PlanExecutor):
+            return
+        sizes, given = self.sizes(tensors, q_start), [t.dtype for t in tensors]
+        if not executor.prepared(given, sizes).compiling:
+            return
+        route = self._route_of([True], wanted)
+        if route is None:
+            return
+        results = self.dtypes(given)
+        known = (*given, *results, *results)
+        below = route.below._executor(tensors[0].device.type)
+        if isinstance(below, PlanExecutor) and {s.name for s in route.below.program.sizes} < set(sizes):
+            below.prepared([known[k] for k in route.reads], sizes)
+
+    def _route_of(self, arriving: Sequence[bool], wanted: Sequence[bool]) -> Route | None:
+        key = (*arriving, *wanted)
+        if key not in self._routes:
+            self._routes[key] = self._route(arriving, wanted)
+        return self._routes[key]
+
+    def _route(self, arriving: Sequence[bool], wanted: Sequence[bool]) -> Route | None:
+        seeds = [n for n, a in zip(self.outputs, arriving, strict=False) if a]
+        needs = [n for n, w in zip(self.names, wanted, strict=False) if w and n in self.differentiable]
+        if not seeds or not needs:
+            return None
+        below = self.derivative(seeds, needs)
+        known = (*self.names, *(r.name for r in self.results), *(f"grad_{r.name}" for r in self.results))
+        place = {name: k for k, name in enumerate(known)}
+        found = {r.of: k for k, r in enumerate(below.results)}
+        return Route(below, tuple(place[n] for n in below.names), tuple(found.get(n) for n in self.names))
 
     def tangents(self, stored: Sequence[Tensor], moving: Sequence[Tensor | None], apply: Apply) -> list[Tensor | None]:
         """Tangents of the op's results, for tangents of its arguments; None for saved values."""
@@ -269,24 +300,4 @@ def _results(program: Program, plan: Plan | None) -> tuple[Result, ...]:
     return (*outputs, *(Result(b.name, b.dims, b.dtype, None, saved=True) for b in buffers if b.role == "saved"))
 
 
-def _fragment() -> torch.library.Library:
-    with _lock:
-        if not _library:
-            _library.append(torch.library.Library(NAMESPACE, "FRAGMENT"))
-        return _library[0]
-
-
-def _spelled(name: str) -> str:
-    """An argument name that torch's schema parser accepts."""
-    return f"{name}_" if keyword.iskeyword(name) else name
-
-
 Apply = Callable[[Computation, list[Tensor]], Sequence[Tensor]]
-
-
-def _first(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Tensor]:
-    return lambda *args: function(*args)[0]
-
-
-def _tupled(function: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, ...]]:
-    return lambda *args: (function(*args),)

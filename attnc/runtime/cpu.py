@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,21 +16,23 @@ from attnc.runtime import cache
 from attnc.runtime.toolchain import Toolchain, find
 from attnc.settings import Settings
 
+KEPT = 64
+"""Calls remembered per kernel."""
+
 
 class CompiledKernel:
     """One kernel of a loaded library. Calling it costs some microseconds beside the kernel's own time."""
 
-    def __init__(self, kernel: Kernel, library: ctypes.CDLL, threads: int = 0) -> None:
+    def __init__(self, kernel: Kernel, library: ctypes.CDLL | cache.Compiling, threads: int = 0) -> None:
         """Bind `kernel` to its entry point; `threads` 0 follows `torch.get_num_threads`."""
         self.kernel = kernel
         self.threads = threads
-        self._library = library
-        self._entry = library[kernel.name]
-        self._entry.restype = ctypes.c_int
+        self.library = library
         count = sum(len(a.dims) for a in kernel.arguments)
         self._pointers = ctypes.c_void_p * len(kernel.arguments)
         self._strides = ctypes.c_int64 * count
         self._sizes = ctypes.c_int64 * len(kernel.sizes)
+        self._bound: dict[tuple[object, ...], Callable[[Sequence[Tensor]], None]] = {}
 
     def blocks(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> Mapping[str, int]:
         """Block lengths, which are those it was compiled with."""
@@ -48,34 +50,60 @@ class CompiledKernel:
             CallError: (E230) if a size is beyond what kernels address.
             MemoryError: if there is no room for the tiles.
         """
-        strides = [0 if n == 1 else s for t in tensors for n, s in zip(t.shape, t.stride(), strict=True)]
-        status = self._entry(
-            self._pointers(*[t.data_ptr() for t in tensors]),
-            self._strides(*strides),
-            self._sizes(*[sizes[n] for n in self.kernel.sizes]),
-            self.threads or torch.get_num_threads(),
-        )
+        key = (*[t.shape for t in tensors], *[t.stride() for t in tensors], *[sizes[n] for n in self.kernel.sizes])
+        bound = self._bound.get(key)
+        if bound is None:
+            if len(self._bound) >= KEPT:
+                self._bound.clear()
+            bound = self._bound[key] = self.bind(tensors, sizes)
+        bound(tensors)
+
+    def bind(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> Callable[[Sequence[Tensor]], None]:
+        """A function that runs the kernel on tensors of the same shapes and strides as these, and the same sizes."""
+        known = [0 if n == 1 else s for t in tensors for n, s in zip(t.shape, t.stride(), strict=True)]
+        strides = self._strides(*known)
+        lengths = self._sizes(*[sizes[n] for n in self.kernel.sizes])
+        entry, pointers, fixed = self._entry(), self._pointers, self.threads
+
+        def run(tensors: Sequence[Tensor]) -> None:
+            status = entry(
+                pointers(*[t.data_ptr() for t in tensors]), strides, lengths, fixed or torch.get_num_threads()
+            )
+            if status:
+                self._refuse(status, sizes)
+
+        return run
+
+    def _entry(self) -> Callable[..., int]:
+        if isinstance(self.library, cache.Compiling):
+            self.library = self.library()
+        entry = self.library[self.kernel.name]
+        entry.restype = ctypes.c_int
+        return entry
+
+    def _refuse(self, status: int, sizes: Mapping[str, int]) -> None:
         if status == 1:
             raise MemoryError(f"no memory for the tiles of kernel {self.kernel.name}")
-        if status == 2:
-            message = f"a size of this call is negative or above 2**26: {dict(sizes)}"
-            raise CallError(Diagnostic("E230", message, remedy="split the call into shorter ones"))
+        message = f"a size of this call is negative or above 2**26: {dict(sizes)}"
+        raise CallError(Diagnostic("E230", message, remedy="split the call into shorter ones"))
 
 
 def build(
     kernels: Sequence[Kernel], *, toolchain: Toolchain | None = None, settings: Settings | None = None
 ) -> list[CompiledKernel]:
-    """Compile kernels of one variant into one library, or find it in the cache.
+    """Have kernels of one variant compiled into one library, or find it in the cache.
+
+    A kernel that is still being compiled is waited for when it is first launched; that raises CompilerFailed if the
+    compiler rejects the generated source.
 
     Raises:
         CompilerMissing: if there is no C++ compiler.
-        CompilerFailed: if the compiler rejects the generated source.
     """
     if not kernels:
         return []
     settings = settings or Settings.read()
     source = _overridden(kernels[0].name, print_unit(kernels), settings)
-    library = cache.library(source, toolchain or find(settings), settings)
+    library = cache.begin(source, toolchain or find(settings), settings)
     return [CompiledKernel(k, library, settings.threads) for k in kernels]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,11 +21,11 @@ class DenseExecutor:
     def __init__(self, computation: Computation) -> None:
         self.computation = computation
 
-    def __call__(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> tuple[Tensor, ...]:
+    def __call__(self, tensors: Sequence[Tensor], q_start: int) -> tuple[Tensor, ...]:
         c = self.computation
         given = dict(zip(c.names, tensors, strict=True))
-        values = evaluate(c.program, given, sizes, dtype=real(tensors[0].dtype))
+        values = evaluate(c.program, given, c.sizes(tensors, q_start), dtype=real(tensors[0].dtype))
         return tuple(
             values[r.name].to(dtype).clone(memory_format=torch.contiguous_format)
-            for r, dtype in zip(c.results, c.dtypes(tensors), strict=True)
+            for r, dtype in zip(c.results, c.dtypes([t.dtype for t in tensors]), strict=True)
         )

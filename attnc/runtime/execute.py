@@ -1,15 +1,17 @@
 """Running plans: buffers allocated, kernels launched in order, linear-size leftovers finished by tensor operations.
 
-Kernels are specialised to dtypes and channel extents and to nothing else; a prepared plan serves every length.
+Kernels are specialised to dtypes and channel extents and to nothing else; a prepared plan serves every length. What a
+call works out about its lengths and strides is remembered for the next one that has the same.
 """
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -23,17 +25,21 @@ from attnc.ir.program import Output, Program
 from attnc.ir.sizes import Evaluator, evaluator
 from attnc.ir.walk import postorder
 from attnc.passes.plan import Finish, Plan
-from attnc.runtime.pages import in_huge_pages
+from attnc.runtime.cache import Compiling
+from attnc.runtime.pages import in_huge_pages, is_long
 from attnc.runtime.runs import Planned, operands
 
 if TYPE_CHECKING:
     from attnc.runtime.computation import Computation
 
+KEPT = 256
+"""Calls remembered per plan."""
+
 
 class Executor(Protocol):
     """Computes an op's results from its tensor arguments."""
 
-    def __call__(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> tuple[Tensor, ...]:
+    def __call__(self, tensors: Sequence[Tensor], q_start: int) -> tuple[Tensor, ...]:
         """Results in the order of `Computation.results`."""
         ...
 
@@ -51,6 +57,15 @@ class KernelLaunch(Launch, Protocol):
 
     def blocks(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> Mapping[str, int]:
         """The block length of every blocked axis that a call with these arguments has."""
+        ...
+
+
+@runtime_checkable
+class Bindable(Protocol):
+    """A launch that can be made ready for tensors of known shapes and strides."""
+
+    def bind(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> Callable[[Sequence[Tensor]], object]:
+        """A function that runs it on tensors of the same shapes and strides as these, and the same sizes."""
         ...
 
 
@@ -100,17 +115,36 @@ class PlanExecutor:
         self.backend = backend
         self._lock = threading.Lock()
         self._prepared: dict[tuple[object, ...], Prepared] = {}
+        self._calls: dict[tuple[object, ...], Call] = {}
         self.constants = driver.channel_sizes(plan.program)
 
-    def __call__(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> tuple[Tensor, ...]:
+    def __call__(self, tensors: Sequence[Tensor], q_start: int) -> tuple[Tensor, ...]:
         """Results in the order of `Computation.results`."""
-        key = (*[t.dtype for t in tensors], *[sizes[c] for c in self.constants])
-        prepared = self._prepared.get(key)
-        if prepared is None:
-            with self._lock:
-                prepared = self._prepared.get(key) or Prepared(self, tensors, sizes)
-                self._prepared[key] = prepared
-        return prepared(tensors, sizes)
+        key = (
+            q_start,
+            *[t.shape for t in tensors],
+            *[t.stride() for t in tensors],
+            *[t.dtype for t in tensors],
+        )
+        call = self._calls.get(key)
+        if call is None:
+            call = self._call(tensors, q_start)
+            if len(self._calls) >= KEPT:
+                self._calls.clear()
+            self._calls[key] = call
+        return call(tensors)
+
+    def _call(self, tensors: Sequence[Tensor], q_start: int) -> Call:
+        sizes = self.computation.sizes(tensors, q_start)
+        return self.prepared([t.dtype for t in tensors], sizes).call(sizes)
+
+    def prepared(self, dtypes: Sequence[torch.dtype], sizes: Mapping[str, int]) -> Prepared:
+        """The plan for arguments of these dtypes; its kernels may still be compiling."""
+        key = (*dtypes, *[sizes[c] for c in self.constants])
+        with self._lock:
+            if key not in self._prepared:
+                self._prepared[key] = Prepared(self, dtypes, sizes)
+            return self._prepared[key]
 
     def kernels(self, dtypes: Mapping[str, torch.dtype], constants: Mapping[str, int], kind: str) -> list[Kernel]:
         """The plan's tile programs for these dtypes and channel extents."""
@@ -119,20 +153,25 @@ class PlanExecutor:
 
 
 class Prepared:
-    """A plan for one choice of dtypes and channel extents: nothing left to decide but lengths."""
+    """A plan for one choice of dtypes and channel extents: nothing left to decide but lengths.
 
-    def __init__(self, owner: PlanExecutor, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> None:
+    Attributes:
+        compiling: whether its kernels were not in the cache.
+    """
+
+    def __init__(self, owner: PlanExecutor, given: Sequence[torch.dtype], sizes: Mapping[str, int]) -> None:
         computation, plan = owner.computation, owner.plan
-        query = tensors[0].dtype
+        query = given[0]
         self.real = real(query)
-        self.device = tensors[0].device
         slot = {n: k for k, n in enumerate((*computation.names, *(b.name for b in plan.buffers)))}
-        dtypes = dict(zip(computation.names, (t.dtype for t in tensors), strict=True))
+        dtypes = dict(zip(computation.names, given, strict=True))
         dtypes |= {b.name: resolve(b.dtype, query) for b in plan.buffers}
-        dtypes |= dict(zip((r.name for r in computation.results), computation.dtypes(tensors), strict=True))
+        dtypes |= dict(zip((r.name for r in computation.results), computation.dtypes(given), strict=True))
         constants = {c: int(sizes[c]) for c in owner.constants}
         kernels = owner.kernels(dtypes, constants, NAMES[self.real])
-        launches = iter(zip(kernels, owner.backend.build(kernels), strict=True))
+        built = owner.backend.build(kernels)
+        self.compiling = any(isinstance(getattr(k, "library", None), Compiling) for k in built)
+        launches = iter(zip(kernels, built, strict=True))
         added = {a.name for k in kernels for a in k.arguments if a.mode == "add"}
         partial = {b.name for b in plan.buffers if any(map(_ends_early, repeat(plan.program), b.axes, b.dims))}
         self._allocations = [
@@ -158,18 +197,61 @@ class Prepared:
             done = tuple(s for s in scratch if last.get(s) == k)
             self._steps[k] = replace(step, done=done)
 
-    def __call__(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> tuple[Tensor, ...]:
+    def call(self, sizes: Mapping[str, int]) -> Call:
+        """The plan for calls of these sizes."""
+        return Call(self._allocations, self._steps, self._results, sizes)
+
+
+class Call:
+    """A plan for tensors of known dtypes, shapes and strides; it keeps sizes and no tensors."""
+
+    def __init__(
+        self, allocations: Sequence[Allocation], steps: Sequence[Step], results: Sequence[int], sizes: Mapping[str, int]
+    ) -> None:
+        self.sizes = dict(sizes)
+        self._buffers = tuple(Buffer.of(a, sizes) for a in allocations)
+        self._steps = tuple(steps)
+        self._bound: list[Callable[[Sequence[Tensor]], object] | None] = [None] * len(steps)
+        self._results = tuple(results)
+
+    def __call__(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Allocate, launch every step, and return the results."""
-        device = tensors[0].device
-        slots: list[Tensor | None] = [*tensors]
-        for a in self._allocations:
-            make = torch.zeros if a.zeroed else torch.empty
-            slots.append(in_huge_pages(make([d(sizes) for d in a.dims], dtype=a.dtype, device=device)))
-        for step in self._steps:
-            step.launch([slots[s] for s in step.slots], sizes)  # type: ignore[misc]
+        like = tensors[0]
+        slots: list[Tensor | None] = [*tensors, *[b.made(like) for b in self._buffers]]
+        for k, step in enumerate(self._steps):
+            passed: list[Tensor] = [slots[s] for s in step.slots]  # type: ignore[misc]
+            bound = self._bound[k]
+            if bound is None:
+                bound = self._bound[k] = self._bind(step.launch, passed)
+            bound(passed)
             for s in step.done:
                 slots[s] = None
-        return tuple(slots[s] for s in self._results)  # type: ignore[misc]
+        return tuple([slots[s] for s in self._results])  # type: ignore[misc]
+
+    def _bind(self, launch: Launch, tensors: Sequence[Tensor]) -> Callable[[Sequence[Tensor]], object]:
+        if isinstance(launch, Bindable):
+            return launch.bind(tensors, self.sizes)
+        return lambda tensors: launch(tensors, self.sizes)
+
+
+class Buffer(NamedTuple):
+    """A buffer to make, of known shape."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    zeroed: bool
+    long: bool
+
+    @classmethod
+    def of(cls, a: Allocation, sizes: Mapping[str, int]) -> Buffer:
+        shape = tuple(d(sizes) for d in a.dims)
+        return cls(shape, a.dtype, a.zeroed, is_long(math.prod(shape) * a.dtype.itemsize))
+
+    def made(self, like: Tensor) -> Tensor:
+        """The buffer, on the device of `like`."""
+        make = like.new_zeros if self.zeroed else like.new_empty
+        made = make(self.shape, dtype=self.dtype)
+        return in_huge_pages(made) if self.long else made
 
 
 def _ends_early(program: Program, axis: str, dim: Node) -> bool:

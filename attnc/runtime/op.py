@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+import uuid
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,43 +20,11 @@ from attnc.ir.printer import show
 from attnc.ir.program import Program
 from attnc.runtime.arguments import FIXED, Signature, check_names, position
 from attnc.runtime.backends import requested, targets_of
-from attnc.runtime.computation import Computation
-from attnc.runtime.rank import RankStages, staged
-from attnc.runtime.stages import Stages
 from attnc.runtime.state import State, States, streamed
+from attnc.runtime.variant import Variant
 
-Observed = dict[str, Tensor]
-
-
-class Variant:
-    """An op for one choice of optional tensors, with or without observations; with `states`, over pieces of a
-    sequence."""
-
-    def __init__(self, program: Program, backend: str, states: States | None = None) -> None:
-        self.signature = Signature(program)
-        self.states = states
-        self.stages: dict[str, Stages | RankStages] = {}
-        shared: dict[object, Stages | RankStages] = {}
-        for target in targets_of(backend):
-            choice = driver.choose(program, target)
-            key = target if choice.by_rank is not None else choice.form
-            self.stages[target] = shared.setdefault(key, staged(choice, program, target, backend))
-        self._default = next(iter(self.stages.values()))
-
-    @property
-    def computation(self) -> Computation:
-        """The attention itself, where the op runs first of all."""
-        return self._default.attention.computation
-
-    def reports(self) -> list[str]:
-        """What calls found out about the bias that compiling could not."""
-        return [s.report for s in self.stages.values() if isinstance(s, RankStages) and s.report is not None]
-
-    def __call__(self, tensors: Sequence[Any], q_start: Any) -> tuple[Tensor, ...]:
-        """The outputs, for tensors in the order of the signature."""
-        ready = self.signature.accept(tensors, q_start)
-        stages = self.stages.get("gpu", self._default) if ready[0].is_cuda else self._default
-        return stages(self.signature.names, ready, q_start)
+ops: weakref.WeakValueDictionary[str, Op] = weakref.WeakValueDictionary()
+"""All ops by the name that traced code knows them by."""
 
 
 class Op:
@@ -84,13 +54,14 @@ class Op:
         self.backend = backend
         self.program = driver.lower(definition, source, consts, options=options)
         self.name = self.program.name
-        for target in targets_of(backend):
-            driver.choose(self.program, target)  # refuses now what the bias cannot be
+        if options.rank is not None or options.bias not in ("auto", "registers"):
+            driver.choose(self.program, targets_of(backend)[0])  # refuses now what the bias cannot be
         self.optional = frozenset(t.name for t in self.program.tensors if t.default is not None)
         self._variants: dict[tuple[bool, bool, frozenset[str]], Variant] = {}
         self._calls: dict[tuple[bool, bool, tuple[str, ...]], tuple[Variant, tuple[int, ...]]] = {}
         self._lock = threading.RLock()
-        self._opaque = _opaque(self._call)
+        self._key = uuid.uuid4().hex
+        ops[self._key] = self
 
     def __call__(
         self,
@@ -127,14 +98,13 @@ class Op:
         """
         try:
             after: tuple[State, ...] = ()
-            call = self._opaque if torch.compiler.is_dynamo_compiling() else self._call
             if state is None and not return_state:
-                results = call(observe, False, q_start, tuple(tensors), q, k, v, *tensors.values())
+                results = self._run(observe, False, q_start, tuple(tensors), q, k, v, *tensors.values())
             else:
                 states = self._states(tuple(tensors), observe)
                 past = () if state is None else states.given(state, q_start)
                 start = q_start if state is None else state.position
-                results = call(observe, True, start, tuple(tensors), q, k, v, *tensors.values(), *past)
+                results = self._run(observe, True, start, tuple(tensors), q, k, v, *tensors.values(), *past)
                 after = (states.state(results, start + k.shape[2]),) if return_state else ()
         except AttncError as error:
             raise error.with_traceback(None) from None
@@ -142,16 +112,23 @@ class Op:
         return (results[0], *seen, *after) if seen or after else results[0]
 
     def _states(self, names: tuple[str, ...], observe: bool) -> States:
-        states = self.variant(*names, observe=observe, streams=True).states
+        states = self._found(names, observe, streams=True).states
         assert states is not None
         return states
+
+    def _run(self, *arguments: Any) -> tuple[Tensor, ...]:
+        if torch.compiler.is_dynamo_compiling():
+            from attnc.runtime.traced import apply
+
+            return apply(self._key, *arguments)
+        return self._call(*arguments)
 
     def _call(
         self, observe: bool, streams: bool, q_start: Any, names: tuple[str, ...], *tensors: Any
     ) -> tuple[Tensor, ...]:
         found = self._calls.get((observe, streams, names))
         if found is None:
-            variant = self.variant(*names, observe=observe, streams=streams)
+            variant = self._found(names, observe, streams)
             given = (*FIXED, *names, *(variant.states.names if variant.states else ()))
             found = variant, tuple(given.index(n) for n in variant.signature.names)
             self._calls[observe, streams, names] = found
@@ -177,6 +154,11 @@ class Op:
         Raises:
             CallError: E205 or E206, if these are not the spec's tensors; E213, if it is to stream and cannot.
         """
+        found = self._found(names, observe, streams)
+        found.register()
+        return found
+
+    def _found(self, names: Sequence[str], observe: bool, streams: bool) -> Variant:
         key = (observe, streams, frozenset(names))
         with self._lock:
             if key not in self._variants:
@@ -260,12 +242,3 @@ def _restored(
 ) -> Op:
     source = Source(name, text)
     return Op(source, driver.definition(source, definition), consts, backend, options)
-
-
-def _opaque(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
-    """A plain function that dynamo puts into its graph without looking inside."""
-
-    def call(*args: Any) -> tuple[Tensor, ...]:
-        return function(*args)
-
-    return cast("Callable[..., tuple[Tensor, ...]]", torch._dynamo.allow_in_graph(call))

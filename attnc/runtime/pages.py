@@ -32,11 +32,15 @@ def _advise() -> Callable[[int, int, int], int] | None:
     return function
 
 
+def is_long(size: int) -> bool:
+    """Whether huge pages pay for a buffer of that many bytes."""
+    return size >= LONG
+
+
 def in_huge_pages(buffer: Tensor) -> Tensor:
-    """The buffer, fresh and untouched, whose memory the system is asked to back with huge pages if it is long."""
-    size = buffer.numel() * buffer.element_size()
-    if size >= LONG and buffer.device.type == "cpu" and (advise := _advise()) is not None:
+    """The long buffer, fresh and untouched, whose memory the system is asked to back with huge pages."""
+    if buffer.device.type == "cpu" and (advise := _advise()) is not None:
         start = -(-buffer.data_ptr() // PAGE) * PAGE
-        stop = (buffer.data_ptr() + size) // PAGE * PAGE
+        stop = (buffer.data_ptr() + buffer.numel() * buffer.element_size()) // PAGE * PAGE
         advise(start, stop - start, HUGE)
     return buffer

@@ -25,9 +25,9 @@ from attnc.ir.program import Program
 from attnc.ir.walk import postorder
 from attnc.passes.bias_form import Choice, TargetName, highest_rank
 from attnc.passes.separate import ByRank, Split
+from attnc.runtime.eager import active
 from attnc.runtime.stages import Stage, Stages
 from attnc.runtime.svd import Basis, basis_of_rank, basis_within
-from attnc.runtime.transforms import active
 
 
 class LowRankWarning(UserWarning):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,16 +32,18 @@ _tables: OrderedDict[tuple[Any, ...], Kept] = OrderedDict()
 _state = threading.local()
 
 
-@contextmanager
-def tracked() -> Generator[None]:
+class tracked:
     """Within, tensors are those that eager code holds: writing to one changes its version. Compiled code reuses memory
     without a trace, so outside a table is used again only for equal contents."""
-    before = getattr(_state, "tracked", False)
-    _state.tracked = True
-    try:
-        yield
-    finally:
-        _state.tracked = before
+
+    __slots__ = ("_before",)
+
+    def __enter__(self) -> None:
+        self._before = getattr(_state, "tracked", False)
+        _state.tracked = True
+
+    def __exit__(self, *_: object) -> None:
+        _state.tracked = self._before
 
 
 class Snapshot:

@@ -18,7 +18,8 @@ from attnc.ir.walk import postorder
 from attnc.passes.separate import Split
 from attnc.runtime.backends import is_planned
 from attnc.runtime.computation import Computation, computation
-from attnc.runtime.transforms import active, functional
+from attnc.runtime.eager import active
+from attnc.runtime.transforms import functional
 
 
 class Stage:
@@ -28,15 +29,21 @@ class Stage:
         plan = driver.plan_forward(program) if is_planned(backend) else None
         self.computation: Computation = computation(program, plan, backend)
         read = {n.tensor for n in postorder(program.roots()) if isinstance(n, Load)}
-        self._operands = tuple((n, n in read) for n in self.computation.names)
+        self._lengths = tuple(k for k, n in enumerate(self.computation.names) if n not in read)
         self._count = len(program.outputs)
 
     def __call__(self, tensors: Mapping[str, Tensor], q_start: Any) -> tuple[Tensor, ...]:
         """The outputs. Tensors that only tell a size get no gradient."""
-        ready = [tensors[n] if reads else tensors[n].detach() for n, reads in self._operands]
         if active():
-            return functional(self.computation, ready, q_start)[: self._count]
-        return self.computation.call(ready, q_start)[: self._count]
+            return functional(self.computation, self._ready(tensors), q_start)[: self._count]
+        return self.computation.call(self._ready(tensors), q_start)[: self._count]
+
+    def _ready(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+        ready = [tensors[n] for n in self.computation.names]
+        for k in self._lengths:
+            if ready[k].requires_grad or active():
+                ready[k] = ready[k].detach()
+        return ready
 
 
 class Stages:

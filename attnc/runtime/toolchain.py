@@ -17,7 +17,6 @@ from attnc.settings import Settings
 CANDIDATES = ("g++", "c++", "clang++")
 FLAGS = (
     "-O2",
-    "-fvect-cost-model=dynamic",
     "-std=c++17",
     "-fPIC",
     "-shared",

@@ -11,16 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from attnc.ir.node import Axis, Load, Size, size
 from attnc.ir.walk import postorder
 from attnc.runtime.computation import Computation
-
-
-def active() -> bool:
-    """Whether a functorch transform or a forward-mode level is running."""
-    return bool(torch._C._are_functorch_transforms_active()) or forward_ad._current_level >= 0
 
 
 def functional(computation: Computation, tensors: Sequence[Tensor], q_start: Any) -> tuple[Tensor, ...]:

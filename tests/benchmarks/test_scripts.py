@@ -59,13 +59,22 @@ def test_masks(tmp_path: Path) -> None:
     assert found["window"]["both"]["ratio"] > 0
 
 
-def test_cpu_ratios(tmp_path: Path) -> None:
+def test_cpu(tmp_path: Path) -> None:
     out = tmp_path / "cpu.json"
-    done = run("run.py", "--specs", "causal,retention", "--lengths", "32", "--rounds", "2", "--out", out)
-    assert done.returncode == 0, done.stderr
-    rows = json.loads(out.read_text())["rows"]
-    assert rows[0]["forward_ratio"] > 0
-    assert rows[1]["peer"].startswith("none: its weights are not a softmax")
+    tiny = ("--lengths", "32", "--channels", "16", "--dtypes", "f32", "--shapes", "2", "--no-flex")
+    short = ("--rounds", "1", "--least", "0.001", "--budget", "0")
+    done = run("cpu.py", "--only", "plain,shapes", "--specs", "causal", *tiny, *short, "--out", out)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(out.read_text())
+    causal, trained = found["rows"]
+    assert trained["both"]
+    assert set(causal["ratios"]) == {"SDPA", "eager"}
+    assert 0 < causal["of_peak"] < 1
+    assert abs(causal["gflops"] * causal["seconds"]["attnc"] * 1e9 / (4 * 8 * 16 * 32 * 33 / 2) - 1) < 1e-6
+    assert all(0 <= r["error"] <= 1 for r in found["rows"])
+    assert found["shapes"]["error"] < 1e-5
+    assert found["shapes"]["compiled"] == 0
+    assert found["machine"]["peaks"]["f32"]["gflops"] > 1
 
 
 def test_low_rank_biases(tmp_path: Path) -> None:

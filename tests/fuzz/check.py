@@ -18,7 +18,6 @@ from attnc.diagnostics.diagnostic import SpecError
 from attnc.diagnostics.source import Source
 from attnc.grammar.formatter import format_source
 from attnc.grammar.parser import parse
-from attnc.ir.dense import bind_sizes
 from attnc.ir.options import Options
 from attnc.ir.parser import parse_program
 from attnc.ir.printer import print_program
@@ -226,8 +225,7 @@ def _run(plan: Plan, program: Program, backend: str, given: Mapping[str, Tensor]
     program = replace(program, sizes=plan.program.sizes)
     computation = _Computation(program, plan, backend)
     tensors = [given[n] for n in computation.names]
-    sizes = bind_sizes(plan.program, {n: given[n] for n in computation.names}, q_start)
-    results = PlanExecutor(computation, plan, _backend(backend))(tensors, sizes)
+    results = PlanExecutor(computation, plan, _backend(backend))(tensors, q_start)
     return {r.name: t for r, t in zip(computation.results, results, strict=True)}
 
 

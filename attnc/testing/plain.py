@@ -1,0 +1,68 @@
+"""The same variant in plain PyTorch: scores, mask, softmax and the weighted sum, each a whole tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from attnc.ir.node import call
+from attnc.ir.program import Program
+from attnc.testing.peers import GRID, NotExpressible, Peer, softmax_form
+from attnc.testing.pointwise import python_function
+
+if TYPE_CHECKING:
+    import torch
+
+    Tensors = Mapping[str, torch.Tensor]
+
+AXES = (("b", "B"), ("h", "H"), ("i", "M"), ("j", "N"))
+SAMPLED = 64
+"""Rows of a mask that are counted to estimate how many pairs it allows."""
+
+
+def plain(program: Program, tensors: Tensors, sizes: Mapping[str, int]) -> Peer | NotExpressible:
+    """Softmax attention by eager tensor operations; the mask is made beforehand."""
+    import torch
+
+    form = softmax_form(program, sizes)
+    if isinstance(form, NotExpressible):
+        return form
+    detached = {n: t.detach() for n, t in tensors.items()}
+    grid = _grid(sizes, torch.arange(sizes["M"]))
+    score = python_function(form.score, "score", ("score", "b", "h", "i", "j"), GRID, detached)
+    allowed = None
+    if form.mask:
+        allowed = python_function(call("and", *form.mask), "mask", ("b", "h", "i", "j"), GRID, detached)(*grid)
+    groups = sizes["H"] // sizes["G"]
+
+    def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        if groups > 1:
+            k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+        s = score(q @ k.mT, *grid).to(q.dtype)
+        if allowed is not None:
+            s = s.masked_fill(~allowed, -torch.inf)
+        return torch.softmax(s, -1) @ v
+
+    return Peer("eager", run, "whole tensors")
+
+
+def allowed_fraction(program: Program, tensors: Tensors, sizes: Mapping[str, int]) -> float | None:
+    """The share of pairs of positions that a variant attends to, from a sample of rows; None if it is no softmax."""
+    import torch
+
+    form = softmax_form(program, sizes)
+    if isinstance(form, NotExpressible):
+        return None
+    if not form.mask:
+        return 1.0
+    rows = torch.linspace(0, sizes["M"] - 1, min(SAMPLED, sizes["M"])).round().long()
+    condition = python_function(call("and", *form.mask), "mask", ("b", "h", "i", "j"), GRID, tensors)
+    found = torch.as_tensor(condition(*_grid(sizes, rows)))
+    return float(found.expand(*found.shape[:2], len(rows), sizes["N"]).double().mean())
+
+
+def _grid(sizes: Mapping[str, int], rows: torch.Tensor) -> list[torch.Tensor]:
+    import torch
+
+    values = [rows if axis == "i" else torch.arange(sizes[size]) for axis, size in AXES]
+    return [x.reshape([-1 if k == dim else 1 for k in range(4)]) for dim, x in enumerate(values)]
