@@ -38,13 +38,13 @@ from attnc.ir.node import (
     mul,
     neg,
     position_of,
-    sub,
     sum_over,
     terms_of,
 )
 from attnc.ir.notes import suggest
 from attnc.ir.program import Note
 from attnc.ir.walk import postorder, rebuild, rewrite
+from attnc.passes.exponents import exponent_of, unit_and_terms
 
 AXIS_ORDER = "bhgij"
 
@@ -211,27 +211,29 @@ def _rewritten(node: Node, state: _State, memo: dict[Node, Node]) -> Node:
     return memo[node]
 
 
-def _shift_of(z: Node) -> Node | None:
-    """The guarded maximum m such that every term of z carries exp2(-m)."""
-    common: set[Node] | None = None
+def _shift_of(z: Node) -> tuple[Node, float | int] | None:
+    """The guarded maximum m, and the unit c it is in, such that every term of z carries exp2(-c * m)."""
+    common: set[tuple[Node, float | int]] | None = None
     for term in terms_of(z):
-        shifts: set[Node] = set()
+        shifts: set[tuple[Node, float | int]] = set()
         for f in factors_of(term):
             inner = f.factors if isinstance(f, Sum) else (f,)
             limits = f.bound if isinstance(f, Sum) else frozenset()
             for x in inner:
                 if isinstance(x, Call) and x.fn == "exp2":
-                    shifts |= {s for s in _shifts(x.args[0]) if not s.axes & limits}
+                    shifts |= {(s, unit) for s, unit in _shifts(x.args[0]) if not s.axes & limits}
         common = shifts if common is None else common & shifts
-    return min(common, key=lambda n: n.order) if common else None
+    return min(common, key=lambda s: s[0].order) if common else None
 
 
-def _shifts(exponent: Node) -> set[Node]:
-    found: set[Node] = set()
-    for t in terms_of(exponent):
+def _shifts(exponent: Node) -> set[tuple[Node, float | int]]:
+    """The guarded maxima taken away in an exponent, and the unit they are in."""
+    found: set[tuple[Node, float | int]] = set()
+    unit, terms = unit_and_terms(exponent)
+    for t in terms:
         k, rest = coefficient(t)
         if k == -1 and len(rest) == 1 and isinstance(rest[0], Call) and rest[0].fn == "finite_or_zero":
-            found.add(rest[0])
+            found.add((rest[0], unit))
     return found
 
 
@@ -242,20 +244,23 @@ def _fold_shifts(roots: list[Node], state: _State, memo: dict[Node, Node]) -> li
         if not (isinstance(node, Call) and node.fn == "reciprocal_or_zero"):
             continue
         z = node.args[0]
-        shift = _shift_of(z)
-        if shift is None or not any(isinstance(x, Max) for x in postorder([shift])):
+        found = _shift_of(z)
+        if found is None or not any(isinstance(x, Max) for x in postorder([found[0]])):
             continue
+        shift, unit = found
         axes = ordered(z.axes)
         name = "lse" if count == 0 else f"lse_{count}"
         count += 1
         lse = load(name, [axis(a) for a in axes])
-        value = call("where", call("eq", z, const(0.0)), const(math.inf), add(shift, call("log2", z)))
+        value = call(
+            "where", call("eq", z, const(0.0)), const(math.inf), add(shift, mul(const(1 / unit), call("log2", z)))
+        )
         state.saved[lse] = Saved(name, axes, value)
         r, z_now, m = (_rewritten(x, state, memo) for x in (node, z, shift))
         roots = rewrite(roots, lambda n, r=r, m=m, lse=lse: _pair(n, r, m, lse))  # type: ignore[misc]
         logz = call("log2", z_now)
-        rest = call("exp2", sub(m, lse))
-        left = {r: rest, logz: sub(lse, m)}
+        rest = call("exp2", exponent_of(unit, m, neg(lse)))
+        left = {r: rest, logz: exponent_of(unit, lse, neg(m))}
         roots = rewrite(roots, lambda n, left=left: left.get(n))  # type: ignore[misc]
     return roots
 
@@ -293,8 +298,9 @@ def _pair_in(factors: list[Node], r: Node, m: Node, lse: Node) -> bool:
 def _absorb(f: Node, m: Node, lse: Node) -> Node | None:
     """exp2(x - m), or a sum with such a factor, with m replaced by lse."""
     if isinstance(f, Call) and f.fn == "exp2":
-        if m in _shifts(f.args[0]):
-            weight = call("exp2", add(f.args[0], m, neg(lse)))
+        unit, inner_terms = unit_and_terms(f.args[0])
+        if (m, unit) in _shifts(f.args[0]):
+            weight = call("exp2", exponent_of(unit, *inner_terms, m, neg(lse)))
             suggest(weight, Note("p"))
             return weight
         return None

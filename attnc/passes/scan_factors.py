@@ -33,6 +33,7 @@ from attnc.ir.node import (
     sub,
     terms_of,
 )
+from attnc.passes.exponents import exponent_terms
 from attnc.passes.planes import Planes
 
 WIDEST_STATE = 2
@@ -150,7 +151,7 @@ class Separation:
         outer: list[Node] = []
         inner: list[Node] = []
         distances: list[tuple[Node, Linear]] = []
-        for t in terms_of(argument):
+        for t in exponent_terms(argument):
             if self.inner not in t.axes:
                 outer.append(t)
             elif self.outer not in t.axes:

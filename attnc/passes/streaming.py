@@ -39,8 +39,8 @@ from attnc.passes.associate import associate
 from attnc.passes.multiply_out import multiply_out
 from attnc.passes.planes import Planes
 from attnc.passes.reuse import ordered
-from attnc.passes.scan import Unit, unit
 from attnc.passes.scan_factors import Apart, apart
+from attnc.passes.scan_unit import Unit, unit
 
 SUFFIX = "_after"
 

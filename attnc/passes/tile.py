@@ -67,6 +67,7 @@ from attnc.passes.bounds import Range, first
 from attnc.passes.chunks import Chunks, numbered
 from attnc.passes.coverage import Coverage, coverage
 from attnc.passes.emit import Block, Emitter, count_uses
+from attnc.passes.exponents import with_unit
 from attnc.passes.plan import Pass, Plan
 from attnc.passes.planes import Planes
 
@@ -454,10 +455,11 @@ class Lowering:
         change = add(*dict.fromkeys(moving))
         old = rewrite([change], lambda n: _unguarded(n, accumulators), canonical=True)[0]
         new = _guarded(change, self._leaders())
-        factor = call("exp2", add(new, neg(old)))
+        moved = with_unit(add(new, neg(old)))
+        factor = raw_call("exp2", (moved,), "f")
         if factor not in block.values:
             alpha = var(emitter.name(factor, "alpha", inside=True), emitter.spread(factor))
-            value = raw_call("exp2", (emitter.value(add(new, neg(old))),), "f")
+            value = raw_call("exp2", (emitter.value(moved),), "f")
             block.body.append(Assign(alpha, value, "how far the running maximum moved"))
             block.values[factor] = alpha
         block.body.append(Assign(target, raw_prod([target, block.values[factor]])))
