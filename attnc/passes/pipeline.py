@@ -59,7 +59,7 @@ def saved_values(program: Program, gradient: Program) -> tuple[Program, tuple[Sa
         named = [(o.name, o.parts[0][1]) for o in forward.outputs if len(o.parts) == 1]
         units = planes.plane_reductions(forward.roots())
         exact = any(_sums_rows(gradient, o) for o in gradient.outputs)
-        roots, saved = reuse(named, gradient.roots(), [u for u in units if not _scatters(u)], exact=exact)
+        roots, saved = reuse(named, gradient.roots(), [u for u in units if not _scatters(u)], planes, exact=exact)
     tensors = [*gradient.tensors]
     for s in saved:
         dims = tuple(forward.extent(a) for a in s.axes)

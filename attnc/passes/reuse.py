@@ -4,7 +4,8 @@ Every plane reduction of the forward that occurs in the gradient, alone or as pa
 replaced by an opaque saved tensor. Three rules decide in which form it is saved:
 
 * a denominator Z whose terms all carry exp2(-m) is saved with its shift m as one ``lse = m + log2 Z``, so that
-  ``exp2(s - m) / Z`` becomes ``exp2(s - lse)``;
+  ``exp2(s - m) / Z`` becomes ``exp2(s - lse)``. Where s depends on the key alone, m and Z are saved as they are: rows
+  then have nearly the same lse, and its rounding would be the same error in all of them;
 * a sum S that the forward divides by Z is saved as the quotient ``S / Z`` (often the output itself, at no cost), which
   turns the softmax row term into ``sum(do * o)``, FlashAttention-2's delta (Dao 2023, arXiv:2307.08691);
 * anything else is saved as it is.
@@ -45,6 +46,7 @@ from attnc.ir.notes import suggest
 from attnc.ir.program import Note
 from attnc.ir.walk import postorder, rebuild, rewrite
 from attnc.passes.exponents import exponent_of, unit_and_terms
+from attnc.passes.planes import Planes
 
 AXIS_ORDER = "bhgij"
 
@@ -75,6 +77,7 @@ def reuse(
     forward: Sequence[tuple[str, Node]],
     gradient: Sequence[Node],
     plane_reductions: Sequence[Node],
+    planes: Planes,
     *,
     exact: bool = False,
 ) -> tuple[list[Node], list[Saved]]:
@@ -84,6 +87,7 @@ def reuse(
         forward: named outputs of the forward, in base 2.
         gradient: roots of the gradient, in base 2.
         plane_reductions: the forward's plane reductions, producers first.
+        planes: the axis roles of the forward.
         exact: keep quotients as reals of their own even where they are outputs, whose dtype may round them.
 
     Returns:
@@ -98,7 +102,7 @@ def reuse(
     memo: dict[Node, Node] = {}
     roots = _substitute(gradient, state, memo)
     roots = _fold_quotients(roots, state, memo, {node: f"{name}_exact" if exact else name for name, node in forward})
-    roots = _fold_shifts(roots, state, memo)
+    roots = _fold_shifts(roots, state, memo, planes)
     return _finish(_gather(roots, state), state)
 
 
@@ -237,7 +241,7 @@ def _shifts(exponent: Node) -> set[tuple[Node, float | int]]:
     return found
 
 
-def _fold_shifts(roots: list[Node], state: _State, memo: dict[Node, Node]) -> list[Node]:
+def _fold_shifts(roots: list[Node], state: _State, memo: dict[Node, Node], planes: Planes) -> list[Node]:
     """Save m and Z as one lse; see the module docstring."""
     count = 0
     for node in postorder(state.forward):
@@ -245,7 +249,7 @@ def _fold_shifts(roots: list[Node], state: _State, memo: dict[Node, Node]) -> li
             continue
         z = node.args[0]
         found = _shift_of(z)
-        if found is None or not any(isinstance(x, Max) for x in postorder([found[0]])):
+        if found is None or not any(_is_row_maximum(x, planes) for x in postorder([found[0]])):
             continue
         shift, unit = found
         axes = ordered(z.axes)
@@ -263,6 +267,11 @@ def _fold_shifts(roots: list[Node], state: _State, memo: dict[Node, Node]) -> li
         left = {r: rest, logz: exponent_of(unit, lse, neg(m))}
         roots = rewrite(roots, lambda n, left=left: left.get(n))  # type: ignore[misc]
     return roots
+
+
+def _is_row_maximum(node: Node, planes: Planes) -> bool:
+    """Whether a node is the maximum of a score that depends on both positions."""
+    return isinstance(node, Max) and len(planes.sequences(node.body.axes)) > 1
 
 
 def _pair(node: Node, r: Node, m: Node, lse: Node) -> Node | None:
