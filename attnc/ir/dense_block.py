@@ -34,6 +34,7 @@ class Block:
         dtype: of every real value.
         given: values of nodes known already, dimensions in canonical order.
         targets: gives the positions collected along the new axis of a scattered sum, by default those of the block.
+        located: maxima whose places in the block are kept, in `places`, as indices over the bound axes by name.
     """
 
     def __init__(
@@ -45,7 +46,10 @@ class Block:
         dtype: torch.dtype,
         given: Mapping[Node, Tensor] | None = None,
         targets: Callable[[str], range] | None = None,
+        located: Iterable[Node] = (),
     ) -> None:
+        self.located = frozenset(located)
+        self.places: dict[Node, Tensor] = {}
         self.ranges = ranges
         self.targets = targets or ranges
         self.order = order
@@ -257,6 +261,7 @@ class Block:
     # ------------------------------------------------------------------------------------------------ reductions
 
     def _max(self, node: Max) -> Tensor:
+        """The maximum. Its gradient goes to the first position that attains it, the axes it binds taken by name."""
         inside = self.order(node.body.axes | free_axes(node.domain) | node.bound)
         body = self._over(node.body, inside)
         floor = -math.inf if node.kind == "f" else torch.iinfo(torch.int64).min
@@ -268,7 +273,14 @@ class Block:
         over = [k for k, a in enumerate(inside) if a in node.bound]
         if any(body.shape[k] == 0 for k in over):
             return body.new_full([n for k, n in enumerate(body.shape) if k not in over], floor)
-        return body.amax(over)
+        if not body.requires_grad and node not in self.located:
+            return body.amax(over)
+        kept = [k for k in range(len(inside)) if k not in over]
+        flat = body.permute([*kept, *(inside.index(a) for a in sorted(node.bound))])
+        found = flat.reshape([*(body.shape[k] for k in kept), -1]).max(-1)  # indices are those of the first of equals
+        if node in self.located:
+            self.places[node] = found.indices
+        return found.values
 
     def _sum(self, node: Sum) -> Tensor:
         factors, conditions = split(node.factors)

@@ -12,6 +12,7 @@ from attnc.diagnostics.diagnostic import Diagnostic, SpecError
 REWRITES = {
     "online": "reductions that can follow a running maximum share its loop",
     "reuse": "the gradient reads reductions that the forward saved",
+    "balance": "row terms of gradients are made to cancel where their rounding would add up",
     "expand": "sums are multiplied out where their parts can follow online",
     "group": "the query heads of a key head are summed inside one kernel",
     "separate": "a bias that is a sum of products of one position each becomes factors where that costs less",

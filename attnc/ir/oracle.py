@@ -16,7 +16,7 @@ from torch import Tensor
 from attnc.ir.contraction import Order
 from attnc.ir.dense import assemble, axis_extents, bind_sizes, converted, with_defaults
 from attnc.ir.dense_block import Block
-from attnc.ir.node import ONE, Load, Max, Node, raw_call, raw_sum
+from attnc.ir.node import Load, Max, Node, axis, const, load, raw_add, raw_call, raw_prod, raw_sum
 from attnc.ir.program import Program
 from attnc.ir.staged import Staged, choose_blocks
 
@@ -135,6 +135,8 @@ class _Tape(Block):
 class Reverse(Staged):
     """Evaluation in blocks that can afterwards be run backwards."""
 
+    tensors: dict[str, Tensor]
+
     def gradients(self, seeds: Mapping[Node, Tensor], wanted: Iterable[str]) -> dict[str, Tensor]:
         """Gradients of the `wanted` tensors, for the given gradients of root nodes."""
         totals = {n: torch.zeros_like(self.tensors[n]) for n in wanted if n in self.tensors}
@@ -143,26 +145,20 @@ class Reverse(Staged):
             live = [t for t in targets if t in waiting and t.kind == "f"]
             known = [n for n in self.store if self.is_cut(n) and n not in targets]
             if live:
-                pairs = [(t, *self._differentiable(t, waiting[t])) for t in live]
+                pairs = [(t, self._differentiable(t), waiting[t]) for t in live]
                 for limits in self.positions(cut_axes):
                     self._reverse(limits, pairs, known, waiting, totals)
         return totals
 
-    def _differentiable(self, node: Node, g: Tensor) -> tuple[Node, Tensor]:
-        """A maximum over several blocks has the gradient of the mean of the entries that attain it."""
+    def _differentiable(self, node: Node) -> Node:
+        """A maximum over several blocks is differentiated as the entry at its position."""
         if not (isinstance(node, Max) and self.is_cut(node)):
-            return node, g
-        attained = (*node.domain, raw_call("eq", (node.body, node), "b"))
-        counting = raw_sum(node.bound, [ONE], attained)
-        ties = self.further(counting)
-        return raw_sum(node.bound, [node.body], attained), torch.where(ties > 0, g / ties, torch.zeros_like(g))
-
-    def further(self, node: Node) -> Tensor:
-        """The value of one more node, using what is known already."""
-        sweep = Staged([node], (), self.extents, self.blocks, self.tensors, self.sizes, self.dtype)
-        sweep.order = self.order
-        sweep.store = {n: v for n, v in self.store.items() if self.is_cut(n)}
-        return sweep.run()[node]
+            return node
+        name = f"@position of {node.digest.hex()}"
+        self.tensors[name] = self.attained[node]
+        number = raw_add([raw_prod([const(step), axis(a)]) for a, step in self.strides(node.bound)])
+        place = load(name, [axis(a) for a in self.order(node.axes)], "i")
+        return raw_sum(node.bound, [node.body], (*node.domain, raw_call("eq", (number, place), "b")))
 
     def _reverse(
         self,
@@ -174,9 +170,8 @@ class Reverse(Staged):
     ) -> None:
         """One block: record its tape, run it back, and add the gradients of its leaves to `waiting` and `totals`."""
         cuts = {n: self.known(n, limits).detach().requires_grad_(n.kind == "f") for n in known}
-        maxima = {t: self.known(t, limits).detach() for t, node, _ in pairs if node is not t}
         loads: dict[Node, Tensor] = {}
-        block = _Tape(self, limits, {**cuts, **maxima}, totals, loads)
+        block = _Tape(self, limits, cuts, totals, loads)
         with torch.enable_grad():
             values = block.run([node for _, node, _ in pairs])
         live = [(v, g[self.window(t, limits)]) for v, (t, _, g) in zip(values, pairs, strict=True) if v.requires_grad]

@@ -80,10 +80,12 @@ class Staged:
         self.order = axis_order(list(axes))
         self.extents = extents
         self.blocks = {a: b for a, b in blocks.items() if a in extents and b < extents[a]}
-        self.tensors = tensors
+        self.tensors = dict(tensors)
         self.sizes = sizes
         self.dtype = dtype
         self.store: dict[Node, Tensor] = {}
+        self.attained: dict[Node, Tensor] = {}
+        """Where maxima over cut axes lie (see `strides`); -1 over nothing."""
 
     def run(self) -> dict[Node, Tensor]:
         """The values of the roots, each over all of its free axes."""
@@ -148,14 +150,40 @@ class Staged:
 
     def _visit(self, limits: Mapping[str, range], targets: Sequence[Node]) -> None:
         known = {n: self.known(n, limits) for n in self.store if n not in targets}
-        values = self.block(limits, known).run(targets)
-        for node, value in zip(targets, values, strict=True):
+        located = [n for n in targets if isinstance(n, Max) and self.is_cut(n)]
+        ranges, whole = self.ranges(limits), self.ranges({})
+        block = Block(ranges, self.order, self.tensors, self.sizes, self.dtype, known, whole, located)
+        for node, value in zip(targets, block.run(targets), strict=True):
+            if node in block.places:
+                self._locate(node, self.window(node, limits), value, self._position(node, block))
             self._accumulate(node, self.window(node, limits), value)
 
-    def block(self, limits: Mapping[str, range], known: Mapping[Node, Tensor]) -> Block:
-        return Block(
-            self.ranges(limits), self.order, self.tensors, self.sizes, self.dtype, known, targets=self.ranges({})
-        )
+    def strides(self, bound: Iterable[str]) -> list[tuple[str, int]]:
+        """The bound axes of a maximum, by name, with what a step along each adds to the number of a position."""
+        names = sorted(bound)
+        lengths = [self.extents[a.rstrip("'")] for a in names]
+        return [(a, math.prod(lengths[k + 1 :])) for k, a in enumerate(names)]
+
+    def _position(self, node: Node, block: Block) -> Tensor:
+        """The number of the position where a maximum lies, for a block that has found it."""
+        assert isinstance(node, Max)
+        place, number = block.places[node], torch.zeros((), dtype=torch.int64, device=block.device)
+        for a, step in reversed(self.strides(node.bound)):
+            r = block.ranges(a)
+            number = number + (place % len(r) + r.start) * step
+            place = place // len(r)
+        return number
+
+    def _locate(self, node: Node, window: tuple[slice, ...], value: Tensor, position: Tensor) -> None:
+        """Keep where a maximum lies, if that is larger than in earlier blocks, or as large and before it."""
+        if node not in self.store:
+            shape = [self.extents[a.rstrip("'")] for a in self.order(node.axes)]
+            self.attained[node] = torch.full(shape, -1, dtype=torch.int64, device=value.device)
+            before, known = torch.full_like(value, _lowest(value)), self.attained[node][window]
+        else:
+            before, known = self.store[node][window], self.attained[node][window]
+        closer = (value > before) | ((value == before) & (known > position))
+        self.attained[node][window] = torch.where(closer, position, known)
 
     def ranges(self, limits: Mapping[str, range]) -> Callable[[str], range]:
         return lambda name: limits[name] if name in limits else range(self.extents[name.rstrip("'")])

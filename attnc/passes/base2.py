@@ -1,8 +1,8 @@
 """Exponentials and logarithms to base 2, with the scales folded into their arguments.
 
 ``exp(0.125 * dot - m)`` becomes ``exp2(0.18 * dot - m')`` where m' is the maximum of the scaled score, so the
-hardware's base-2 exponential needs one multiply-add. `detach` is dropped: derivatives have been taken when this pass
-runs.
+hardware's base-2 exponential needs one multiply-add; a score of several terms keeps its units, see
+`attnc.passes.exponents`. `detach` is dropped: derivatives have been taken when this pass runs.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ from attnc.ir.node import (
     max_over,
     mul,
     neg,
+    terms_of,
 )
 from attnc.ir.notes import carry
 from attnc.ir.walk import rewrite
+from attnc.passes.exponents import exponent_of, keeps_unit, unit_and_terms
 
 LOG2E = 1 / math.log(2.0)
 LN2 = math.log(2.0)
@@ -41,9 +43,10 @@ def _rule(node: Node) -> Node | None:
         case Call(fn="detach"):
             return node.args[0]
         case Call(fn="exp"):
-            return call("exp2", scale(LOG2E, node.args[0]))
+            (x,) = node.args
+            return call("exp2", exponent_of(LOG2E, x) if keeps_unit(x) else scale(LOG2E, x))
         case Call(fn="log"):
-            return mul(const(LN2), _log2(node.args[0]))
+            return _ln(node.args[0])
         case Call(fn="log2"):
             simple = _log2(node.args[0])
             return simple if simple is not node else None
@@ -103,6 +106,16 @@ def _log2(x: Node) -> Node:
     return add(*exponents, *logs, *offset)
 
 
+def _ln(x: Node) -> Node:
+    """The natural logarithm; that of an exponential in units of the score is the score."""
+    logarithm = _log2(x)
+    scaled = [t for t in terms_of(logarithm) if unit_and_terms(t)[0] == LOG2E]
+    if not scaled:
+        return mul(const(LN2), logarithm)
+    rest = [mul(const(LN2), t) for t in terms_of(logarithm) if t not in scaled]
+    return add(*(n for t in scaled for n in unit_and_terms(t)[1]), *rest)
+
+
 def _log2_factor(f: Node) -> Node:
     """A reciprocal's logarithm, negated; where a sum over no keys was divided by, the weight is 0 and so is this."""
     if isinstance(f, Call) and f.fn == "reciprocal_or_zero":
@@ -130,6 +143,6 @@ def _zero_test(node: Call) -> Node | None:
     exponents = [f for f in rest if isinstance(f, Call) and f.fn == "exp2"]
     if len(exponents) != 1 or any(not _is_reciprocal(f) for f in rest if f is not exponents[0]):
         return None
-    terms = exponents[0].args[0].terms if isinstance(exponents[0].args[0], Add) else (exponents[0].args[0],)
+    _, terms = unit_and_terms(exponents[0].args[0])
     kept = [t for t in terms if not any(_is_guard(f) for f in coefficient(t)[1])]
     return call("le", add(*kept), const(-math.inf))

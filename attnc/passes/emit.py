@@ -46,6 +46,7 @@ from attnc.ir.node import (
 )
 from attnc.ir.program import Note, Program
 from attnc.ir.walk import postorder
+from attnc.passes.exponents import unit_and_terms
 
 
 @dataclass(eq=False)
@@ -63,7 +64,8 @@ class Emitter:
 
     `lanes` are the axes tile values may spread over; `sums` are the sums of the pass; `names` are default names of
     values; `running` maps each reduction of the pass to the variable that holds it at the current point and `held` are
-    the variables that hold them between blocks; `uses` counts how often each node is read.
+    the variables that hold them between blocks; `uses` counts how often each node is read; `ordered` are the sums and
+    products that every pass rounds alike (see `scores_below`).
     """
 
     program: Program
@@ -80,6 +82,7 @@ class Emitter:
     all_loop_names: set[str] = field(default_factory=set)
     depends: dict[Node, bool] = field(default_factory=dict)
     scores: set[Node] = field(default_factory=set)
+    ordered: set[Node] = field(default_factory=set)
 
     # ------------------------------------------------------------------------------------------------- names
 
@@ -229,6 +232,8 @@ class Emitter:
 
     def _grouped(self, node: Add | Prod) -> Node:
         """Children that live further out are combined there, so that the loop multiplies by one number."""
+        if node in self.ordered:
+            return self._in_order(node)
         build = raw_add if isinstance(node, Add) else raw_prod
         home = self.home(node)
         outer: dict[int, list[Node]] = {}
@@ -254,6 +259,30 @@ class Emitter:
             values = [raw_call("rounded", (v,), "f") if self.spread(v) else v for v in values]
         return build([*constants, *values])
 
+    def _in_order(self, node: Add | Prod) -> Node:
+        """Children combined one by one, those of fewer axes first, whichever axis is the outer one."""
+        build = raw_add if isinstance(node, Add) else raw_prod
+        children = self._with_partial_sum(node) if isinstance(node, Add) else node.children
+        *before, last = sorted(children, key=self._moving)
+        start = before[0]
+        for c in before[1:]:
+            start = build([start, c])
+            self.ordered.add(start)
+        return build([self._term(c) if isinstance(node, Add) else self.value(c) for c in (last, start)])
+
+    def _term(self, node: Node) -> Node:
+        """A term of a score. A product that a compiler fuses with the addition in one kernel and not in another would
+        not be the same number."""
+        if isinstance(node, Prod) and len(node.factors) == 2 and node.factors[0] is const(-1.0):
+            return raw_prod([node.factors[0], self.variable(node.factors[1])])
+        value = self.value(node)
+        return raw_call("rounded", (value,), "f") if isinstance(node, Prod) and self.spread(value) else value
+
+    def _moving(self, node: Node) -> tuple[int, list[str]]:
+        """The axes of a value other than those of the batch, how many first."""
+        axes = sorted(a for a in node.axes if self.program.axis(a).role != "batch")
+        return len(axes), axes
+
     def factor(self, node: Node) -> Node:
         """A factor of a product. A bracket stays one, whatever else reads it: as a number it would not select."""
         return iverson(self.value(node.condition)) if isinstance(node, Iverson) else self.value(node)
@@ -270,6 +299,8 @@ class Emitter:
         if saved and len(computed) > 1 and any(len(self.spread(t)) > 1 for t in computed):
             score = raw_add(computed)
             self.scores.add(score)
+            if node in self.ordered:
+                self.ordered.add(score)
             return (score, *saved)
         parts = [n for n in self.sums if n is not node and self._is_partial(n, node)]
         if not parts:
@@ -551,6 +582,33 @@ def _selected(node: Sum) -> list[Node]:
     """The factors of a sum, with brackets for its domain and for where it scatters: here those axes are at hand."""
     places = (call("eq", axis_node(a), x) for a, x in node.scatter)
     return [*node.factors, *map(iverson, node.domain), *map(iverson, places)]
+
+
+def scores_below(roots: Iterable[Node]) -> set[Node]:
+    """The sums and products that make up a score: in a maximum, or in an exponent in units of the score.
+
+    A weight is recomputed by several passes, and where scores are large a score rounded in another way is another
+    weight: the last digit of a score of thousands is the fourth of the weight.
+    """
+    found: set[Node] = set()
+    for n in postorder(roots):
+        stack: list[Node] = []
+        if isinstance(n, Max):
+            stack = [n.body]
+        elif isinstance(n, Call) and n.fn == "exp2" and unit_and_terms(n.args[0])[0] != 1:
+            stack = [c for c in n.args[0].children if isinstance(c, Add)]
+        while stack:
+            part = stack.pop()
+            if part in found or part.kind != "f" or isinstance(part, Load | Max):
+                continue
+            if isinstance(part, Add) or (isinstance(part, Prod) and not any(map(_is_bracket, part.factors))):
+                found.add(part)
+            stack += part.children
+    return found
+
+
+def _is_bracket(node: Node) -> bool:
+    return isinstance(node, Iverson)
 
 
 def count_uses(roots: Iterable[Node]) -> dict[Node, int]:

@@ -7,7 +7,8 @@ multiplied out only if every part of it can then be split into near and far.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
 
 from attnc.ir.node import (
     Add,
@@ -24,8 +25,8 @@ from attnc.ir.node import (
 )
 from attnc.ir.walk import rewrite
 from attnc.passes.associate import associate
-from attnc.passes.planes import Planes
-from attnc.passes.scan import unit
+from attnc.passes.planes import Planes, Reduction
+from attnc.passes.scan_unit import Unit, unit
 
 MOST_TERMS = 16
 """A sum that falls into more parts than this is left as it is."""
@@ -35,24 +36,46 @@ def multiply_out(roots: Iterable[Node], planes: Planes) -> list[Node]:
     """Multiply out the sums below `roots` that can be carried then and cannot before."""
 
     def rule(node: Node) -> Node | None:
-        if not isinstance(node, Sum) or not planes.is_plane(node) or _carried(node, planes):
+        if not isinstance(node, Sum) or not planes.is_plane(node) or _carried(node, frozenset(), planes):
             return None
-        if any(planes.sequences(index.axes) for _, index in node.scatter):
-            return None
-        parts = list(_parts(list(node.factors), planes))
-        if not 1 < len(parts) <= MOST_TERMS:
-            return None
-        expanded = add(*(sum_over(node.bound, factors, node.domain, node.scatter) for factors in parts))
-        return expanded if _carried(expanded, planes) else None
+        expanded = _expanded(node, planes)
+        return expanded if expanded is not None and _carried(expanded, frozenset(), planes) else None
 
     return rewrite(roots, rule)
 
 
-def _carried(node: Node, planes: Planes) -> bool:
-    """Whether the plane reductions that make up a value can all be split."""
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """A reduction as an expression of reductions that carry a state: itself, or what it is when multiplied out."""
+
+    root: Node
+    units: Mapping[Reduction, Unit]
+
+
+def parts_of(node: Reduction, planes: Planes) -> Parts | None:
+    """What of a reduction, its contraction order fixed, can be split; None if something cannot."""
+    own = unit(node, planes)
+    if own is not None:
+        return Parts(node, {node: own})
+    expanded = _expanded(node, planes) if isinstance(node, Sum) else None
+    return None if expanded is None else _carried(expanded, planes.direct(node), planes)
+
+
+def _expanded(node: Sum, planes: Planes) -> Node | None:
+    if any(planes.sequences(index.axes) for _, index in node.scatter):
+        return None
+    parts = list(_parts(list(node.factors), planes))
+    if not 1 < len(parts) <= MOST_TERMS:
+        return None
+    return add(*(sum_over(node.bound, factors, node.domain, node.scatter) for factors in parts))
+
+
+def _carried(node: Node, known: Set[Node], planes: Planes) -> Parts | None:
+    """A value, its contraction order fixed, if all plane reductions that make it up can be split; `known` are given."""
     (root,) = associate([node], planes, grouped=False)
-    units = {*planes.direct(root), *([root] if isinstance(root, Sum) and planes.is_plane(root) else [])}
-    return bool(units) and all(unit(u, planes) is not None for u in units)
+    needed = {*planes.needed(root)} - known
+    units = {u: found for u in needed if (found := unit(u, planes)) is not None}
+    return Parts(root, units) if units and len(units) == len(needed) else None
 
 
 def _parts(factors: Sequence[Node], planes: Planes) -> Iterator[list[Node]]:

@@ -10,6 +10,7 @@ from attnc.ir.notes import tracking
 from attnc.ir.program import Output, Program, Tensor
 from attnc.passes import coverage
 from attnc.passes.associate import associate
+from attnc.passes.balance import balance
 from attnc.passes.base2 import to_base2
 from attnc.passes.derive import gradient_program
 from attnc.passes.expand import expand_online
@@ -59,7 +60,10 @@ def saved_values(program: Program, gradient: Program) -> tuple[Program, tuple[Sa
         named = [(o.name, o.parts[0][1]) for o in forward.outputs if len(o.parts) == 1]
         units = planes.plane_reductions(forward.roots())
         exact = any(_sums_rows(gradient, o) for o in gradient.outputs)
-        roots, saved = reuse(named, gradient.roots(), [u for u in units if not _scatters(u)], exact=exact)
+        wanted = gradient.roots()
+        if program.options.applies("balance"):
+            wanted = balance(wanted, Planes(gradient), rows=exact)
+        roots, saved = reuse(named, wanted, [u for u in units if not _scatters(u)], planes, exact=exact)
     tensors = [*gradient.tensors]
     for s in saved:
         dims = tuple(forward.extent(a) for a in s.axes)

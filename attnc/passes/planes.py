@@ -6,9 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from attnc.ir.node import Axes, Call, Max, Node, Sum, add, coefficient, free_axes, terms_of
+from attnc.ir.node import Axes, Call, Max, Node, Sum, add, coefficient, free_axes
 from attnc.ir.program import Program
 from attnc.ir.walk import postorder
+from attnc.passes.exponents import exponent_terms
 
 Reduction = Sum | Max
 
@@ -95,7 +96,7 @@ class Planes:
                 continue
             if not (isinstance(f, Call) and f.fn == "exp2"):
                 return None
-            for t in terms_of(f.args[0]):
+            for t in exponent_terms(f.args[0]):
                 if not self.mentions(t, running):
                     continue
                 k, rest = coefficient(t)

@@ -4,7 +4,8 @@ Every plane reduction of the forward that occurs in the gradient, alone or as pa
 replaced by an opaque saved tensor. Three rules decide in which form it is saved:
 
 * a denominator Z whose terms all carry exp2(-m) is saved with its shift m as one ``lse = m + log2 Z``, so that
-  ``exp2(s - m) / Z`` becomes ``exp2(s - lse)``;
+  ``exp2(s - m) / Z`` becomes ``exp2(s - lse)``. Where s depends on the key alone, m and Z are saved as they are: rows
+  then have nearly the same lse, and its rounding would be the same error in all of them;
 * a sum S that the forward divides by Z is saved as the quotient ``S / Z`` (often the output itself, at no cost), which
   turns the softmax row term into ``sum(do * o)``, FlashAttention-2's delta (Dao 2023, arXiv:2307.08691);
 * anything else is saved as it is.
@@ -38,13 +39,14 @@ from attnc.ir.node import (
     mul,
     neg,
     position_of,
-    sub,
     sum_over,
     terms_of,
 )
 from attnc.ir.notes import suggest
 from attnc.ir.program import Note
 from attnc.ir.walk import postorder, rebuild, rewrite
+from attnc.passes.exponents import exponent_of, unit_and_terms
+from attnc.passes.planes import Planes
 
 AXIS_ORDER = "bhgij"
 
@@ -75,6 +77,7 @@ def reuse(
     forward: Sequence[tuple[str, Node]],
     gradient: Sequence[Node],
     plane_reductions: Sequence[Node],
+    planes: Planes,
     *,
     exact: bool = False,
 ) -> tuple[list[Node], list[Saved]]:
@@ -84,6 +87,7 @@ def reuse(
         forward: named outputs of the forward, in base 2.
         gradient: roots of the gradient, in base 2.
         plane_reductions: the forward's plane reductions, producers first.
+        planes: the axis roles of the forward.
         exact: keep quotients as reals of their own even where they are outputs, whose dtype may round them.
 
     Returns:
@@ -98,7 +102,7 @@ def reuse(
     memo: dict[Node, Node] = {}
     roots = _substitute(gradient, state, memo)
     roots = _fold_quotients(roots, state, memo, {node: f"{name}_exact" if exact else name for name, node in forward})
-    roots = _fold_shifts(roots, state, memo)
+    roots = _fold_shifts(roots, state, memo, planes)
     return _finish(_gather(roots, state), state)
 
 
@@ -211,53 +215,63 @@ def _rewritten(node: Node, state: _State, memo: dict[Node, Node]) -> Node:
     return memo[node]
 
 
-def _shift_of(z: Node) -> Node | None:
-    """The guarded maximum m such that every term of z carries exp2(-m)."""
-    common: set[Node] | None = None
+def _shift_of(z: Node) -> tuple[Node, float | int] | None:
+    """The guarded maximum m, and the unit c it is in, such that every term of z carries exp2(-c * m)."""
+    common: set[tuple[Node, float | int]] | None = None
     for term in terms_of(z):
-        shifts: set[Node] = set()
+        shifts: set[tuple[Node, float | int]] = set()
         for f in factors_of(term):
             inner = f.factors if isinstance(f, Sum) else (f,)
             limits = f.bound if isinstance(f, Sum) else frozenset()
             for x in inner:
                 if isinstance(x, Call) and x.fn == "exp2":
-                    shifts |= {s for s in _shifts(x.args[0]) if not s.axes & limits}
+                    shifts |= {(s, unit) for s, unit in _shifts(x.args[0]) if not s.axes & limits}
         common = shifts if common is None else common & shifts
-    return min(common, key=lambda n: n.order) if common else None
+    return min(common, key=lambda s: s[0].order) if common else None
 
 
-def _shifts(exponent: Node) -> set[Node]:
-    found: set[Node] = set()
-    for t in terms_of(exponent):
+def _shifts(exponent: Node) -> set[tuple[Node, float | int]]:
+    """The guarded maxima taken away in an exponent, and the unit they are in."""
+    found: set[tuple[Node, float | int]] = set()
+    unit, terms = unit_and_terms(exponent)
+    for t in terms:
         k, rest = coefficient(t)
         if k == -1 and len(rest) == 1 and isinstance(rest[0], Call) and rest[0].fn == "finite_or_zero":
-            found.add(rest[0])
+            found.add((rest[0], unit))
     return found
 
 
-def _fold_shifts(roots: list[Node], state: _State, memo: dict[Node, Node]) -> list[Node]:
+def _fold_shifts(roots: list[Node], state: _State, memo: dict[Node, Node], planes: Planes) -> list[Node]:
     """Save m and Z as one lse; see the module docstring."""
     count = 0
     for node in postorder(state.forward):
         if not (isinstance(node, Call) and node.fn == "reciprocal_or_zero"):
             continue
         z = node.args[0]
-        shift = _shift_of(z)
-        if shift is None or not any(isinstance(x, Max) for x in postorder([shift])):
+        found = _shift_of(z)
+        if found is None or not any(_is_row_maximum(x, planes) for x in postorder([found[0]])):
             continue
+        shift, unit = found
         axes = ordered(z.axes)
         name = "lse" if count == 0 else f"lse_{count}"
         count += 1
         lse = load(name, [axis(a) for a in axes])
-        value = call("where", call("eq", z, const(0.0)), const(math.inf), add(shift, call("log2", z)))
+        value = call(
+            "where", call("eq", z, const(0.0)), const(math.inf), add(shift, mul(const(1 / unit), call("log2", z)))
+        )
         state.saved[lse] = Saved(name, axes, value)
         r, z_now, m = (_rewritten(x, state, memo) for x in (node, z, shift))
         roots = rewrite(roots, lambda n, r=r, m=m, lse=lse: _pair(n, r, m, lse))  # type: ignore[misc]
         logz = call("log2", z_now)
-        rest = call("exp2", sub(m, lse))
-        left = {r: rest, logz: sub(lse, m)}
+        rest = call("exp2", exponent_of(unit, m, neg(lse)))
+        left = {r: rest, logz: exponent_of(unit, lse, neg(m))}
         roots = rewrite(roots, lambda n, left=left: left.get(n))  # type: ignore[misc]
     return roots
+
+
+def _is_row_maximum(node: Node, planes: Planes) -> bool:
+    """Whether a node is the maximum of a score that depends on both positions."""
+    return isinstance(node, Max) and len(planes.sequences(node.body.axes)) > 1
 
 
 def _pair(node: Node, r: Node, m: Node, lse: Node) -> Node | None:
@@ -293,8 +307,9 @@ def _pair_in(factors: list[Node], r: Node, m: Node, lse: Node) -> bool:
 def _absorb(f: Node, m: Node, lse: Node) -> Node | None:
     """exp2(x - m), or a sum with such a factor, with m replaced by lse."""
     if isinstance(f, Call) and f.fn == "exp2":
-        if m in _shifts(f.args[0]):
-            weight = call("exp2", add(f.args[0], m, neg(lse)))
+        unit, inner_terms = unit_and_terms(f.args[0])
+        if (m, unit) in _shifts(f.args[0]):
+            weight = call("exp2", exponent_of(unit, *inner_terms, m, neg(lse)))
             suggest(weight, Note("p"))
             return weight
         return None

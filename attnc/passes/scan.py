@@ -38,9 +38,11 @@ from attnc.ir.walk import postorder, rebuild
 from attnc.passes.associate import product
 from attnc.passes.chunks import CHUNK, CHUNK_OF_CHANNELS, Chunks, chunks
 from attnc.passes.decision import Decision
+from attnc.passes.multiply_out import Parts, parts_of
 from attnc.passes.planes import Planes, Reduction
 from attnc.passes.scan_cost import carried, left
-from attnc.passes.scan_factors import Apart, Causal, Product, Separation, apart, causal
+from attnc.passes.scan_factors import Apart, apart
+from attnc.passes.scan_unit import Unit, unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,55 +83,27 @@ class Scans:
         return {**program.axes, **numbers}
 
 
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """A reduction that can be split: its ordering, the conditions on the inner axis alone, its separated factors."""
-
-    outer: str
-    inner: str
-    ordering: Causal
-    alone: tuple[Node, ...]
-    product: Product | None
-
-
-def unit(node: Reduction, planes: Planes) -> Unit | None:
-    """What `node` is as a scan, or None."""
-    span = planes.span(node)
-    if len(span) != 2 or len(node.bound) != 1 or (isinstance(node, Sum) and node.scatter):
-        return None
-    (inner,) = node.bound
-    (outer,) = span - {inner}
-    ordered = causal(node.domain, outer, inner)
-    if ordered is None:
-        return None
-    ordering, alone = ordered
-    if isinstance(node, Max):
-        fits = outer not in node.body.axes and node.kind == "f"
-        return Unit(outer, inner, ordering, tuple(alone), None) if fits else None
-    separated = Separation(planes, outer, inner).product(node)
-    if separated is None:
-        return None
-    follows = any(side.exponentials for side in separated.sides)
-    if follows and not planes.program.options.applies("online"):
-        return None
-    return Unit(outer, inner, ordering, tuple(alone), separated)
-
-
 def split(roots: Sequence[Node], planes: Planes) -> tuple[list[Node], Scans]:
-    """Split every reduction that can be, unless others of the same pass need the whole plane anyway."""
+    """Split every reduction that can be, unless others of the same pass need the whole plane anyway.
+
+    What is near is added up as it is written. Multiplied out, it would be a difference of sums: where a row sees few
+    keys, those are large and what is left is small.
+    """
     scans = Scans()
-    found = {r: unit(r, planes) for r in planes.plane_reductions(roots)}
+    every = {r: parts_of(r, planes) for r in planes.plane_reductions(roots)}
     passes: dict[tuple[Axes, Axes], list[Reduction]] = {}
-    for r in found:
+    for r in every:
         passes.setdefault((planes.span(r), r.bound), []).append(r)
+    found: dict[Reduction, Parts] = {}
     lengths: dict[Reduction, int] = {}
     for members in passes.values():
-        units = [u for r in members if (u := found[r]) is not None]
-        if len(units) == len(members):
-            lengths |= dict.fromkeys(members, _length(units))
-        elif units:
-            other = next(r for r in members if found[r] is None)
-            scans.decisions.append(left(planes, [r for r in members if found[r] is not None], other))
+        parts = {r: p for r in members if (p := every[r]) is not None}
+        if len(parts) == len(members):
+            found |= parts
+            lengths |= dict.fromkeys(members, _length(u for p in parts.values() for u in p.units.values()))
+        elif parts:
+            other = next(r for r in members if r not in parts)
+            scans.decisions.append(left(planes, list(parts), other))
     if not lengths:
         return list(roots), scans
     memo: dict[Node, Node] = {}
@@ -138,15 +112,47 @@ def split(roots: Sequence[Node], planes: Planes) -> tuple[list[Node], Scans]:
         new = rebuild(node, tuple(memo[c] for c in node.children), canonical=False)
         if isinstance(node, Sum | Max) and node in lengths:
             assert isinstance(new, Sum | Max)
-            moved = unit(new, planes)
-            assert moved is not None
-            whole = chunks(planes.program, moved.outer, moved.inner, moved.ordering, lengths[node])
+            near, far, whole = _split(new, found[node], lengths[node], planes, scans, memo)
             splits.setdefault(whole, []).append(node)
-            new = _Splitter(planes, scans, moved, whole).split(new)
+            new = call("maximum", near, far) if isinstance(node, Max) else add(near, far)
+            scans.wholes[new] = near
         memo[node] = new
     for whole, members in splits.items():
         scans.decisions.append(carried(planes, whole, members, [r for r, (c, _) in scans.states.items() if c == whole]))
     return [memo[r] for r in roots], scans
+
+
+def _split(
+    node: Reduction, parts: Parts, length: int, planes: Planes, scans: Scans, memo: Mapping[Node, Node]
+) -> tuple[Reduction, Node, Chunks]:
+    """The near part of a reduction, its far part, and the chunks they are near to or far from.
+
+    `node` is as it is after its children were split, `parts` as it was before; `memo` has what they have become.
+    """
+    new = dict(memo)
+    splitters: list[_Splitter] = []
+    for n in postorder([parts.root]):
+        if n in parts.units:
+            changed = rebuild(n, tuple(new[c] for c in n.children), canonical=False)
+            assert isinstance(changed, Sum | Max)
+            moved = unit(changed, planes)
+            assert moved is not None
+            place = chunks(planes.program, moved.outer, moved.inner, moved.ordering, length)
+            splitters.append(_Splitter(planes, scans, moved, place))
+            new[n] = splitters[-1].far(changed)
+        elif n not in new:
+            new[n] = rebuild(n, tuple(new[c] for c in n.children), canonical=False)
+    first = splitters[0].chunks
+    return _near(node, first), new[parts.root], first
+
+
+def _near(node: Reduction, chunks: Chunks) -> Reduction:
+    domain = [*node.domain, chunks.near]
+    if isinstance(node, Max):
+        found = max_over(node.bound, node.body, domain)
+        assert isinstance(found, Max)
+        return found
+    return raw_sum(node.bound, node.factors, domain)
 
 
 def _length(units: Iterable[Unit]) -> int:
@@ -155,25 +161,14 @@ def _length(units: Iterable[Unit]) -> int:
 
 
 class _Splitter:
-    """Splits one reduction."""
+    """The far part of one reduction."""
 
     def __init__(self, planes: Planes, scans: Scans, unit: Unit, chunks: Chunks) -> None:
         self.planes, self.scans, self.unit, self.chunks = planes, scans, unit, chunks
 
-    def split(self, node: Reduction) -> Node:
-        """The sum (or the larger) of what is near and what is far."""
-        near = self._near(node)
-        whole = call("maximum", near, self._largest(node.body)) if isinstance(node, Max) else add(near, self._far())
-        self.scans.wholes[whole] = near
-        return whole
-
-    def _near(self, node: Reduction) -> Reduction:
-        domain = [*node.domain, self.chunks.near]
-        if isinstance(node, Max):
-            found = max_over(node.bound, node.body, domain)
-            assert isinstance(found, Max)
-            return found
-        return raw_sum(node.bound, node.factors, domain)
+    def far(self, node: Reduction) -> Node:
+        """What is far, of the reduction this was made for."""
+        return self._largest(node.body) if isinstance(node, Max) else self._far()
 
     def _state(self, node: Reduction, carry: Carry) -> Reduction:
         return self.scans.states.setdefault(node, (self.chunks, carry)) and node

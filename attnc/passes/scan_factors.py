@@ -33,6 +33,7 @@ from attnc.ir.node import (
     sub,
     terms_of,
 )
+from attnc.passes.exponents import exponent_of, unit_and_terms
 from attnc.passes.planes import Planes
 
 WIDEST_STATE = 2
@@ -63,11 +64,20 @@ class Decay:
 
 @dataclass(frozen=True, slots=True)
 class Exponential:
-    """A factor ``exp2(outer + inner)``, or ``exp`` of it, each part depending on one of the axes."""
+    """A factor ``exp2(unit * (outer + inner))``, or ``exp`` of it, each part depending on one of the axes.
+
+    The unit is multiplied in behind the difference, as where both positions are near: a sum of hundreds that is rounded
+    in two ways would not cancel.
+    """
 
     fn: str
     outer: Node
     inner: Node
+    unit: float | int = 1
+
+    def of(self, *terms: Node) -> Node:
+        """The exponential of other terms in the same unit."""
+        return call(self.fn, exponent_of(self.unit, *terms))
 
 
 @dataclass
@@ -145,12 +155,12 @@ class Separation:
         found.sides = [*found.sides[1:], found.sides[0]]
         return found if self._fits(found) else None
 
-    def exponent(self, argument: Node) -> tuple[list[Node], list[Node], list[tuple[Node, Linear]]] | None:
+    def exponent(self, terms: Iterable[Node]) -> tuple[list[Node], list[Node], list[tuple[Node, Linear]]] | None:
         """The terms of an exponent by what they depend on: outer, inner, or the distance times a coefficient."""
         outer: list[Node] = []
         inner: list[Node] = []
         distances: list[tuple[Node, Linear]] = []
-        for t in terms_of(argument):
+        for t in terms:
             if self.inner not in t.axes:
                 outer.append(t)
             elif self.outer not in t.axes:
@@ -193,15 +203,16 @@ class Separation:
                 return False
 
     def _place_exponential(self, f: Call, side: Side) -> bool:
-        parts = self.exponent(f.args[0])
+        unit, terms = unit_and_terms(f.args[0])
+        parts = self.exponent(terms)
         if parts is None:
             return False
         outer, inner, distances = parts
-        side.decays += [Decay(f.fn, scale, form) for scale, form in distances]
+        side.decays += [Decay(f.fn, mul(const(unit), scale), form) for scale, form in distances]
         if outer and inner:
-            side.exponentials.append(Exponential(f.fn, add(*outer), add(*inner)))
+            side.exponentials.append(Exponential(f.fn, add(*outer), add(*inner), unit))
         elif outer or inner:
-            (side.outer if outer else side.inner).append(call(f.fn, add(*outer, *inner)))
+            (side.outer if outer else side.inner).append(call(f.fn, exponent_of(unit, *outer, *inner)))
         return True
 
     def _place_power(self, f: Call, side: Side) -> bool:
@@ -283,8 +294,8 @@ def apart(product: Product, outer: Node, inner: Node, edge: Node, largest: Calla
             found.inner.append(decay.at(inside(decay.distance)))
         for e in side.exponentials:
             top = largest(e.inner)
-            near.append(call(e.fn, add(e.outer, top)))
-            found.inner.append(call(e.fn, add(e.inner, neg(call("finite_or_zero", top)))))
+            near.append(e.of(e.outer, top))
+            found.inner.append(e.of(e.inner, neg(call("finite_or_zero", top))))
         found.sides.append((side.channel, near))
     if product.distance is not None:
         found.sign, found.remaining = product.distance.sign, outside(product.distance)

@@ -19,7 +19,6 @@ from attnc.ir.walk import replace as replace_nodes
 from attnc.passes.associate import associate, group_range, product
 from attnc.passes.chunks import Chunks, numbered
 from attnc.passes.gather import RowSums, row_terms
-from attnc.passes.multiply_out import multiply_out
 from attnc.passes.plan import Buffer, Direction, Finish, Pass, Plan
 from attnc.passes.planes import Planes, Reduction
 from attnc.passes.reuse import ordered
@@ -138,8 +137,7 @@ class _Scheduler:
         """Sums over the heads of a group stay in their pass, unless that would split the pass in two, or it is a scan,
         where every head has a state of its own."""
         if self.planes.program.options.applies("scan"):
-            multiplied = multiply_out(roots, self.planes)
-            split_roots, self.scans = split(associate(multiplied, self.planes, grouped=False), self.planes)
+            split_roots, self.scans = split(associate(roots, self.planes, grouped=False), self.planes)
             if self.scans.states:
                 return split_roots
         if not self.planes.program.options.applies("group"):

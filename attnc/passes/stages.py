@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from attnc.ir.node import Node, add, axis, load, size
+from attnc.ir.node import Load, Max, Node, add, axis, load, size
 from attnc.ir.program import Output, Program, Tensor
+from attnc.ir.walk import postorder, substitute
 from attnc.ir.walk import replace as replace_nodes
-from attnc.ir.walk import substitute
 from attnc.passes.planes import Planes, Reduction
 from attnc.passes.reuse import ordered
 
@@ -27,7 +27,7 @@ def shared(program: Program) -> tuple[Program, Program] | None:
     """
     planes = Planes(program)
     units = planes.plane_reductions(program.roots())
-    pairs = [(u, q) for u in units if (q := _at_queries(u, planes)) in units]
+    pairs = [(u, q) for u in units if (q := _at_queries(u, planes)) in units] or _scores(program, planes)
     if not pairs:
         return None
     taken = {t.name for t in program.tensors} | {o.name for o in program.outputs}
@@ -42,6 +42,18 @@ def shared(program: Program) -> tuple[Program, Program] | None:
     rest = _replaced(program, mapping)
     tables = tuple(Tensor(o.name, o.dims, "real", "saved") for o in outputs)
     return program.with_outputs(tuple(outputs)), replace(rest, tensors=(*program.tensors, *tables))
+
+
+def _scores(program: Program, planes: Planes) -> list[tuple[Node, Node]]:
+    """Scores whose maximum is taken over the keys, and which are read at a query too.
+
+    The weight of a query would be ``exp(s - m)`` with another s than that of m and of the sum that divides.
+    """
+    every = postorder(program.roots())
+    known = set(every)
+    bodies = dict.fromkeys(n.body for n in every if isinstance(n, Max) and n.bound == {KEY})
+    found = [s for s in bodies if planes.sequences(s.axes) == {KEY} and not isinstance(s, Load)]
+    return [(s, at) for s in found if (at := substitute(s, {KEY: _position()})) in known]
 
 
 def _at_queries(unit: Reduction, planes: Planes) -> Node | None:

@@ -39,8 +39,8 @@ from attnc.passes.associate import associate
 from attnc.passes.multiply_out import multiply_out
 from attnc.passes.planes import Planes
 from attnc.passes.reuse import ordered
-from attnc.passes.scan import Unit, unit
 from attnc.passes.scan_factors import Apart, apart
+from attnc.passes.scan_unit import Unit, unit
 
 SUFFIX = "_after"
 
@@ -194,7 +194,7 @@ class _Streams:
         assert found.product is not None
         outer, inner = axis(found.outer), axis(found.inner)
         length = self.program.extent(found.inner)
-        tops: list[tuple[str, Node, Node]] = []
+        moved: list[Node] = []
 
         def before(body: Node) -> Node:
             return call("detach", self._largest(found, body)[0])
@@ -205,8 +205,8 @@ class _Streams:
         start = apart(found.product, outer, inner, const(-1), before)
         end = apart(found.product, outer, inner, sub(length, const(1)), after)
         for side in found.product.sides:
-            tops += [(e.fn, before(e.inner), call("finite_or_zero", after(e.inner))) for e in side.exponentials]
-        step = mul(end.step(length), *(call(fn, add(low, neg(high))) for fn, low, high in tops))
+            moved += [e.of(before(e.inner), neg(call("finite_or_zero", after(e.inner)))) for e in side.exponentials]
+        step = mul(end.step(length), *moved)
         base = self._sum(found, end.inner, step, lambda s: s)
         if not start.sign:
             return _read(base, start)

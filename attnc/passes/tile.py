@@ -66,7 +66,8 @@ from attnc.passes.associate import is_group_condition
 from attnc.passes.bounds import Range, first
 from attnc.passes.chunks import Chunks, numbered
 from attnc.passes.coverage import Coverage, coverage
-from attnc.passes.emit import Block, Emitter, count_uses
+from attnc.passes.emit import Block, Emitter, count_uses, scores_below
+from attnc.passes.exponents import with_unit
 from attnc.passes.plan import Pass, Plan
 from attnc.passes.planes import Planes
 
@@ -128,6 +129,7 @@ class Lowering:
         self.lanes = tuple(a for a in (self.outer, self.inner) if a is not None) + tuple(channels)
         sums = tuple(n for n in postorder(self.roots) if isinstance(n, Add))
         self.emitter = Emitter(self.program, self.lanes, self.inner, count_uses(self.roots), sums, self._names())
+        self.emitter.ordered |= scores_below(self.roots)
         self.plane_stores = [s for s in item.stores if self.inner is not None and self._is_plane_store(s)]
         stored = {a for _, axes, _ in item.stores for a in axes}
         self.tables = frozenset(a for a in stored if self.planes.role(a) == "table" and not self._is_single(a))
@@ -454,10 +456,11 @@ class Lowering:
         change = add(*dict.fromkeys(moving))
         old = rewrite([change], lambda n: _unguarded(n, accumulators), canonical=True)[0]
         new = _guarded(change, self._leaders())
-        factor = call("exp2", add(new, neg(old)))
+        moved = with_unit(add(new, neg(old)))
+        factor = raw_call("exp2", (moved,), "f")
         if factor not in block.values:
             alpha = var(emitter.name(factor, "alpha", inside=True), emitter.spread(factor))
-            value = raw_call("exp2", (emitter.value(add(new, neg(old))),), "f")
+            value = raw_call("exp2", (emitter.value(moved),), "f")
             block.body.append(Assign(alpha, value, "how far the running maximum moved"))
             block.values[factor] = alpha
         block.body.append(Assign(target, raw_prod([target, block.values[factor]])))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from attnc.codegen.tile import Accumulate, AccumulateAt, Kernel, Loop, statements
+from attnc.codegen.tile import Accumulate, AccumulateAt, Kernel, Lane, Loop, statements
 from attnc.codegen.triton.parameters import evaluate, padded, paddings
 from attnc.ir.node import Sum, Var
 
@@ -84,7 +84,8 @@ def candidates(kernel: Kernel, sizes: Mapping[str, int], target: str) -> tuple[C
         target: ``sm_90``, ``gfx942``, ...; the interpreter takes any.
     """
     if target == "interpreter":
-        return (Configuration(_capped(kernel, sizes, {x.axis: 64 for x in kernel.lanes if x.role != "channel"})),)
+        wanted = {x.axis: _interpreted(kernel, x, sizes) for x in kernel.lanes if x.role != "channel"}
+        return (Configuration(_capped(kernel, sizes, wanted)),)
     budget = BUDGETS.get(target, FALLBACK)
     lanes = 64 if target.startswith("gfx") else 32
     load = _load(kernel, sizes)
@@ -108,6 +109,14 @@ def preferred(spills: Sequence[int]) -> int:
     """Which of several candidates to keep, given how many bytes each spills: the first that hardly spills more than the
     best, because a few registers put aside around a loop cost less than small tiles."""
     return next(k for k, n in enumerate(spills) if n <= min(spills) + HARMLESS)
+
+
+def _interpreted(kernel: Kernel, lane: Lane, sizes: Mapping[str, int]) -> int:
+    """A block length for the interpreter, which takes as long for a small tile as for a large one."""
+    try:
+        return 256 if evaluate(lane.extent, {**kernel.constants, **sizes}) > 512 else 64
+    except KeyError:
+        return 64
 
 
 def _capped(kernel: Kernel, sizes: Mapping[str, int], wanted: Mapping[str, int]) -> dict[str, int]:

@@ -91,7 +91,7 @@ def test_softmax_over_queries_and_column_sums() -> None:
 
 
 @pytest.mark.usefixtures("budget")
-def test_ties_of_a_maximum_share_its_gradient() -> None:
+def test_the_first_of_equals_has_the_gradient_of_a_maximum() -> None:
     x = load("x", at("i"))
     axes = {"i": AxisInfo("i", size("M"), "sequence")}
     peak = mul(const(2.0), max_over({"i"}, x))
@@ -101,10 +101,10 @@ def test_ties_of_a_maximum_share_its_gradient() -> None:
     given_x = torch.tensor([1.0, 5.0, 0.0, 5.0, 5.0], dtype=torch.float64)
     outputs, grads = oracle(program, {"x": given_x}, grads={"m": torch.tensor(3.0)})
     assert outputs["m"].item() == 10
-    torch.testing.assert_close(grads["x"], torch.tensor([0.0, 2.0, 0.0, 2.0, 2.0], dtype=torch.float64))
+    torch.testing.assert_close(grads["x"], torch.tensor([0.0, 6.0, 0.0, 0.0, 0.0], dtype=torch.float64))
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     ex.reals(),
     st.dictionaries(st.sampled_from(["b", "i", "j", "d", "r"]), st.integers(1, 3), max_size=3),

@@ -17,7 +17,6 @@ from attnc.ir.program import Program
 from attnc.passes import scan
 from attnc.passes.associate import associate
 from attnc.passes.derive import gradient_program
-from attnc.passes.multiply_out import multiply_out
 from attnc.passes.pipeline import normalise
 from attnc.passes.planes import Planes
 from tests.formulas import Dims, make_inputs
@@ -30,7 +29,7 @@ SHAPES = [(9, 9, 0), (5, 11, 6), (7, 12, 2), (11, 6, 0)]
 def split(program: Program) -> tuple[Program, scan.Scans]:
     """The program with its reductions split, as the scheduler does it."""
     planes = Planes(program)
-    roots, scans = scan.split(associate(multiply_out(program.roots(), planes), planes, grouped=False), planes)
+    roots, scans = scan.split(associate(program.roots(), planes, grouped=False), planes)
     values = iter(roots)
     outputs = tuple(replace(o, parts=tuple((axes, next(values)) for axes, _ in o.parts)) for o in program.outputs)
     return replace(program, outputs=outputs), scans
