@@ -10,6 +10,7 @@ from attnc.codegen.cpu.expression import SUM, Expressions, Value
 from attnc.codegen.cpu.layout import Layout, Mentions, reads, written
 from attnc.codegen.cpu.matrix import MatrixProduct, matrix_product
 from attnc.codegen.cpu.nest import Nest
+from attnc.codegen.cpu.packs import Pack, packs_of, row_of
 from attnc.codegen.cpu.segments import NestStmt, shape
 from attnc.codegen.cpu.transfer import Transfer, affine
 from attnc.codegen.tile import Accumulate, Assign, Each, Loop, Scatter, Stmt, Store
@@ -147,7 +148,19 @@ class Body:
         outside = self.mentions.outside(self.current, group)
         outside |= self.temporaries & {w for s in group if (w := written(s))}
         Nest(self.layout, self.needs, self.positions, self.scalars, outside, self.out).print(group)
+        for s in group:
+            for pack in packs_of(self.layout, w) if (w := written(s)) else ():
+                self._pack_tile(pack)
         group.clear()
+
+    def _pack_tile(self, pack: Pack) -> None:
+        """The packed copy of a tile that has just been computed."""
+        layout = self.layout
+        self.needs.add("pairs")
+        self.out.line(
+            f"pack_pairs({pack.array}, {row_of(layout, pack)}, {layout.tiles[pack.name].array}, "
+            f"{layout.pitch(pack.other)}, {layout.count(pack.depth)}, {layout.padded(pack.other)});"
+        )
 
     # ------------------------------------------------------------------------------------------------ statements
 
@@ -161,7 +174,10 @@ class Body:
                 self.out.note(s.note)
                 subscripts = affine(self.layout, s.value.index, self.scalars)
                 assert subscripts is not None
-                self._transfer().read(self.layout.tiles[s.target.name], s.value.tensor, subscripts)
+                if s.target.name not in self.layout.packed_only:
+                    self._transfer().read(self.layout.tiles[s.target.name], s.value.tensor, subscripts)
+                for pack in packs_of(self.layout, s.target.name):
+                    self._transfer().pack(pack, s.value.tensor, subscripts)
             case Store():
                 self.out.note(s.note)
                 subscripts = affine(self.layout, s.index, self.scalars)

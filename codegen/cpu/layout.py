@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from attnc.codegen.cpu.names import Names
 from attnc.codegen.tile import Accumulate, AccumulateAt, Assign, Each, Kernel, Lane, Loop, Scatter, Stmt, Store
 from attnc.ir.node import Add, Axis, Call, Const, Iverson, Load, Max, Node, Prod, Size, Sum, Var
 from attnc.ir.walk import postorder
+
+if TYPE_CHECKING:
+    from attnc.codegen.cpu.packs import Pack
 
 Element = Literal["f", "i", "w", "b"]
 """f real; i lane integer (32 bits beside f32); w 64-bit integer; b truth value."""
@@ -59,6 +62,11 @@ class Layout:
         """Where the printer is: variables that are pointers into tensors, with their step in memory along each axis."""
         self.aliases_of: dict[int, dict[str, dict[str, str]]] = {}
         """The same for each statement list, by identity."""
+        self.pairs_of: set[int] = set()
+        """Matrix products of bf16 numbers, by identity; `packs` are their operands, by variable, form and depth, and
+        `packed_only` the variables that nothing else reads."""
+        self.packs: dict[tuple[str, str, str], Pack] = {}
+        self.packed_only: set[str] = set()
         self._ranges: dict[str, int] = {}
         self.writes: dict[str, int] = {}
         self._reserve()
