@@ -12,6 +12,7 @@ from attnc.codegen.cpu.matrix import MatrixProduct, matrix_product
 from attnc.codegen.cpu.nest import Nest
 from attnc.codegen.cpu.packs import Pack, packs_of, row_of
 from attnc.codegen.cpu.segments import NestStmt, shape
+from attnc.codegen.cpu.storage import Trace
 from attnc.codegen.cpu.transfer import Transfer, affine
 from attnc.codegen.tile import Accumulate, Assign, Each, Loop, Scatter, Stmt, Store
 from attnc.ir.node import NO_AXES, Call, Const, Load, Node, Var, const, var
@@ -29,6 +30,7 @@ class Body:
         self.mentions = Mentions(layout.kernel)
         self.temporaries: set[str] = set()
         self.current: tuple[Stmt, ...] = ()
+        self.trace = Trace()
 
     @property
     def expressions(self) -> Expressions:
@@ -147,16 +149,22 @@ class Body:
             return
         outside = self.mentions.outside(self.current, group)
         outside |= self.temporaries & {w for s in group if (w := written(s))}
-        Nest(self.layout, self.needs, self.positions, self.scalars, outside, self.out).print(group)
+        Nest(self.layout, self.needs, self.positions, self.scalars, outside, self.out, self._touch).print(group)
+        self.trace.unit += 1
         for s in group:
             for pack in packs_of(self.layout, w) if (w := written(s)) else ():
                 self._pack_tile(pack)
         group.clear()
 
+    def _touch(self, name: str, segment: int, line: int, in_place: bool) -> None:
+        self.trace.note(self.current, name, segment, line, in_place=in_place)
+
     def _pack_tile(self, pack: Pack) -> None:
         """The packed copy of a tile that has just been computed."""
         layout = self.layout
         self.needs.add("pairs")
+        self.trace.note(self.current, pack.name)
+        self.trace.unit += 1
         self.out.line(
             f"pack_pairs({pack.array}, {row_of(layout, pack)}, {layout.tiles[pack.name].array}, "
             f"{layout.pitch(pack.other)}, {layout.count(pack.depth)}, {layout.padded(pack.other)});"
@@ -165,6 +173,11 @@ class Body:
     # ------------------------------------------------------------------------------------------------ statements
 
     def _alone(self, s: Stmt) -> None:
+        if not isinstance(s, Loop | Each):
+            for name in reads(s) | {written(s) or ""}:
+                if name in self.layout.tiles:
+                    self.trace.note(self.current, name)
+            self.trace.unit += 1
         match s:
             case Loop():
                 self._loop(s)

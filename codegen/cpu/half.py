@@ -21,7 +21,7 @@ def transpose() -> str:
     """Sixteen vectors of pairs transposed in registers, in four rounds of exchanges between neighbours."""
     out = Emitter()
     names = [f"r{k}" for k in range(16)]
-    with out.block("static inline void transpose_pairs(" + ", ".join(f"pairs &{r}" for r in names) + ")"):
+    with out.block("static inline __attribute__((always_inline)) void transpose_pairs(" + ", ".join(f"pairs &{r}" for r in names) + ")"):
         out.line("pairs x;")
         for step in (1, 2, 4, 8):
             for k in range(16):

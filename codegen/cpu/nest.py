@@ -7,7 +7,7 @@ share an inner loop; a value used in one inner loop only never gets an array.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 
 from attnc.codegen.cpu.emitter import Emitter
@@ -30,7 +30,8 @@ class Nest:
     """Prints one group of statements that share a vector axis.
 
     `positions` are the scalar positions of grid and `Each` axes, `scalars` those axes that are also lanes, `outside`
-    the variables mentioned outside the group.
+    the variables mentioned outside the group; `touch` is told each access to an array: its inner loop, its line, and
+    whether only the current lanes are touched.
     """
 
     def __init__(
@@ -41,12 +42,16 @@ class Nest:
         scalars: frozenset[str],
         outside: set[str],
         out: Emitter,
+        touch: Callable[[str, int, int, bool], None],
     ) -> None:
         self.layout = layout
         self.needs = needs
         self.scalars = scalars
         self.outside = outside
         self.out = out
+        self.touch = touch
+        self.segment = 0
+        self.whole = False
         self.vector: str | None = None
         self.loops: set[str] = set()
         self.registers: dict[str, Value] = {}
@@ -115,6 +120,8 @@ class Nest:
     # --------------------------------------------------------------------------------------------------- segments
 
     def _segment(self, seg: Segment) -> None:
+        self.segment += 1
+        self.whole = seg.alone
         named = dict(self.expressions.named)
         self._hoist(seg)
         if seg.alone:
@@ -179,10 +186,13 @@ class Nest:
         with self.loop_over(seg.axes[:-1]):
             self.out.line(f"int64_t {at} = 0;")
             with self.out.block(f"for (; {at} + {SIDES} <= {count}; {at} += {SIDES})"):
-                for k in range(SIDES):
+                step(0)
+                touch, self.touch = self.touch, lambda *_: None  # the same again
+                for k in range(1, SIDES):
                     step(k)
             with self.out.block(f"for (; {at} < {count}; ++{at})"):
                 step(0)
+            self.touch = touch
         for name, (total, *others) in sides.items():
             del self.parts[name]
             for other in others:
@@ -251,6 +261,8 @@ class Nest:
     # ------------------------------------------------------------------------------------------------- variables
 
     def _offset(self, tile: Tile) -> str:
+        whole = self.whole or self.vector is None or tile.lanes[-1:] != (self.vector,)
+        self.touch(tile.name, self.segment, len(self.out.lines), not whole)
         parts = []
         for k, axis in enumerate(tile.lanes):
             pitch = [self.layout.pitch(a) for a in tile.lanes[k + 1 :]]

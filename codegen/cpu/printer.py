@@ -17,6 +17,7 @@ from attnc.codegen.cpu.expression import Expressions, Value
 from attnc.codegen.cpu.layout import ALIGN, C_ELEMENT, C_TENSOR, SIZE_LIMIT, Layout
 from attnc.codegen.cpu.packs import find_packs, room_of
 from attnc.codegen.cpu.sections import sections
+from attnc.codegen.cpu.storage import shared_rooms
 from attnc.codegen.tile import Assign, Kernel, Loop, statements, verify
 from attnc.ir.node import Node, Size, Var
 from attnc.ir.walk import postorder
@@ -65,6 +66,7 @@ class KernelPrinter:
     def __init__(self, kernel: Kernel, needs: set[str], *, pairs: bool = False) -> None:
         kernel = self.kernel = with_distinct_names(kernel)
         self.needs = needs
+        self.shared: dict[str, str] = {}
         self.layout = Layout(kernel, block_lengths(kernel))
         find_aliases(self.layout)
         if pairs and kernel.real == "f32":
@@ -75,7 +77,9 @@ class KernelPrinter:
 
     def text(self) -> str:
         body = Emitter(1)
-        Body(self.layout, self.needs, body).print(self.kernel.body)
+        printed = Body(self.layout, self.needs, body)
+        printed.print(self.kernel.body)
+        self.shared = shared_rooms(self.layout, printed.trace)
         out = Emitter()
         out.note(self.kernel.doc)
         self._room(out)
@@ -131,7 +135,10 @@ class KernelPrinter:
                 self._declare_sizes(out)
                 self._declare_channels(out)
                 for t in arrays:
-                    out.line(f"{t.array} = workspace.take<{C_ELEMENT[t.element]}>({self.layout.room(t)});")
+                    if t.name in self.shared:
+                        out.line(f"{t.array} = {self.layout.tiles[self.shared[t.name]].array};")
+                    else:
+                        out.line(f"{t.array} = workspace.take<{C_ELEMENT[t.element]}>({self.layout.room(t)});")
                 for pack in self.layout.packs.values():
                     out.line(f"{pack.array} = workspace.take<bf16>({room_of(self.layout, pack)});")
         out.lines[-1] += ";"
