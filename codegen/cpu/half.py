@@ -49,13 +49,15 @@ typedef pairs loose_pairs __attribute__((aligned(2), may_alias));
 static_assert(W == 16, "pairs of bf16 are multiplied in vectors of 64 bytes");
 static inline uint32_t first_bits(int64_t n) { return n >= 32 ? ~uint32_t(0) : n <= 0 ? 0 : (uint32_t(1) << n) - 1; }
 // The first `count` of 32 neighbours, 0 beyond.
-static inline pairs some_pairs(const bf16 *p, int64_t count) {
+template <bool whole> static inline pairs some_pairs(const bf16 *p, int64_t count) {
+    if (whole) return *(const loose_pairs *)p;
     pairs x;
     asm("vmovdqu16 %1, %0%{%2%}%{z%}" : "=v"(x) : "m"(*(const loose_pairs *)p), "Yk"(first_bits(count)));
     return x;
 }
 // The first `count` of 16 neighbours, each in the lower half of its lane.
-static inline pairs some_halves(const bf16 *p, int64_t count) {
+template <bool whole> static inline pairs some_halves(const bf16 *p, int64_t count) {
+    if (whole) return __builtin_convertvector(*(const loose_half_bits *)p, pairs);
     pairs x;
     asm("vpmovzxwd %1, %0%{%2%}%{z%}" : "=v"(x) : "m"(*(const loose_half_bits *)p), "Yk"(first_bits(count)));
     return x;
@@ -77,11 +79,11 @@ static inline void put(bf16 *p, pairs x) { *(loose_pairs *)p = x; }
 """
     + transpose()
     + """
-// 16 rows of 32 neighbours, `count` of them; a row is 0 from `rows` on.
-static inline void across_rows(bf16 *to, int64_t to_row, const bf16 *from, int64_t row, int64_t rows, int64_t count) {
+// 16 rows of 32 neighbours, of which `rows` of `count` are there, transposed as pairs.
+template <bool whole> static inline void across_rows(bf16 *to, int64_t to_row, const bf16 *from, int64_t row, int64_t rows, int64_t count) {
 """
     + "    pairs "
-    + ", ".join(f"r{k} = some_pairs(from + {k} * row, {k} < rows ? count : 0)" for k in range(16))
+    + ", ".join(f"r{k} = some_pairs<whole>(from + {k} * row, {k} < rows ? count : 0)" for k in range(16))
     + ";\n    transpose_pairs("
     + _names()
     + ");\n"
@@ -89,12 +91,12 @@ static inline void across_rows(bf16 *to, int64_t to_row, const bf16 *from, int64
     + """
 }
 // The same of 16 columns: 32 rows of 16 neighbours.
-static inline void across_columns(bf16 *to, int64_t to_row, const bf16 *from, int64_t row, int64_t rows, int64_t count) {
+template <bool whole> static inline void across_columns(bf16 *to, int64_t to_row, const bf16 *from, int64_t row, int64_t rows, int64_t count) {
 """
     + "    pairs "
     + ", ".join(
-        f"r{k} = some_halves(from + {2 * k} * row, {2 * k} < rows ? count : 0) | "
-        f"some_halves(from + {2 * k + 1} * row, {2 * k + 1} < rows ? count : 0) << 16"
+        f"r{k} = some_halves<whole>(from + {2 * k} * row, {2 * k} < rows ? count : 0) | "
+        f"some_halves<whole>(from + {2 * k + 1} * row, {2 * k + 1} < rows ? count : 0) << 16"
         for k in range(16)
     )
     + ";\n    transpose_pairs("
@@ -110,11 +112,18 @@ static void pack_rows(bf16 *to, int64_t to_row, const bf16 *from, int64_t m_step
     if (m_span.low == 0 && k_span.low == 0 && (k_step == 1 || m_step == 1)) {
         for (int64_t m = 0; m < m_end; m += 16)
             for (int64_t k = 0; k < k_end; k += 32) {
-                if (k_step == 1)
+                const int64_t rows = m_span.high - m, count = k_span.high - k;
+                const bool whole = rows >= 16 && count >= 32;
+                bf16 *const at = to + m * to_row + k;
+                if (k_step == 1) {
                     for (int64_t r = 0; r < 16; ++r)
-                        put(to + (m + r) * to_row + k, some_pairs(from + (m + r) * m_step + k, m + r < m_span.high ? k_span.high - k : 0));
-                else
-                    across_columns(to + m * to_row + k, to_row, from + k * k_step + m, k_step, k_span.high - k, m_span.high - m);
+                        put(at + r * to_row, whole ? some_pairs<true>(from + (m + r) * m_step + k, 32)
+                                                   : some_pairs<false>(from + (m + r) * m_step + k, r < rows ? count : 0));
+                } else if (whole) {
+                    across_columns<true>(at, to_row, from + k * k_step + m, k_step, 32, 16);
+                } else {
+                    across_columns<false>(at, to_row, from + k * k_step + m, k_step, count, rows);
+                }
             }
         return;
     }
@@ -131,16 +140,27 @@ static void pack_pairs(bf16 *to, int64_t to_row, const bf16 *from, int64_t k_ste
     if (n_span.low == 0 && k_span.low == 0 && n_step == 1) {
         for (int64_t k = 0; k < k_end; k += 2)
             for (int64_t n = 0; n < n_end; n += 16) {
-                const pairs low = some_halves(from + k * k_step + n, k < k_span.high ? n_span.high - n : 0);
-                const pairs high = some_halves(from + (k + 1) * k_step + n, k + 1 < k_span.high ? n_span.high - n : 0);
+                const bf16 *const at = from + k * k_step + n;
+                const int64_t count = n_span.high - n;
+                pairs low, high;
+                if (count >= 16 && k + 2 <= k_span.high) {
+                    low = some_halves<true>(at, 16), high = some_halves<true>(at + k_step, 16);
+                } else {
+                    low = some_halves<false>(at, k < k_span.high ? count : 0);
+                    high = some_halves<false>(at + k_step, k + 1 < k_span.high ? count : 0);
+                }
                 put(to + k / 2 * to_row + 2 * n, low | high << 16);
             }
         return;
     }
     if (n_span.low == 0 && k_span.low == 0 && k_step == 1) {
         for (int64_t k = 0; k < k_end; k += 32)
-            for (int64_t n = 0; n < n_end; n += 16)
-                across_rows(to + k / 2 * to_row + 2 * n, to_row, from + n * n_step + k, n_step, n_span.high - n, k_span.high - k);
+            for (int64_t n = 0; n < n_end; n += 16) {
+                const int64_t rows = n_span.high - n, count = k_span.high - k;
+                bf16 *const at = to + k / 2 * to_row + 2 * n;
+                if (rows >= 16 && count >= 32) across_rows<true>(at, to_row, from + n * n_step + k, n_step, 16, 32);
+                else across_rows<false>(at, to_row, from + n * n_step + k, n_step, rows, count);
+            }
         return;
     }
     for (int64_t k = 0; k < k_end; ++k)
@@ -286,8 +306,23 @@ static inline pairs every_pair(const bf16 *p) {
 }
 """
 
+EXP2 = """\
+// 2^x with a relative error below 3e-6, far below what rounding to bf16 leaves; -inf gives 0, NaN stays.
+static inline vec exp2_of_weight(vec x) {
+    vec r, y;
+    asm("vreduceps $9, %1, %0" : "=v"(r) : "v"(x));  // x less its floor
+    vec p = r * 1.353416787e-2f + 5.201146277e-2f;
+    p = p * r + 2.414427539e-1f;
+    p = p * r + 6.930038356e-1f;
+    p = p * r + 1.000002593f;
+    asm("vscalefps %2, %1, %0" : "=v"(y) : "v"(p), "v"(x));
+    return y;
+}
+"""
+
 SECTION: dict[str, tuple[tuple[str, ...], str]] = {
     "pairs": (("element_types", "spans"), PACK),
+    "exp2_of_weight": (("vectors",), EXP2),
     "product_of_pairs": (
         ("pairs",),
         "\n".join([PRODUCT, INSTRUCTIONS, micro_kernel(8, 2), micro_kernel(8, 1), DRIVER]),
