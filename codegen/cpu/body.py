@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from attnc.codegen.cpu.across import across, print_across
 from attnc.codegen.cpu.emitter import Emitter
 from attnc.codegen.cpu.expression import SUM, Expressions, Value
-from attnc.codegen.cpu.layout import Layout, Mentions, reads, written
+from attnc.codegen.cpu.layout import Layout, Mentions, Pack, reads, written
 from attnc.codegen.cpu.matrix import MatrixProduct, matrix_product
 from attnc.codegen.cpu.nest import Nest
-from attnc.codegen.cpu.packs import Pack, packs_of, row_of
+from attnc.codegen.cpu.packs import packs_of
 from attnc.codegen.cpu.segments import NestStmt, shape
 from attnc.codegen.cpu.storage import Trace
 from attnc.codegen.cpu.transfer import Transfer, affine
@@ -166,7 +166,7 @@ class Body:
         self.trace.note(self.current, pack.name)
         self.trace.unit += 1
         self.out.line(
-            f"pack_pairs({pack.array}, {row_of(layout, pack)}, {layout.tiles[pack.name].array}, "
+            f"pack_pairs({pack.array}, {layout.pack_row(pack)}, {layout.tiles[pack.name].array}, "
             f"{layout.pitch(pack.other)}, {layout.count(pack.depth)}, {layout.padded(pack.other)});"
         )
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from attnc.codegen.cpu.emitter import Emitter
 
 
-
 def _indices(step: int, second: bool) -> str:
     """The lanes of one of two vectors after blocks of `step` lanes have been exchanged between them."""
     if second:
@@ -21,7 +20,11 @@ def transpose() -> str:
     """Sixteen vectors of pairs transposed in registers, in four rounds of exchanges between neighbours."""
     out = Emitter()
     names = [f"r{k}" for k in range(16)]
-    with out.block("static inline __attribute__((always_inline)) void transpose_pairs(" + ", ".join(f"pairs &{r}" for r in names) + ")"):
+    with out.block(
+        "static inline __attribute__((always_inline)) void transpose_pairs("
+        + ", ".join(f"pairs &{r}" for r in names)
+        + ")"
+    ):
         out.line("pairs x;")
         for step in (1, 2, 4, 8):
             for k in range(16):
@@ -67,20 +70,16 @@ static inline pairs paired(vec low, vec high) {
     typedef int16_t halves __attribute__((vector_size(64)));
     halves x;
     asm("vcvtne2ps2bf16 %2, %1, %0" : "=v"(x) : "v"(high), "v"(low));
-    return (pairs)__builtin_shufflevector(x, x, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9, 25, 10,
-                                          26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-}
-static inline pairs neighbours(vec low, vec high) {
-    pairs x;
-    asm("vcvtne2ps2bf16 %2, %1, %0" : "=v"(x) : "v"(high), "v"(low));
-    return x;
+    return (pairs)__builtin_shufflevector(x, x, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9, 25,
+                                          10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
 }
 static inline void put(bf16 *p, pairs x) { *(loose_pairs *)p = x; }
 """
     + transpose()
     + """
 // 16 rows of 32 neighbours, of which `rows` of `count` are there, transposed as pairs.
-template <bool whole> static inline void across_rows(bf16 *to, int64_t to_row, const bf16 *from, int64_t row, int64_t rows, int64_t count) {
+template <bool whole> static inline void across_rows(bf16 *to, int64_t to_row, const bf16 *from, int64_t row,
+                                                     int64_t rows, int64_t count) {
 """
     + "    pairs "
     + ", ".join(f"r{k} = some_pairs<whole>(from + {k} * row, {k} < rows ? count : 0)" for k in range(16))
@@ -91,7 +90,8 @@ template <bool whole> static inline void across_rows(bf16 *to, int64_t to_row, c
     + """
 }
 // The same of 16 columns: 32 rows of 16 neighbours.
-template <bool whole> static inline void across_columns(bf16 *to, int64_t to_row, const bf16 *from, int64_t row, int64_t rows, int64_t count) {
+template <bool whole> static inline void across_columns(bf16 *to, int64_t to_row, const bf16 *from, int64_t row,
+                                                        int64_t rows, int64_t count) {
 """
     + "    pairs "
     + ", ".join(
@@ -116,9 +116,10 @@ static void pack_rows(bf16 *to, int64_t to_row, const bf16 *from, int64_t m_step
                 const bool whole = rows >= 16 && count >= 32;
                 bf16 *const at = to + m * to_row + k;
                 if (k_step == 1) {
-                    for (int64_t r = 0; r < 16; ++r)
-                        put(at + r * to_row, whole ? some_pairs<true>(from + (m + r) * m_step + k, 32)
-                                                   : some_pairs<false>(from + (m + r) * m_step + k, r < rows ? count : 0));
+                    const bf16 *row = from + m * m_step + k;
+                    for (int64_t r = 0; r < 16; ++r, row += m_step)
+                        put(at + r * to_row,
+                            whole ? some_pairs<true>(row, 32) : some_pairs<false>(row, r < rows ? count : 0));
                 } else if (whole) {
                     across_columns<true>(at, to_row, from + k * k_step + m, k_step, 32, 16);
                 } else {
@@ -192,7 +193,8 @@ static bool ask_for_tiles() {
 }
 static const bool has_tiles = ask_for_tiles();
 struct TileShapes { uint8_t palette, start, unused[14]; uint16_t bytes[16]; uint8_t rows[16]; };
-alignas(64) static const TileShapes tile_shapes = {1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+alignas(64) static const TileShapes tile_shapes = {
+    1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
 struct Tiles {
     Tiles() { if (has_tiles) asm volatile("ldtilecfg %0" : : "m"(tile_shapes)); }
     ~Tiles() { if (has_tiles) asm volatile("tilerelease"); }
@@ -253,7 +255,9 @@ def micro_kernel(rows: int, columns: int) -> str:
     with out.block(head):
         out.line("vec " + ", ".join(f"{s} = {{}}" for row in sums for s in row) + ";")
         with out.block("for (int64_t k = 0; k < depth; k += 2)"):
-            out.line("const pairs " + ", ".join(f"b{n} = *(const loose_pairs *)(b + {32 * n})" for n in range(columns)) + ";")
+            out.line(
+                "const pairs " + ", ".join(f"b{n} = *(const loose_pairs *)(b + {32 * n})" for n in range(columns)) + ";"
+            )
             out.line("pairs x;")
             for m, row in enumerate(sums):
                 terms = " ".join(f"{s} = with_pairs({s}, x, b{n});" for n, s in enumerate(row))

@@ -9,15 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from attnc.codegen.cpu.names import Names
 from attnc.codegen.tile import Accumulate, AccumulateAt, Assign, Each, Kernel, Lane, Loop, Scatter, Stmt, Store
 from attnc.ir.node import Add, Axis, Call, Const, Iverson, Load, Max, Node, Prod, Size, Sum, Var
 from attnc.ir.walk import postorder
-
-if TYPE_CHECKING:
-    from attnc.codegen.cpu.packs import Pack
 
 Element = Literal["f", "i", "w", "b"]
 """f real; i lane integer (32 bits beside f32); w 64-bit integer; b truth value."""
@@ -49,6 +46,22 @@ class Tile:
     array: str
 
 
+Form = Literal["rows", "pairs"]
+PACKED_DEPTH = 32
+"""Packed depths are multiples of this many numbers, what one instruction takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """A bf16 copy of a variable: rows ``[other][depth]``, or pairs ``[depth / 2][other][2]``."""
+
+    name: str
+    form: Form
+    depth: str
+    other: str
+    array: str
+
+
 class Layout:
     """All storage decisions of one kernel."""
 
@@ -65,7 +78,7 @@ class Layout:
         self.pairs_of: set[int] = set()
         """Matrix products of bf16 numbers, by identity; `packs` are their operands, by variable, form and depth, and
         `packed_only` the variables that nothing else reads."""
-        self.packs: dict[tuple[str, str, str], Pack] = {}
+        self.packs: dict[tuple[str, Form, str], Pack] = {}
         self.packed_only: set[str] = set()
         self._ranges: dict[str, int] = {}
         self.writes: dict[str, int] = {}
@@ -163,6 +176,15 @@ class Layout:
 
     def room(self, tile: Tile) -> str:
         return " * ".join(self.pitch(a) for a in tile.lanes)
+
+    def pack_row(self, pack: Pack) -> str:
+        """How far apart the rows of a packed copy are, or its rows of pairs."""
+        if pack.form == "rows":
+            return f"round_up({self.pitch(pack.depth)}, {PACKED_DEPTH})"
+        return f"2 * {self.pitch(pack.other)}"
+
+    def pack_room(self, pack: Pack) -> str:
+        return f"round_up({self.pitch(pack.depth)}, {PACKED_DEPTH}) * {self.pitch(pack.other)}"
 
     # ------------------------------------------------------------------------------------------------- integers
 

@@ -93,15 +93,13 @@ class MatrixProduct:
     def _pairs(self, s: Assign | Accumulate, plan: MatrixPlan) -> None:
         """A product of packed bf16 numbers."""
         layout = self.layout
-        from attnc.codegen.cpu.packs import pack_for, row_of
-
         self.needs.add("product_of_pairs")
         target, m = layout.tiles[s.target.name], plan.m or ""
-        a = pack_for(layout, plan.broadcast.name, "rows", plan.depth)
-        b = pack_for(layout, plan.vectors.name, "pairs", plan.depth)
+        a = layout.packs[plan.broadcast.name, "rows", plan.depth]
+        b = layout.packs[plan.vectors.name, "pairs", plan.depth]
         self.out.line(
-            f"product_of_pairs({target.array}, {self._pitch(target, m)}, {a.array}, {row_of(layout, a)}, {b.array}, "
-            f"{row_of(layout, b)}, {layout.count(m)}, {layout.padded(plan.n)}, {layout.count(plan.depth)}, "
+            f"product_of_pairs({target.array}, {self._pitch(target, m)}, {a.array}, {layout.pack_row(a)}, {b.array}, "
+            f"{layout.pack_row(b)}, {layout.count(m)}, {layout.padded(plan.n)}, {layout.count(plan.depth)}, "
             f"{'true' if isinstance(s, Accumulate) else 'false'});"
         )
 

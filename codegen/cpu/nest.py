@@ -172,8 +172,8 @@ class Nest:
         at = self.layout.names.fresh(f"{lane}_from")
         sides: dict[str, list[str]] = {}
         for s in maxima:
-            total, tile = self._total(s), self._tile(s)
-            sides[tile.name] = [total, *(self.layout.names.fresh(f"{tile.name}_side") for _ in range(1, SIDES))]
+            first, tile = self._total(s), self._tile(s)
+            sides[tile.name] = [first, *(self.layout.names.fresh(f"{tile.name}_side") for _ in range(1, SIDES))]
             others = ", ".join(f"{side} = {self._neutral(s, tile)}" for side in sides[tile.name][1:])
             self.out.line(f"{C_VECTOR[tile.element]} {others};")
 
@@ -193,10 +193,10 @@ class Nest:
             with self.out.block(f"for (; {at} < {count}; ++{at})"):
                 step(0)
             self.touch = touch
-        for name, (total, *others) in sides.items():
+        for name, names in sides.items():
             del self.parts[name]
-            for other in others:
-                self.out.line(f"{total} = maximum({total}, {other});")
+            for other in names[1:]:
+                self.out.line(f"{names[0]} = maximum({names[0]}, {other});")
 
     def _total(self, s: Assign | Accumulate | AccumulateAt) -> str:
         """The C++ variable a reduction adds to."""

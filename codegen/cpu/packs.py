@@ -8,47 +8,33 @@ a tile, as in FlashAttention. Everything else (states, factors of a bias, tables
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
 
-from attnc.codegen.cpu.layout import Layout, reads
+from attnc.codegen.cpu.layout import Form, Layout, Pack, Tile, reads
 from attnc.codegen.cpu.matrix import MatrixPlan, matrix_product
 from attnc.codegen.cpu.transfer import affine
 from attnc.codegen.tile import Accumulate, AccumulateAt, Assign, Each, Loop, Stmt, statements
 from attnc.ir.node import Load, Max, Sum
 
-Form = Literal["rows", "pairs"]
-DEPTH = 32
-"""Packed depths are multiples of this many numbers, what one instruction takes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pack:
-    """A bf16 copy of a variable: rows ``[other][depth]``, or pairs ``[depth / 2][other][2]``."""
-
-    name: str
-    form: Form
-    depth: str
-    other: str
-    array: str
-
 
 def find_packs(layout: Layout) -> None:
     """Fill `layout.pairs_of`, `layout.packs` and `layout.packed_only`, for a target that multiplies pairs of bf16."""
-    packs: dict[tuple[str, Form, str], Pack] = {}
+    packs = layout.packs
     by_products: dict[str, int] = {}
     for s, scalars in _with_scalars(layout.kernel.body, frozenset()):
         plan = matrix_product(layout, s, scalars)
         if plan is None or plan.m is None or not _fits(layout, plan, scalars):
             continue
         layout.pairs_of.add(id(s))
-        for tile, form, other in ((plan.broadcast, "rows", plan.m), (plan.vectors, "pairs", plan.n)):
+        operands: tuple[tuple[Tile, Form, str], ...] = (
+            (plan.broadcast, "rows", plan.m),
+            (plan.vectors, "pairs", plan.n),
+        )
+        for tile, form, other in operands:
             key = tile.name, form, plan.depth
             if key not in packs:
                 array = layout.names.get("pack", " ".join(key), f"{tile.name}_{form}")
                 packs[key] = Pack(tile.name, form, plan.depth, other, array)
             by_products[tile.name] = by_products.get(tile.name, 0) + 1
-    layout.packs = packs
     all_reads: dict[str, int] = {}
     for s in statements(layout.kernel.body):
         for name in reads(s):
@@ -57,22 +43,8 @@ def find_packs(layout: Layout) -> None:
 
 
 def packs_of(layout: Layout, name: str) -> list[Pack]:
+    """The packed copies of a variable."""
     return [p for p in layout.packs.values() if p.name == name]
-
-
-def pack_for(layout: Layout, name: str, form: Form, depth: str) -> Pack:
-    return layout.packs[name, form, depth]
-
-
-def row_of(layout: Layout, pack: Pack) -> str:
-    """How far apart rows, or rows of pairs, are in memory."""
-    if pack.form == "rows":
-        return f"round_up({layout.pitch(pack.depth)}, {DEPTH})"
-    return f"2 * {layout.pitch(pack.other)}"
-
-
-def room_of(layout: Layout, pack: Pack) -> str:
-    return f"round_up({layout.pitch(pack.depth)}, {DEPTH}) * {layout.pitch(pack.other)}"
 
 
 def _with_scalars(body: tuple[Stmt, ...], scalars: frozenset[str]) -> Iterator[tuple[Stmt, frozenset[str]]]:

@@ -15,7 +15,7 @@ from attnc.codegen.cpu.distinct import with_distinct_names
 from attnc.codegen.cpu.emitter import Emitter
 from attnc.codegen.cpu.expression import Expressions, Value
 from attnc.codegen.cpu.layout import ALIGN, C_ELEMENT, C_TENSOR, SIZE_LIMIT, Layout
-from attnc.codegen.cpu.packs import find_packs, room_of
+from attnc.codegen.cpu.packs import find_packs
 from attnc.codegen.cpu.sections import sections
 from attnc.codegen.cpu.storage import shared_rooms
 from attnc.codegen.tile import Assign, Kernel, Loop, statements, verify
@@ -79,7 +79,7 @@ class KernelPrinter:
         body = Emitter(1)
         printed = Body(self.layout, self.needs, body)
         printed.print(self.kernel.body)
-        self.shared = shared_rooms(self.layout, printed.trace)
+        self.shared = shared_rooms(self.layout, printed.trace, self.aliased)
         out = Emitter()
         out.note(self.kernel.doc)
         self._room(out)
@@ -135,12 +135,12 @@ class KernelPrinter:
                 self._declare_sizes(out)
                 self._declare_channels(out)
                 for t in arrays:
-                    if t.name in self.shared:
-                        out.line(f"{t.array} = {self.layout.tiles[self.shared[t.name]].array};")
-                    else:
+                    if t.name not in self.shared:
                         out.line(f"{t.array} = workspace.take<{C_ELEMENT[t.element]}>({self.layout.room(t)});")
+                for name, first in self.shared.items():
+                    out.line(f"{self.layout.tiles[name].array} = {self.layout.tiles[first].array};")
                 for pack in self.layout.packs.values():
-                    out.line(f"{pack.array} = workspace.take<bf16>({room_of(self.layout, pack)});")
+                    out.line(f"{pack.array} = workspace.take<bf16>({self.layout.pack_room(pack)});")
         out.lines[-1] += ";"
         out.line()
 

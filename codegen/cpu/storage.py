@@ -34,13 +34,15 @@ class Trace:
     unit: int = 0
     found: dict[int, dict[str, list[Access]]] = field(default_factory=dict)
 
-    def note(self, body: tuple[Stmt, ...], name: str, segment: int = 0, line: int = 0, *, in_place: bool = False) -> None:
+    def note(
+        self, body: tuple[Stmt, ...], name: str, segment: int = 0, line: int = 0, *, in_place: bool = False
+    ) -> None:
         access = Access(self.unit, segment, line, in_place)
         self.found.setdefault(id(body), {}).setdefault(name, []).append(access)
 
 
-def shared_rooms(layout: Layout, trace: Trace) -> dict[str, str]:
-    """For each tile that takes the room of another, that other one."""
+def shared_rooms(layout: Layout, trace: Trace, absent: set[str]) -> dict[str, str]:
+    """For each tile that takes the room of another, that other one; those `absent` have no room."""
     carried = Mentions(layout.kernel).carried
     bodies = dict(_bodies(layout.kernel.body))
     slots: list[list[str]] = []
@@ -50,7 +52,7 @@ def shared_rooms(layout: Layout, trace: Trace) -> dict[str, str]:
         tile = layout.tiles[name]
         lists = [k for k, found in trace.found.items() if name in found]
         straight = all(not any(isinstance(s, Loop | Each) for s in bodies[k]) for k in lists)
-        if tile.element != "f" or len(tile.lanes) < 2 or name in carried or not straight:
+        if name in absent or tile.element != "f" or len(tile.lanes) < 2 or name in carried or not straight:
             continue
         for slot in slots:
             same = layout.tiles[slot[0]].lanes == tile.lanes

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from attnc.codegen.cpu.bounds import within
 from attnc.codegen.cpu.emitter import Emitter
 from attnc.codegen.cpu.expression import UNARY, Expressions, Value
-from attnc.codegen.cpu.layout import C_TENSOR, Layout, Tile
+from attnc.codegen.cpu.layout import C_TENSOR, Layout, Pack, Tile
 from attnc.ir.node import Add, Axis, Node, add
-
-
-if TYPE_CHECKING:
-    from attnc.codegen.cpu.packs import Pack
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +82,13 @@ class Transfer:
 
     def pack(self, pack: Pack, tensor: str, subscripts: list[Subscript]) -> None:
         """A packed copy of part of a bf16 tensor, 0 outside it."""
-        from attnc.codegen.cpu.packs import row_of
-
         self.needs.add("pairs")
         address, guards, spans = self._address(tensor, subscripts)
         axes = (pack.other, pack.depth) if pack.form == "rows" else (pack.depth, pack.other)
-        steps, counts = (", ".join(f(a) for a in axes) for f in (lambda a: self._step(a, tensor, subscripts), self.layout.count))
+        steps = ", ".join(self._step(a, tensor, subscripts) for a in axes)
+        counts = ", ".join(self.layout.count(a) for a in axes)
         self.out.line(
-            f"pack_{pack.form}({pack.array}, {row_of(self.layout, pack)}, {address}, {steps}, {counts}, "
+            f"pack_{pack.form}({pack.array}, {self.layout.pack_row(pack)}, {address}, {steps}, {counts}, "
             f"{self._span(axes[0], spans, guards)}, {self._span(axes[1], spans, [])});"
         )
 
