@@ -121,7 +121,7 @@ def kernel_backend(name: str) -> KernelBackend:
 class CppBackend:
     """C++ compiled for this machine."""
 
-    blocks: tuple[int, int] = (32, 64)
+    blocks: tuple[int, int] = (64, 64)
 
     def build(self, kernels: Sequence[Kernel]) -> Sequence[KernelLaunch]:
         """One library with all the kernels."""

@@ -102,8 +102,10 @@ def build(
     if not kernels:
         return []
     settings = settings or Settings.read()
-    source = _overridden(kernels[0].name, print_unit(kernels), settings)
-    library = cache.begin(source, toolchain or find(settings), settings)
+    toolchain = toolchain or find(settings)
+    half = any(a.dtype == "bf16" for k in kernels for a in k.arguments)
+    text = print_unit(kernels, pairs=half and toolchain.multiplies_pairs())
+    library = cache.begin(_overridden(kernels[0].name, text, settings), toolchain, settings)
     return [CompiledKernel(k, library, settings.threads) for k in kernels]
 
 

@@ -66,6 +66,10 @@ class Toolchain:
         """Everything of the toolchain that the compiled code depends on."""
         return "\n".join([self.path, self.version, self.processor, *(" ".join(o) for o in self.options())])
 
+    def multiplies_pairs(self) -> bool:
+        """Whether code is compiled for a processor that multiplies pairs of bf16."""
+        return _defines(self.path, self.options()[0], "__AVX512BF16__")
+
     def compile(self, source: Path, target: Path) -> None:
         """Make the shared library `target`.
 
@@ -115,6 +119,14 @@ def _describe(path: str) -> Toolchain:
         raise CompilerMissing(f"`{path}` does not run ({error}); {REMEDY}") from error
     lines = done.stdout.splitlines()
     return Toolchain(path, lines[0] if lines else "", processor())
+
+
+@functools.cache
+def _defines(path: str, options: tuple[str, ...], macro: str) -> bool:
+    """Whether a compiler with these options defines a macro."""
+    command = [path, *options, "-dM", "-E", "-x", "c++", os.devnull]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return f"#define {macro} " in done.stdout
 
 
 @functools.cache

@@ -7,10 +7,12 @@ from collections.abc import Iterable
 from attnc.codegen.cpu.across import across, print_across
 from attnc.codegen.cpu.emitter import Emitter
 from attnc.codegen.cpu.expression import SUM, Expressions, Value
-from attnc.codegen.cpu.layout import Layout, Mentions, reads, written
+from attnc.codegen.cpu.layout import Layout, Mentions, Pack, reads, written
 from attnc.codegen.cpu.matrix import MatrixProduct, matrix_product
 from attnc.codegen.cpu.nest import Nest
+from attnc.codegen.cpu.packs import packs_of
 from attnc.codegen.cpu.segments import NestStmt, shape
+from attnc.codegen.cpu.storage import Trace
 from attnc.codegen.cpu.transfer import Transfer, affine
 from attnc.codegen.tile import Accumulate, Assign, Each, Loop, Scatter, Stmt, Store
 from attnc.ir.node import NO_AXES, Call, Const, Load, Node, Var, const, var
@@ -28,6 +30,7 @@ class Body:
         self.mentions = Mentions(layout.kernel)
         self.temporaries: set[str] = set()
         self.current: tuple[Stmt, ...] = ()
+        self.trace = Trace()
 
     @property
     def expressions(self) -> Expressions:
@@ -146,12 +149,35 @@ class Body:
             return
         outside = self.mentions.outside(self.current, group)
         outside |= self.temporaries & {w for s in group if (w := written(s))}
-        Nest(self.layout, self.needs, self.positions, self.scalars, outside, self.out).print(group)
+        Nest(self.layout, self.needs, self.positions, self.scalars, outside, self.out, self._touch).print(group)
+        self.trace.unit += 1
+        for s in group:
+            for pack in packs_of(self.layout, w) if (w := written(s)) else ():
+                self._pack_tile(pack)
         group.clear()
+
+    def _touch(self, name: str, segment: int, line: int, in_place: bool) -> None:
+        self.trace.note(self.current, name, segment, line, in_place=in_place)
+
+    def _pack_tile(self, pack: Pack) -> None:
+        """The packed copy of a tile that has just been computed."""
+        layout = self.layout
+        self.needs.add("pairs")
+        self.trace.note(self.current, pack.name)
+        self.trace.unit += 1
+        self.out.line(
+            f"pack_pairs({pack.array}, {layout.pack_row(pack)}, {layout.tiles[pack.name].array}, "
+            f"{layout.pitch(pack.other)}, {layout.count(pack.depth)}, {layout.padded(pack.other)});"
+        )
 
     # ------------------------------------------------------------------------------------------------ statements
 
     def _alone(self, s: Stmt) -> None:
+        if not isinstance(s, Loop | Each):
+            for name in reads(s) | {written(s) or ""}:
+                if name in self.layout.tiles:
+                    self.trace.note(self.current, name)
+            self.trace.unit += 1
         match s:
             case Loop():
                 self._loop(s)
@@ -161,7 +187,10 @@ class Body:
                 self.out.note(s.note)
                 subscripts = affine(self.layout, s.value.index, self.scalars)
                 assert subscripts is not None
-                self._transfer().read(self.layout.tiles[s.target.name], s.value.tensor, subscripts)
+                if s.target.name not in self.layout.packed_only:
+                    self._transfer().read(self.layout.tiles[s.target.name], s.value.tensor, subscripts)
+                for pack in packs_of(self.layout, s.target.name):
+                    self._transfer().pack(pack, s.value.tensor, subscripts)
             case Store():
                 self.out.note(s.note)
                 subscripts = affine(self.layout, s.index, self.scalars)

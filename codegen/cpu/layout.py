@@ -46,6 +46,22 @@ class Tile:
     array: str
 
 
+Form = Literal["rows", "pairs"]
+PACKED_DEPTH = 32
+"""Packed depths are multiples of this many numbers, what one instruction takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """A bf16 copy of a variable: rows ``[other][depth]``, or pairs ``[depth / 2][other][2]``."""
+
+    name: str
+    form: Form
+    depth: str
+    other: str
+    array: str
+
+
 class Layout:
     """All storage decisions of one kernel."""
 
@@ -59,6 +75,11 @@ class Layout:
         """Where the printer is: variables that are pointers into tensors, with their step in memory along each axis."""
         self.aliases_of: dict[int, dict[str, dict[str, str]]] = {}
         """The same for each statement list, by identity."""
+        self.pairs_of: set[int] = set()
+        """Matrix products of bf16 numbers, by identity; `packs` are their operands, by variable, form and depth, and
+        `packed_only` the variables that nothing else reads."""
+        self.packs: dict[tuple[str, Form, str], Pack] = {}
+        self.packed_only: set[str] = set()
         self._ranges: dict[str, int] = {}
         self.writes: dict[str, int] = {}
         self._reserve()
@@ -155,6 +176,15 @@ class Layout:
 
     def room(self, tile: Tile) -> str:
         return " * ".join(self.pitch(a) for a in tile.lanes)
+
+    def pack_row(self, pack: Pack) -> str:
+        """How far apart the rows of a packed copy are, or its rows of pairs."""
+        if pack.form == "rows":
+            return f"round_up({self.pitch(pack.depth)}, {PACKED_DEPTH})"
+        return f"2 * {self.pitch(pack.other)}"
+
+    def pack_room(self, pack: Pack) -> str:
+        return f"round_up({self.pitch(pack.depth)}, {PACKED_DEPTH}) * {self.pitch(pack.other)}"
 
     # ------------------------------------------------------------------------------------------------- integers
 

@@ -66,8 +66,11 @@ class MatrixProduct:
 
     def print(self, s: Assign | Accumulate, plan: MatrixPlan) -> None:
         layout = self.layout
-        self.needs.add("product")
         self.out.note(s.note)
+        if id(s) in layout.pairs_of:
+            self._pairs(s, plan)
+            return
+        self.needs.add("product")
         vectors, row = plan.vectors.array, self._pitch(plan.vectors, plan.depth)
         if plan.packed:
             vectors, row = self._pack(plan)
@@ -86,6 +89,19 @@ class MatrixProduct:
                 f"{self._pitch(plan.broadcast, plan.depth)}, {b}, {row}, {layout.count(m)}, {layout.padded(plan.n)}, "
                 f"{layout.count(plan.depth)}, {'true' if isinstance(s, Accumulate) else 'false'});"
             )
+
+    def _pairs(self, s: Assign | Accumulate, plan: MatrixPlan) -> None:
+        """A product of packed bf16 numbers."""
+        layout = self.layout
+        self.needs.add("product_of_pairs")
+        target, m = layout.tiles[s.target.name], plan.m or ""
+        a = layout.packs[plan.broadcast.name, "rows", plan.depth]
+        b = layout.packs[plan.vectors.name, "pairs", plan.depth]
+        self.out.line(
+            f"product_of_pairs({target.array}, {self._pitch(target, m)}, {a.array}, {layout.pack_row(a)}, {b.array}, "
+            f"{layout.pack_row(b)}, {layout.count(m)}, {layout.padded(plan.n)}, {layout.count(plan.depth)}, "
+            f"{'true' if isinstance(s, Accumulate) else 'false'});"
+        )
 
     def _pack(self, plan: MatrixPlan) -> tuple[str, str]:
         """A transposed copy of `vectors` as [depth][n]."""

@@ -21,9 +21,9 @@ infinity lane_numbers take give take_lanes give_lanes inside both Span read_tile
 product Workspace bf16 f16 exp exp2 log log2 sigmoid tanh softplus erf sin cos pow sqrt rsqrt floor floor_real
 floordiv mod sign absolute maximum minimum finite_or_zero reciprocal_or_zero to_real narrow widen mantissa turns
 tensors strides sizes threads workspace task main int8_t int16_t int32_t int64_t uint8_t uint16_t uint32_t
-uint64_t f32 f64 sum_across largest_across lane unix linux largest real_division
+uint64_t f32 f64 sum_across largest_across lane unix linux real_division
 memory failed tasks blocks rest measure tiles rounded hash unit narrow_bits
-floor_log2 power_of_two
+floor_log2 power_of_two pairs pack_rows pack_pairs product_of_pairs Tiles registers exp2_of_weight
 """
 
 RESERVED = frozenset(_KEYWORDS.split()) | frozenset(_OWN.split())

@@ -7,14 +7,14 @@ share an inner loop; a value used in one inner loop only never gets an array.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 
 from attnc.codegen.cpu.emitter import Emitter
 from attnc.codegen.cpu.expression import COMPARE, SUM, Expressions, Value
 from attnc.codegen.cpu.gather import gather, scatter
 from attnc.codegen.cpu.layout import C_SCALAR, C_VECTOR, Layout, Tile, is_trivial, reads, written
-from attnc.codegen.cpu.segments import NestStmt, Segment, plan, shape, whole_maximum
+from attnc.codegen.cpu.segments import NestStmt, Segment, plan, shape
 from attnc.codegen.cpu.subexpressions import maximal, pointwise_roots, repeated, variables
 from attnc.codegen.tile import Accumulate, AccumulateAt, Assign, Scatter, Store
 from attnc.ir.node import Call, Load, Max, Node, Sum, Var
@@ -23,13 +23,15 @@ from attnc.ir.walk import postorder
 _CHEAP = frozenset({"detach", "and", "or", "not", "lt", "le", "eq"})
 
 RUN = 16
+SIDES = 4
 
 
 class Nest:
     """Prints one group of statements that share a vector axis.
 
     `positions` are the scalar positions of grid and `Each` axes, `scalars` those axes that are also lanes, `outside`
-    the variables mentioned outside the group.
+    the variables mentioned outside the group; `touch` is told each access to an array: its inner loop, its line, and
+    whether only the current lanes are touched.
     """
 
     def __init__(
@@ -40,12 +42,16 @@ class Nest:
         scalars: frozenset[str],
         outside: set[str],
         out: Emitter,
+        touch: Callable[[str, int, int, bool], None],
     ) -> None:
         self.layout = layout
         self.needs = needs
         self.scalars = scalars
         self.outside = outside
         self.out = out
+        self.touch = touch
+        self.segment = 0
+        self.whole = False
         self.vector: str | None = None
         self.loops: set[str] = set()
         self.registers: dict[str, Value] = {}
@@ -85,8 +91,9 @@ class Nest:
         for seg in segments:
             for name in {n for s in seg.statements for n in reads(s) | {written(s)} if n in self.layout.tiles}:
                 count[name] = count.get(name, 0) + 1
-        whole = {tile.name for seg in segments for s in seg.statements if (tile := whole_maximum(self.layout, s))}
-        self.arrays = {n for n, c in count.items() if c > 1} | self.outside | whole
+        again = [s.target.name for seg in segments for s in seg.statements if isinstance(s, Assign)]
+        single = {n for n in again if again.count(n) > 1 and len(self.layout.tiles[n].lanes) > 1}
+        self.arrays = {n for n, c in count.items() if c > 1 and n not in single} | self.outside
 
     def _name_uniform(self, statements: list[NestStmt]) -> None:
         """Name what is the same in every lane and costs something, before the loops."""
@@ -113,13 +120,15 @@ class Nest:
     # --------------------------------------------------------------------------------------------------- segments
 
     def _segment(self, seg: Segment) -> None:
+        self.segment += 1
+        self.whole = seg.alone
         named = dict(self.expressions.named)
         self._hoist(seg)
         if seg.alone:
             self._alone(seg)
         else:
             for s in seg.statements:
-                if isinstance(s, Assign) and isinstance(s.value, Sum | Max) and whole_maximum(self.layout, s) is None:
+                if isinstance(s, Assign) and isinstance(s.value, Sum | Max):
                     self._open(s)
             self._loop(seg)
         self._restore(named)
@@ -128,6 +137,10 @@ class Nest:
     def _loop(self, seg: Segment) -> None:
         """The loops of a segment. Sums are taken `RUN` terms at a time: sums of sums are more accurate than one sum."""
         sums = [s for s in seg.statements if not isinstance(s, Scatter | Store) and isinstance(s.value, Sum)]
+        maxima = [s for s in seg.statements if isinstance(s, Assign) and isinstance(s.value, Max)]
+        if not sums and maxima and self.vector and sum(len(postorder(pointwise_roots(s))) for s in seg.statements) < 24:
+            self._side_by_side(seg, maxima)
+            return
         if not sums:
             with self.loop_over(seg.axes):
                 self._body(seg)
@@ -151,6 +164,39 @@ class Nest:
                 self._body(seg)
             for name, total in totals.items():
                 self.out.line(f"{total} += {self.parts.pop(name)};")
+
+    def _side_by_side(self, seg: Segment, maxima: list[Assign]) -> None:
+        """Short loops that keep `SIDES` maxima going, because each step of one waits for the step before."""
+        axis = seg.axes[-1]
+        lane, count = self.layout.axis(axis), self.layout.count(axis)
+        at = self.layout.names.fresh(f"{lane}_from")
+        sides: dict[str, list[str]] = {}
+        for s in maxima:
+            first, tile = self._total(s), self._tile(s)
+            sides[tile.name] = [first, *(self.layout.names.fresh(f"{tile.name}_side") for _ in range(1, SIDES))]
+            others = ", ".join(f"{side} = {self._neutral(s, tile)}" for side in sides[tile.name][1:])
+            self.out.line(f"{C_VECTOR[tile.element]} {others};")
+
+        def step(k: int) -> None:
+            self.parts |= {name: names[k] for name, names in sides.items()}
+            with self.one_of(axis, f"{at} + {k}" if k else at):
+                self._body(seg)
+            self.registers = {n: v for n, v in self.registers.items() if self._is_register(self.layout.tiles[n])}
+
+        with self.loop_over(seg.axes[:-1]):
+            self.out.line(f"int64_t {at} = 0;")
+            with self.out.block(f"for (; {at} + {SIDES} <= {count}; {at} += {SIDES})"):
+                step(0)
+                touch, self.touch = self.touch, lambda *_: None  # the same again
+                for k in range(1, SIDES):
+                    step(k)
+            with self.out.block(f"for (; {at} < {count}; ++{at})"):
+                step(0)
+            self.touch = touch
+        for name, names in sides.items():
+            del self.parts[name]
+            for other in names[1:]:
+                self.out.line(f"{names[0]} = maximum({names[0]}, {other});")
 
     def _total(self, s: Assign | Accumulate | AccumulateAt) -> str:
         """The C++ variable a reduction adds to."""
@@ -182,6 +228,17 @@ class Nest:
             yield
         self.loops -= set(axes)
 
+    @contextmanager
+    def one_of(self, axis: str, position: str) -> Generator[None]:
+        """A block at one lane inside the extents."""
+        lane, first = self.layout.axis(axis), self.layout.first(axis)
+        with self.layout.names.scope(), self.out.block(""):
+            self.out.line(f"const int64_t {lane} = {position};")
+            self.loops.add(axis)
+            self.expressions.positions[axis] = lane if first is None else f"{first} + {lane}"
+            yield
+        self.loops -= {axis}
+
     def _hoist(self, seg: Segment) -> None:
         """Name, before the inner loop, what does not change in it."""
         if not seg.axes:
@@ -204,6 +261,8 @@ class Nest:
     # ------------------------------------------------------------------------------------------------- variables
 
     def _offset(self, tile: Tile) -> str:
+        whole = self.whole or self.vector is None or tile.lanes[-1:] != (self.vector,)
+        self.touch(tile.name, self.segment, len(self.out.lines), not whole)
         parts = []
         for k, axis in enumerate(tile.lanes):
             pitch = [self.layout.pitch(a) for a in tile.lanes[k + 1 :]]
@@ -267,12 +326,6 @@ class Nest:
                 scatter(self, s)
             case Assign() if isinstance(s.value, Load):
                 self._write(s, gather(self, s.value))
-            case Assign() if (over := whole_maximum(self.layout, s)) is not None:
-                self.needs.add("largest")
-                (axis,) = over.lanes[:1]
-                at = f"{over.array} + {self.layout.axis(over.lanes[1])}"
-                call = f"largest({at}, {self.layout.pitch(over.lanes[1])}, {self.layout.count(axis)})"
-                self._write(s, Value(call, "f", True))
             case _ if isinstance(s.value, Sum | Max):
                 self._reduce_into(s, self.parts.get(s.target.name) or self._total(s))
             case Assign():

@@ -15,7 +15,9 @@ from attnc.codegen.cpu.distinct import with_distinct_names
 from attnc.codegen.cpu.emitter import Emitter
 from attnc.codegen.cpu.expression import Expressions, Value
 from attnc.codegen.cpu.layout import ALIGN, C_ELEMENT, C_TENSOR, SIZE_LIMIT, Layout
+from attnc.codegen.cpu.packs import find_packs
 from attnc.codegen.cpu.sections import sections
+from attnc.codegen.cpu.storage import shared_rooms
 from attnc.codegen.tile import Assign, Kernel, Loop, statements, verify
 from attnc.ir.node import Node, Size, Var
 from attnc.ir.walk import postorder
@@ -40,14 +42,19 @@ def print_kernel(kernel: Kernel) -> str:
     return print_unit([kernel])
 
 
-def print_unit(kernels: Iterable[Kernel]) -> str:
-    """A translation unit with these kernels, which all have the same type of reals."""
+def print_unit(kernels: Iterable[Kernel], *, pairs: bool = False) -> str:
+    """A translation unit with these kernels, which all have the same type of reals.
+
+    Args:
+        kernels: tile programs.
+        pairs: whether the processor multiplies pairs of bf16 (AVX-512 BF16); the text then compiles for no other.
+    """
     kernels = list(kernels)
     needs: set[str] = {"workspace", "element_types"}
     texts = []
     for kernel in kernels:
         verify(kernel)
-        texts.append(KernelPrinter(kernel, needs).text())
+        texts.append(KernelPrinter(kernel, needs, pairs=pairs).text())
     (real,) = {k.real for k in kernels}
     inner = "\n".join([sections(needs, real), *texts])
     return f"{HEADER}\nnamespace attnc {{\n\n{inner}\n}}  // namespace attnc\n"
@@ -56,18 +63,23 @@ def print_unit(kernels: Iterable[Kernel]) -> str:
 class KernelPrinter:
     """Prints one kernel: the function of one block, and the entry point that runs it for all blocks."""
 
-    def __init__(self, kernel: Kernel, needs: set[str]) -> None:
+    def __init__(self, kernel: Kernel, needs: set[str], *, pairs: bool = False) -> None:
         kernel = self.kernel = with_distinct_names(kernel)
         self.needs = needs
+        self.shared: dict[str, str] = {}
         self.layout = Layout(kernel, block_lengths(kernel))
         find_aliases(self.layout)
-        self.aliased = always_aliased(self.layout)
+        if pairs and kernel.real == "f32":
+            find_packs(self.layout)
+        self.aliased = always_aliased(self.layout) | self.layout.packed_only
         self.block_name = f"{kernel.name}_block"
         self.room_name = f"{kernel.name}_room"
 
     def text(self) -> str:
         body = Emitter(1)
-        Body(self.layout, self.needs, body).print(self.kernel.body)
+        printed = Body(self.layout, self.needs, body)
+        printed.print(self.kernel.body)
+        self.shared = shared_rooms(self.layout, printed.trace, self.aliased)
         out = Emitter()
         out.note(self.kernel.doc)
         self._room(out)
@@ -117,11 +129,18 @@ class KernelPrinter:
         with out.block(f"struct {name}"):
             for t in arrays:
                 out.line(f"{C_ELEMENT[t.element]} *{t.array};")
+            for pack in self.layout.packs.values():
+                out.line(f"bf16 *{pack.array};")
             with out.block(f"{name}(Workspace &workspace, [[maybe_unused]] const int64_t *sizes)"):
                 self._declare_sizes(out)
                 self._declare_channels(out)
                 for t in arrays:
-                    out.line(f"{t.array} = workspace.take<{C_ELEMENT[t.element]}>({self.layout.room(t)});")
+                    if t.name not in self.shared:
+                        out.line(f"{t.array} = workspace.take<{C_ELEMENT[t.element]}>({self.layout.room(t)});")
+                for name, first in self.shared.items():
+                    out.line(f"{self.layout.tiles[name].array} = {self.layout.tiles[first].array};")
+                for pack in self.layout.packs.values():
+                    out.line(f"{pack.array} = workspace.take<bf16>({self.layout.pack_room(pack)});")
         out.lines[-1] += ";"
         out.line()
 
@@ -161,6 +180,8 @@ class KernelPrinter:
                     out.line(
                         f"{'real' if t.element == 'f' else 'bool' if t.element == 'b' else 'int64_t'} {t.array} = 0;"
                     )
+            for pack in layout.packs.values():
+                out.line(f"bf16 *const {pack.array} = tiles.{pack.array};")
             if kernel.outer:
                 self._declare_outer(out, kernel.outer)
             out.lines += body.lines
@@ -225,6 +246,8 @@ class KernelPrinter:
                 out.line("failed = 1;")
             out.line("Workspace workspace = {(char *)round_up((int64_t)memory, 64), 0};")
             out.line(f"const {kernel.name}_tiles tiles(workspace, sizes);")
+            if self.layout.packs:
+                out.line("[[maybe_unused]] Tiles registers;")
             out.line("#pragma omp for schedule(dynamic, 1)")
             with out.block("for (int64_t task = 0; task < tasks; ++task)"):
                 out.line("if (memory == nullptr) continue;")

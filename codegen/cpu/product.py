@@ -9,7 +9,7 @@ def micro_kernel(rows: int, columns: int) -> str:
     """`rows` x (`columns` W) sums over the depth, in named registers."""
     out = Emitter()
     head = (
-        f"static inline void product_{rows}x{columns}(real *c, int64_t c_row, const real *a, int64_t a_row, "
+        f"static void product_{rows}x{columns}(real *c, int64_t c_row, const real *a, int64_t a_row, "
         "int64_t a_step, const real *b, int64_t b_row, int64_t depth, bool accumulate)"
     )
     sums = [[f"c{m}{n}" for n in range(columns)] for m in range(rows)]
@@ -32,41 +32,69 @@ def micro_kernel(rows: int, columns: int) -> str:
     return out.text()
 
 
-_DRIVER = """\
+_MANY = "#if defined(__AVX512F__) || defined(__aarch64__)"
+"""Targets with 32 registers."""
+
+_DISPATCH = """\
 // c[m, n] (+)= sum over k < depth of a[m a_row + k a_step] b[k b_row + n], m < rows, n < lanes (a multiple of W).
+// Rows are shared out evenly, so that every call of a micro-kernel has about as many.
+template <int columns>
+static inline void product_columns(real *c, int64_t c_row, const real *a, int64_t a_row, int64_t a_step, const real *b,
+                                   int64_t b_row, int64_t rows, int64_t depth, bool accumulate) {
+    for (int64_t pieces = (rows + 5) / 6; pieces > 0; --pieces) {
+        const int64_t taken = (rows + pieces - 1) / pieces;
+        product_rows<columns>(taken, c, c_row, a, a_row, a_step, b, b_row, depth, accumulate);
+        rows -= taken;
+        c += taken * c_row;
+        a += taken * a_row;
+    }
+}
 static void product(real *c, int64_t c_row, const real *a, int64_t a_row, int64_t a_step, const real *b, int64_t b_row,
                     int64_t rows, int64_t lanes, int64_t depth, bool accumulate) {
-    for (int64_t n = 0; n < lanes; n += 2 * W) {
-        int64_t m = 0;
-        if (n + 2 * W <= lanes) {
+    int64_t n = 0;
 #if defined(__AVX512F__) || defined(__aarch64__)
-            for (; m + 8 <= rows; m += 8)
-                product_8x2(c + m * c_row + n, c_row, a + m * a_row, a_row, a_step, b + n, b_row, depth, accumulate);
-#else
-            for (; m + 6 <= rows; m += 6)
-                product_6x2(c + m * c_row + n, c_row, a + m * a_row, a_row, a_step, b + n, b_row, depth, accumulate);
+    for (; n + 4 * W <= lanes; n += 4 * W)
+        product_columns<4>(c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, accumulate);
 #endif
-            for (; m + 2 <= rows; m += 2)
-                product_2x2(c + m * c_row + n, c_row, a + m * a_row, a_row, a_step, b + n, b_row, depth, accumulate);
-            for (; m < rows; ++m)
-                product_1x2(c + m * c_row + n, c_row, a + m * a_row, a_row, a_step, b + n, b_row, depth, accumulate);
-        } else {
-            for (; m + 8 <= rows; m += 8)
-                product_8x1(c + m * c_row + n, c_row, a + m * a_row, a_row, a_step, b + n, b_row, depth, accumulate);
-            for (; m < rows; ++m)
-                product_1x1(c + m * c_row + n, c_row, a + m * a_row, a_row, a_step, b + n, b_row, depth, accumulate);
-        }
-    }
+    for (; n + 2 * W <= lanes; n += 2 * W)
+        product_columns<2>(c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, accumulate);
+    if (n < lanes) product_columns<1>(c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, accumulate);
 }
 """
 
+_ARGUMENTS = "c, c_row, a, a_row, a_step, b, b_row, depth, accumulate"
+
+
+def _choice(columns: tuple[int, ...]) -> str:
+    """The micro-kernel for a number of rows from 1 to 6 and of columns."""
+    out = Emitter()
+    out.line("template <int columns>")
+    with out.block(
+        "static inline void product_rows(int64_t rows, real *c, int64_t c_row, const real *a, int64_t a_row, "
+        "int64_t a_step, const real *b, int64_t b_row, int64_t depth, bool accumulate)"
+    ):
+        for n in columns:
+            if n == 4:
+                out.lines.append(_MANY)
+            with out.block(f"if constexpr (columns == {n}) switch (rows)"):
+                for m in ROWS:
+                    out.line(f"{'default' if m == ROWS[0] else f'case {m}'}: product_{m}x{n}({_ARGUMENTS}); break;")
+            if n == 4:
+                out.lines.append("#endif")
+    return out.text()
+
+
+ROWS = (6, 5, 4, 3, 2, 1)
+
 _KERNELS = "\n".join(
     [
-        "#if defined(__AVX512F__) || defined(__aarch64__)",
-        micro_kernel(8, 2) + "#else",
-        micro_kernel(6, 2) + "#endif",
-        *(micro_kernel(m, n) for m, n in ((2, 2), (1, 2), (8, 1), (1, 1))),
+        _MANY,
+        *(micro_kernel(m, 4) for m in ROWS),
+        "#endif",
+        *(micro_kernel(m, n) for n in (2, 1) for m in ROWS),
     ]
 )
 
-SECTION: dict[str, tuple[tuple[str, ...], str]] = {"product": (("vectors",), _KERNELS + "\n" + _DRIVER)}
+SECTION: dict[str, tuple[tuple[str, ...], str]] = {
+    "product": (("vectors",), _KERNELS + "\n" + _choice((4, 2, 1)) + "\n" + _DISPATCH)
+}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from attnc.codegen.cpu.layout import Layout, Tile, reads, roots, written
+from attnc.codegen.cpu.layout import Layout, reads, roots, written
 from attnc.codegen.tile import Accumulate, AccumulateAt, Assign, Scatter, Store
-from attnc.ir.node import NO_AXES, Max, Sum, Var
+from attnc.ir.node import NO_AXES, Axis, Const, Max, Node, Prod, Size, Sum, Var
 
 NestStmt = Assign | Accumulate | AccumulateAt | Scatter | Store
 
@@ -41,21 +41,7 @@ def shape(layout: Layout, s: NestStmt, scalars: frozenset[str]) -> Shape:
             axes -= {reduced}
     order = layout.storage_order(axes - scalars)
     vector = order[-1] if order else None
-    if whole_maximum(layout, s) is not None:
-        reduced = None
     return Shape(vector, order[:-1], reduced)
-
-
-def whole_maximum(layout: Layout, s: NestStmt) -> Tile | None:
-    """The array a maximum runs over, if it is one call of `largest`: an array with the result's one axis contiguous.
-
-    A maximum inside another loop would wait for itself at every step; `largest` keeps four of them going.
-    """
-    if not isinstance(s, Assign) or not isinstance(s.value, Max) or not isinstance(s.value.body, Var):
-        return None
-    tile, target = layout.tiles[s.value.body.name], layout.tiles[s.target.name]
-    fits = tile.element == "f" and len(target.lanes) == 1 and tile.lanes == (*s.value.bound, target.lanes[0])
-    return tile if fits else None
 
 
 def plan(layout: Layout, statements: list[NestStmt], scalars: frozenset[str]) -> list[Segment]:
@@ -88,7 +74,32 @@ def plan(layout: Layout, statements: list[NestStmt], scalars: frozenset[str]) ->
             home = Segment(axes, [], alone)
             out.append(home)
         home.statements.append(s)
+    _recompute(layout, out)
     return out
+
+
+def _recompute(layout: Layout, segments: list[Segment]) -> None:
+    """Values that cost one multiplication are computed anew in every inner loop that reads them, not kept in memory."""
+    writes: dict[str, int] = {}
+    for name in (w for seg in segments for s in seg.statements if (w := written(s))):
+        writes[name] = writes.get(name, 0) + 1
+    for at, seg in enumerate(segments):
+        for s in [s for s in seg.statements if isinstance(s, Assign) and writes[s.target.name] == 1]:
+            tile = layout.tiles[s.target.name]
+            if seg.alone or len(tile.lanes) < 2 or tile.element != "f" or not _scaled(s.value, writes):
+                continue
+            for later in segments[at + 1 :]:
+                if later.axes == seg.axes and not later.alone and any(tile.name in reads(t) for t in later.statements):
+                    later.statements.insert(0, s)
+
+
+def _scaled(value: Node, writes: dict[str, int]) -> bool:
+    """Whether a value is a variable set before the nest, times a factor that is the same in every lane."""
+    if not isinstance(value, Prod) or not all(isinstance(f, Var | Const | Size | Axis) for f in value.factors):
+        return False
+    moving = [f for f in value.factors if isinstance(f, Var) and f.axes]
+    known = not {f.name for f in value.factors if isinstance(f, Var)} & writes.keys()
+    return len(value.factors) == 2 and len(moving) == 1 and known
 
 
 def _conflict(s: NestStmt, earlier: NestStmt) -> bool:

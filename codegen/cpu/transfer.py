@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from attnc.codegen.cpu.bounds import within
 from attnc.codegen.cpu.emitter import Emitter
 from attnc.codegen.cpu.expression import UNARY, Expressions, Value
-from attnc.codegen.cpu.layout import C_TENSOR, Layout, Tile
+from attnc.codegen.cpu.layout import C_TENSOR, Layout, Pack, Tile
 from attnc.ir.node import Add, Axis, Node, add
 
 
@@ -78,6 +78,18 @@ class Transfer:
             f"read_tile({tile.array}, {self.layout.pitch(lane)}, {row_count}, {self.layout.padded(lane)}, {address}, "
             f"{self._step(rows, tensor, subscripts)}, {self._step(lane, tensor, subscripts)}, "
             f"{self._span(rows, spans, guards)}, {self._span(lane, spans, [])});"
+        )
+
+    def pack(self, pack: Pack, tensor: str, subscripts: list[Subscript]) -> None:
+        """A packed copy of part of a bf16 tensor, 0 outside it."""
+        self.needs.add("pairs")
+        address, guards, spans = self._address(tensor, subscripts)
+        axes = (pack.other, pack.depth) if pack.form == "rows" else (pack.depth, pack.other)
+        steps = ", ".join(self._step(a, tensor, subscripts) for a in axes)
+        counts = ", ".join(self.layout.count(a) for a in axes)
+        self.out.line(
+            f"pack_{pack.form}({pack.array}, {self.layout.pack_row(pack)}, {address}, {steps}, {counts}, "
+            f"{self._span(axes[0], spans, guards)}, {self._span(axes[1], spans, [])});"
         )
 
     def write(self, tile: Tile, tensor: str, subscripts: list[Subscript]) -> None:

@@ -68,6 +68,41 @@ def test_softmax_forward(dtype: str, rows: int, keys: int) -> None:
         assert torch.allclose(lse.double(), exact_lse, rtol=1e-6, atol=2e-6)
 
 
+class WithoutTiles(Toolchain):
+    """The compiler told that the processor has no tile registers, so that pairs are multiplied in vectors."""
+
+    def options(self) -> list[tuple[str, ...]]:
+        return [(*options, "-mno-amx-tile", "-mno-amx-bf16") for options in super().options()]
+
+
+@pytest.mark.skipif(not find().multiplies_pairs(), reason="the processor has no instructions for bf16")
+@pytest.mark.parametrize("kind", [Toolchain, WithoutTiles])
+@pytest.mark.parametrize("channels", [64, 80])
+def test_products_of_pairs(kind: type[Toolchain], channels: int) -> None:
+    """Whole blocks and remainders, packed from rows and from columns; what lies beyond the tensors is NaN."""
+    known = find()
+    toolchain = kind(known.path, known.version, known.processor)
+    torch.manual_seed(channels)
+    rows, keys = 135, 203
+    room = torch.full((3, 1, 2, 256, channels), math.nan, dtype=torch.bfloat16)
+    q, k, v = (x[:, :, :n].copy_(torch.randn(1, 2, n, channels)) for x, n in zip(room, (rows, keys, keys), strict=True))
+    go = torch.randn(1, 2, rows, channels).to(torch.bfloat16)
+    forward, columns = softmax_forward(causal=True, dtype="bf16", channels=None), softmax_columns(dtype="bf16")
+    sizes = {"B": 1, "H": 2, "M": rows, "N": keys, "D": channels, "E": channels, "q_start": keys - rows}
+    kd, vd = k.double().requires_grad_(), v.double().requires_grad_()
+    exact, exact_lse = softmax(q, kd, vd, True, keys - rows)
+    o, lse = poison(1, 2, rows, channels, dtype=torch.bfloat16), poison(1, 2, rows)
+    delta = (exact.detach() * go.double()).sum(-1).float()
+    found = [poison(1, 2, keys, channels, dtype=torch.bfloat16) for _ in "kv"]
+    run_forward, run_columns = build([forward, columns], toolchain=toolchain)
+    run_forward([q, k, v, o, lse], sizes)
+    run_columns([q, k, v, go, lse, delta, *found], sizes)
+    assert torch.allclose(lse.double(), exact_lse.detach(), rtol=1e-5, atol=1e-5)
+    wanted = torch.autograd.grad(exact, (kd, vd), go.double())
+    for value, reference in zip((o, *found), (exact.detach(), *wanted), strict=True):
+        assert (value.double() - reference).abs().max() <= ROUNDING["bf16"] * reference.abs().max()
+
+
 def test_rows_without_keys() -> None:
     q, k, v = (torch.randn(1, 1, n, 64) for n in (5, 0, 0))
     o, lse = poison(1, 1, 5, 64), poison(1, 1, 5)

@@ -156,25 +156,19 @@ static inline real absolute(real x) { return x < 0 ? -x : x == 0 ? real(0) : x; 
 
 //@ maximum: vectors
 // NaN if either is NaN, as in torch.
+#if defined(__AVX512F__)
+static inline vec maximum(vec a, vec b) {
+    vec c;  // a > b ? a : b
+    if constexpr (sizeof(real) == 4) asm("vmaxps %2, %1, %0" : "=v"(c) : "v"(a), "v"(b));
+    else asm("vmaxpd %2, %1, %0" : "=v"(c) : "v"(a), "v"(b));
+    return a != a ? a : c;
+}
+#else
 static inline vec maximum(vec a, vec b) { return (a > b) | (a != a) ? a : b; }
+#endif
 static inline real maximum(real a, real b) { return a > b || a != a ? a : b; }
 static inline ivec maximum(ivec a, ivec b) { return a > b ? a : b; }
 static inline int64_t maximum(int64_t a, int64_t b) { return a > b ? a : b; }
-
-//@ largest: maximum
-// The maximum over `count` rows of W lanes, -inf over none; four at a time, because each waits for the one before.
-static inline vec largest(const real *p, int64_t row, int64_t count) {
-    vec a = splat(-infinity), b = a, c = a, d = a;
-    int64_t k = 0;
-    for (; k + 4 <= count; k += 4, p += 4 * row) {
-        a = maximum(a, load(p));
-        b = maximum(b, load(p + row));
-        c = maximum(c, load(p + 2 * row));
-        d = maximum(d, load(p + 3 * row));
-    }
-    for (; k < count; ++k, p += row) a = maximum(a, load(p));
-    return maximum(maximum(a, b), maximum(c, d));
-}
 
 //@ minimum: vectors
 static inline vec minimum(vec a, vec b) { return (a < b) | (a != a) ? a : b; }

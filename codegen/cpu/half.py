@@ -1,0 +1,334 @@
+"""Matrix products of bf16 tiles with sums in f32, on processors that have instructions for them (AVX-512 BF16, AMX).
+
+Both instruction sets multiply pairs of neighbours along the depth. The broadcast operand is packed as rows
+``[m][depth]``, the other as pairs ``[depth / 2][n][2]``; what a tensor holds as rows already is read in place.
+"""
+
+from __future__ import annotations
+
+from attnc.codegen.cpu.emitter import Emitter
+
+
+def _indices(step: int, second: bool) -> str:
+    """The lanes of one of two vectors after blocks of `step` lanes have been exchanged between them."""
+    if second:
+        return ", ".join(str(16 + lane if lane & step else lane + step) for lane in range(16))
+    return ", ".join(str(16 + lane - step if lane & step else lane) for lane in range(16))
+
+
+def transpose() -> str:
+    """Sixteen vectors of pairs transposed in registers, in four rounds of exchanges between neighbours."""
+    out = Emitter()
+    names = [f"r{k}" for k in range(16)]
+    with out.block(
+        "static inline __attribute__((always_inline)) void transpose_pairs("
+        + ", ".join(f"pairs &{r}" for r in names)
+        + ")"
+    ):
+        out.line("pairs x;")
+        for step in (1, 2, 4, 8):
+            for k in range(16):
+                if k & step:
+                    continue
+                a, b = names[k], names[k + step]
+                out.line(f"x = __builtin_shufflevector({a}, {b}, {_indices(step, False)});")
+                out.line(f"{b} = __builtin_shufflevector({a}, {b}, {_indices(step, True)});")
+                out.line(f"{a} = x;")
+    return out.text()
+
+
+def _all(template: str) -> str:
+    return "\n".join(template.replace("#", str(k)) for k in range(16))
+
+
+def _names() -> str:
+    return ", ".join(f"r{k}" for k in range(16))
+
+
+PACK = (
+    """\
+typedef uint32_t pairs __attribute__((vector_size(64)));
+typedef pairs loose_pairs __attribute__((aligned(2), may_alias));
+static_assert(W == 16, "pairs of bf16 are multiplied in vectors of 64 bytes");
+static inline uint32_t first_bits(int64_t n) { return n >= 32 ? ~uint32_t(0) : n <= 0 ? 0 : (uint32_t(1) << n) - 1; }
+// The first `count` of 32 neighbours, 0 beyond.
+template <bool whole> static inline pairs some_pairs(const bf16 *p, int64_t count) {
+    if (whole) return *(const loose_pairs *)p;
+    pairs x;
+    asm("vmovdqu16 %1, %0%{%2%}%{z%}" : "=v"(x) : "m"(*(const loose_pairs *)p), "Yk"(first_bits(count)));
+    return x;
+}
+// The first `count` of 16 neighbours, each in the lower half of its lane.
+template <bool whole> static inline pairs some_halves(const bf16 *p, int64_t count) {
+    if (whole) return __builtin_convertvector(*(const loose_half_bits *)p, pairs);
+    pairs x;
+    asm("vpmovzxwd %1, %0%{%2%}%{z%}" : "=v"(x) : "m"(*(const loose_half_bits *)p), "Yk"(first_bits(count)));
+    return x;
+}
+// Two rows rounded to bf16 and interleaved, `low` in the lower halves.
+static inline pairs paired(vec low, vec high) {
+    typedef int16_t halves __attribute__((vector_size(64)));
+    halves x;
+    asm("vcvtne2ps2bf16 %2, %1, %0" : "=v"(x) : "v"(high), "v"(low));
+    return (pairs)__builtin_shufflevector(x, x, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9, 25,
+                                          10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+}
+static inline void put(bf16 *p, pairs x) { *(loose_pairs *)p = x; }
+"""
+    + transpose()
+    + """
+// 16 rows of 32 neighbours, of which `rows` of `count` are there, transposed as pairs.
+template <bool whole> static inline void across_rows(bf16 *to, int64_t to_row, const bf16 *from, int64_t row,
+                                                     int64_t rows, int64_t count) {
+"""
+    + "    pairs "
+    + ", ".join(f"r{k} = some_pairs<whole>(from + {k} * row, {k} < rows ? count : 0)" for k in range(16))
+    + ";\n    transpose_pairs("
+    + _names()
+    + ");\n"
+    + _all("    put(to + # * to_row, r#);")
+    + """
+}
+// The same of 16 columns: 32 rows of 16 neighbours.
+template <bool whole> static inline void across_columns(bf16 *to, int64_t to_row, const bf16 *from, int64_t row,
+                                                        int64_t rows, int64_t count) {
+"""
+    + "    pairs "
+    + ", ".join(
+        f"r{k} = some_halves<whole>(from + {2 * k} * row, {2 * k} < rows ? count : 0) | "
+        f"some_halves<whole>(from + {2 * k + 1} * row, {2 * k + 1} < rows ? count : 0) << 16"
+        for k in range(16)
+    )
+    + ";\n    transpose_pairs("
+    + _names()
+    + ");\n"
+    + _all("    put(to + # * to_row, r#);")
+    + """
+}
+// to[m][k] for m < m_count and k < k_count, rounded up to 16 rows of 32, 0 outside the spans.
+static void pack_rows(bf16 *to, int64_t to_row, const bf16 *from, int64_t m_step, int64_t k_step, int64_t m_count,
+                      int64_t k_count, Span m_span, Span k_span) {
+    const int64_t m_end = round_up(m_count, 16), k_end = round_up(k_count, 32);
+    if (m_span.low == 0 && k_span.low == 0 && (k_step == 1 || m_step == 1)) {
+        for (int64_t m = 0; m < m_end; m += 16)
+            for (int64_t k = 0; k < k_end; k += 32) {
+                const int64_t rows = m_span.high - m, count = k_span.high - k;
+                const bool whole = rows >= 16 && count >= 32;
+                bf16 *const at = to + m * to_row + k;
+                if (k_step == 1) {
+                    const bf16 *row = from + m * m_step + k;
+                    for (int64_t r = 0; r < 16; ++r, row += m_step)
+                        put(at + r * to_row,
+                            whole ? some_pairs<true>(row, 32) : some_pairs<false>(row, r < rows ? count : 0));
+                } else if (whole) {
+                    across_columns<true>(at, to_row, from + k * k_step + m, k_step, 32, 16);
+                } else {
+                    across_columns<false>(at, to_row, from + k * k_step + m, k_step, count, rows);
+                }
+            }
+        return;
+    }
+    for (int64_t m = 0; m < m_end; ++m)
+        for (int64_t k = 0; k < k_end; ++k) {
+            const bool there = m >= m_span.low && m < m_span.high && k >= k_span.low && k < k_span.high;
+            to[m * to_row + k] = there ? from[m * m_step + k * k_step] : bf16{0};
+        }
+}
+// to[k / 2][n][k % 2] for k < k_count and n < n_count, rounded up to 32 rows of 16, 0 outside the spans.
+static void pack_pairs(bf16 *to, int64_t to_row, const bf16 *from, int64_t k_step, int64_t n_step, int64_t k_count,
+                       int64_t n_count, Span k_span, Span n_span) {
+    const int64_t k_end = round_up(k_count, 32), n_end = round_up(n_count, 16);
+    if (n_span.low == 0 && k_span.low == 0 && n_step == 1) {
+        for (int64_t k = 0; k < k_end; k += 2)
+            for (int64_t n = 0; n < n_end; n += 16) {
+                const bf16 *const at = from + k * k_step + n;
+                const int64_t count = n_span.high - n;
+                pairs low, high;
+                if (count >= 16 && k + 2 <= k_span.high) {
+                    low = some_halves<true>(at, 16), high = some_halves<true>(at + k_step, 16);
+                } else {
+                    low = some_halves<false>(at, k < k_span.high ? count : 0);
+                    high = some_halves<false>(at + k_step, k + 1 < k_span.high ? count : 0);
+                }
+                put(to + k / 2 * to_row + 2 * n, low | high << 16);
+            }
+        return;
+    }
+    if (n_span.low == 0 && k_span.low == 0 && k_step == 1) {
+        for (int64_t k = 0; k < k_end; k += 32)
+            for (int64_t n = 0; n < n_end; n += 16) {
+                const int64_t rows = n_span.high - n, count = k_span.high - k;
+                bf16 *const at = to + k / 2 * to_row + 2 * n;
+                if (rows >= 16 && count >= 32) across_rows<true>(at, to_row, from + n * n_step + k, n_step, 16, 32);
+                else across_rows<false>(at, to_row, from + n * n_step + k, n_step, rows, count);
+            }
+        return;
+    }
+    for (int64_t k = 0; k < k_end; ++k)
+        for (int64_t n = 0; n < n_end; ++n) {
+            const bool there = n >= n_span.low && n < n_span.high && k >= k_span.low && k < k_span.high;
+            to[k / 2 * to_row + 2 * n + k % 2] = there ? from[n * n_step + k * k_step] : bf16{0};
+        }
+}
+// The same of tiles: pairs of rows of `from`, and rows of it.
+static void pack_pairs(bf16 *to, int64_t to_row, const real *from, int64_t from_row, int64_t k_count, int64_t n_count) {
+    const int64_t k_end = round_up(k_count, 32);
+    for (int64_t k = 0; k < k_end; k += 2)
+        for (int64_t n = 0; n < n_count; n += 16) {
+            const vec low = k < k_count ? load(from + k * from_row + n) : vec{};
+            const vec high = k + 1 < k_count ? load(from + (k + 1) * from_row + n) : vec{};
+            put(to + k / 2 * to_row + 2 * n, paired(low, high));
+        }
+}
+"""
+)
+
+PRODUCT = """\
+#if defined(__AMX_BF16__) && defined(__linux__)
+// Whether the system lets this process use tile registers (it has to be asked), and their shape: 16 rows of 64 bytes.
+static bool ask_for_tiles() {
+    long result;
+    asm volatile("syscall" : "=a"(result) : "a"(158L), "D"(0x1023L), "S"(18L) : "rcx", "r11", "memory");
+    return result == 0;
+}
+static const bool has_tiles = ask_for_tiles();
+struct TileShapes { uint8_t palette, start, unused[14]; uint16_t bytes[16]; uint8_t rows[16]; };
+alignas(64) static const TileShapes tile_shapes = {
+    1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+struct Tiles {
+    Tiles() { if (has_tiles) asm volatile("ldtilecfg %0" : : "m"(tile_shapes)); }
+    ~Tiles() { if (has_tiles) asm volatile("tilerelease"); }
+};
+#define ATTNC_TILE(load, tile, at, row) \\
+    asm volatile(load " (%0,%1,1),%%tmm" #tile : : "r"(at), "r"(row) : "memory")
+#define ATTNC_STORE(tile, at, row) asm volatile("tilestored %%tmm" #tile ",(%0,%1,1)" : : "r"(at), "r"(row) : "memory")
+#define ATTNC_MULTIPLY(c, a, b) asm volatile("tdpbf16ps %%tmm" #b ",%%tmm" #a ",%%tmm" #c : : : "memory")
+#define ATTNC_ZERO(tile) asm volatile("tilezero %%tmm" #tile : : : "memory")
+template <int rows, int columns>
+static inline void product_of_tiles(real *c, int64_t c_row, const bf16 *a, int64_t a_row, const bf16 *b, int64_t b_row,
+                                    int64_t depth, bool accumulate) {
+    real *const lower = c + 16 * c_row;
+    c_row *= 4, a_row *= 2, b_row *= 2;
+    if (accumulate) {
+        ATTNC_TILE("tileloadd", 0, c, c_row);
+        if (columns > 1) ATTNC_TILE("tileloadd", 1, c + 16, c_row);
+        if (rows > 1) ATTNC_TILE("tileloadd", 2, lower, c_row);
+        if (rows > 1 && columns > 1) ATTNC_TILE("tileloadd", 3, lower + 16, c_row);
+    } else {
+        ATTNC_ZERO(0);
+        if (columns > 1) ATTNC_ZERO(1);
+        if (rows > 1) ATTNC_ZERO(2);
+        if (rows > 1 && columns > 1) ATTNC_ZERO(3);
+    }
+    for (int64_t k = 0; k < depth; k += 32, a += 32, b += 8 * b_row) {
+        ATTNC_TILE("tileloadd", 4, a, a_row);
+        ATTNC_TILE("tileloadd", 6, b, b_row);
+        ATTNC_MULTIPLY(0, 4, 6);
+        if (columns > 1) ATTNC_TILE("tileloadd", 7, b + 32, b_row);
+        if (columns > 1) ATTNC_MULTIPLY(1, 4, 7);
+        if (rows > 1) ATTNC_TILE("tileloadd", 5, a + 8 * a_row, a_row);
+        if (rows > 1) ATTNC_MULTIPLY(2, 5, 6);
+        if (rows > 1 && columns > 1) ATTNC_MULTIPLY(3, 5, 7);
+    }
+    ATTNC_STORE(0, c, c_row);
+    if (columns > 1) ATTNC_STORE(1, c + 16, c_row);
+    if (rows > 1) ATTNC_STORE(2, lower, c_row);
+    if (rows > 1 && columns > 1) ATTNC_STORE(3, lower + 16, c_row);
+}
+#else
+constexpr bool has_tiles = false;
+struct Tiles {};
+template <int rows, int columns>
+static inline void product_of_tiles(real *, int64_t, const bf16 *, int64_t, const bf16 *, int64_t, int64_t, bool) {}
+#endif
+"""
+
+
+def micro_kernel(rows: int, columns: int) -> str:
+    """`rows` x (`columns` W) sums in named registers; each instruction multiplies pairs of 32 numbers."""
+    out = Emitter()
+    head = (
+        f"static void pairs_{rows}x{columns}(real *c, int64_t c_row, const bf16 *a, int64_t a_row, const bf16 *b, "
+        "int64_t b_row, int64_t depth, bool accumulate)"
+    )
+    sums = [[f"c{m}{n}" for n in range(columns)] for m in range(rows)]
+    with out.block(head):
+        out.line("vec " + ", ".join(f"{s} = {{}}" for row in sums for s in row) + ";")
+        with out.block("for (int64_t k = 0; k < depth; k += 2)"):
+            out.line(
+                "const pairs " + ", ".join(f"b{n} = *(const loose_pairs *)(b + {32 * n})" for n in range(columns)) + ";"
+            )
+            out.line("pairs x;")
+            for m, row in enumerate(sums):
+                terms = " ".join(f"{s} = with_pairs({s}, x, b{n});" for n, s in enumerate(row))
+                out.line(f"x = every_pair(a + {m} * a_row); {terms}")
+            out.line("a += 2;")
+            out.line("b += b_row;")
+        with out.block("if (accumulate)"):
+            for m, row in enumerate(sums):
+                out.line(" ".join(f"{s} += load(c + {m} * c_row + {n} * W);" for n, s in enumerate(row)))
+        for m, row in enumerate(sums):
+            out.line(" ".join(f"store(c + {m} * c_row + {n} * W, {s});" for n, s in enumerate(row)))
+    return out.text()
+
+
+DRIVER = """\
+// c[m, n] (+)= sum over k < depth of a[m, k] b[k, n] for packed a and b. Up to 15 rows of c beyond `rows` are written.
+static void product_of_pairs(real *c, int64_t c_row, const bf16 *a, int64_t a_row, const bf16 *b, int64_t b_row,
+                             int64_t rows, int64_t lanes, int64_t depth, bool accumulate) {
+    for (int64_t n = 0; n < lanes; n += 32) {
+        const bool wide = n + 32 <= lanes;
+        real *at = c + n;
+        const bf16 *left = a, *right = b + 2 * n;
+        if (has_tiles) {
+            int64_t m = 0;
+            for (; m + 16 < rows; m += 32, at += 32 * c_row, left += 32 * a_row)
+                if (wide) product_of_tiles<2, 2>(at, c_row, left, a_row, right, b_row, depth, accumulate);
+                else product_of_tiles<2, 1>(at, c_row, left, a_row, right, b_row, depth, accumulate);
+            if (m < rows) {
+                if (wide) product_of_tiles<1, 2>(at, c_row, left, a_row, right, b_row, depth, accumulate);
+                else product_of_tiles<1, 1>(at, c_row, left, a_row, right, b_row, depth, accumulate);
+            }
+        } else {
+            for (int64_t m = 0; m < rows; m += 8, at += 8 * c_row, left += 8 * a_row)
+                if (wide) pairs_8x2(at, c_row, left, a_row, right, b_row, depth, accumulate);
+                else pairs_8x1(at, c_row, left, a_row, right, b_row, depth, accumulate);
+        }
+    }
+}
+"""
+
+INSTRUCTIONS = """\
+static inline vec with_pairs(vec c, pairs a, pairs b) {
+    asm("vdpbf16ps %2, %1, %0" : "+v"(c) : "v"(a), "v"(b));
+    return c;
+}
+static inline pairs every_pair(const bf16 *p) {
+    uint32_t x;
+    __builtin_memcpy(&x, p, 4);
+    return x - pairs{};
+}
+"""
+
+EXP2 = """\
+// 2^x with a relative error below 3e-6, far below what rounding to bf16 leaves; -inf gives 0, NaN stays.
+static inline vec exp2_of_weight(vec x) {
+    vec r, y;
+    asm("vreduceps $9, %1, %0" : "=v"(r) : "v"(x));  // x less its floor
+    vec p = r * 1.353416787e-2f + 5.201146277e-2f;
+    p = p * r + 2.414427539e-1f;
+    p = p * r + 6.930038356e-1f;
+    p = p * r + 1.000002593f;
+    asm("vscalefps %2, %1, %0" : "=v"(y) : "v"(p), "v"(x));
+    return y;
+}
+"""
+
+SECTION: dict[str, tuple[tuple[str, ...], str]] = {
+    "pairs": (("element_types", "spans"), PACK),
+    "exp2_of_weight": (("vectors",), EXP2),
+    "product_of_pairs": (
+        ("pairs",),
+        "\n".join([PRODUCT, INSTRUCTIONS, micro_kernel(8, 2), micro_kernel(8, 1), DRIVER]),
+    ),
+}

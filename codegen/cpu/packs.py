@@ -1,0 +1,86 @@
+"""Which matrix products multiply bf16 numbers as they are, and the packed copies of their operands.
+
+A product of two tiles read from bf16 tensors loses nothing: the numbers are bf16 already, and sums are taken in f32.
+Weights of pairs of positions (a plane), which exist only between two products, are rounded to bf16 where they meet such
+a tile, as in FlashAttention. Everything else (states, factors of a bias, tables) is multiplied in f32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from attnc.codegen.cpu.layout import Form, Layout, Pack, Tile, reads
+from attnc.codegen.cpu.matrix import MatrixPlan, matrix_product
+from attnc.codegen.cpu.transfer import affine
+from attnc.codegen.tile import Accumulate, AccumulateAt, Assign, Each, Loop, Stmt, statements
+from attnc.ir.node import Load, Max, Sum
+
+
+def find_packs(layout: Layout) -> None:
+    """Fill `layout.pairs_of`, `layout.packs` and `layout.packed_only`, for a target that multiplies pairs of bf16."""
+    packs = layout.packs
+    by_products: dict[str, int] = {}
+    for s, scalars in _with_scalars(layout.kernel.body, frozenset()):
+        plan = matrix_product(layout, s, scalars)
+        if plan is None or plan.m is None or not _fits(layout, plan, scalars):
+            continue
+        layout.pairs_of.add(id(s))
+        operands: tuple[tuple[Tile, Form, str], ...] = (
+            (plan.broadcast, "rows", plan.m),
+            (plan.vectors, "pairs", plan.n),
+        )
+        for tile, form, other in operands:
+            key = tile.name, form, plan.depth
+            if key not in packs:
+                array = layout.names.get("pack", " ".join(key), f"{tile.name}_{form}")
+                packs[key] = Pack(tile.name, form, plan.depth, other, array)
+            by_products[tile.name] = by_products.get(tile.name, 0) + 1
+    all_reads: dict[str, int] = {}
+    for s in statements(layout.kernel.body):
+        for name in reads(s):
+            all_reads[name] = all_reads.get(name, 0) + 1
+    layout.packed_only = {n for n, c in by_products.items() if _is_read(layout, n) and all_reads[n] == c}
+
+
+def packs_of(layout: Layout, name: str) -> list[Pack]:
+    """The packed copies of a variable."""
+    return [p for p in layout.packs.values() if p.name == name]
+
+
+def _with_scalars(body: tuple[Stmt, ...], scalars: frozenset[str]) -> Iterator[tuple[Stmt, frozenset[str]]]:
+    for s in body:
+        if isinstance(s, Loop | Each):
+            yield from _with_scalars(s.body, scalars | {s.axis} if isinstance(s, Each) else scalars)
+        else:
+            yield s, scalars
+
+
+def _fits(layout: Layout, plan: MatrixPlan, scalars: frozenset[str]) -> bool:
+    if plan.others or len(plan.broadcast.lanes) != 2 or len(plan.vectors.lanes) != 2:
+        return False
+    loaded = [_is_read(layout, t.name, scalars) for t in (plan.broadcast, plan.vectors)]
+    return loaded[0] and (loaded[1] or (not plan.packed and _is_weight(layout, plan.vectors.name)))
+
+
+def _assigned(layout: Layout, name: str) -> list[Stmt]:
+    kinds = (Assign, Accumulate, AccumulateAt)
+    return [s for s in statements(layout.kernel.body) if isinstance(s, kinds) and s.target.name == name]
+
+
+def _is_read(layout: Layout, name: str, scalars: frozenset[str] = frozenset()) -> bool:
+    """Whether a variable only ever holds part of a bf16 tensor."""
+    return all(
+        isinstance(s, Assign)
+        and isinstance(s.value, Load)
+        and layout.kernel.argument(s.value.tensor).dtype == "bf16"
+        and affine(layout, s.value.index, scalars) is not None
+        for s in _assigned(layout, name)
+    )
+
+
+def _is_weight(layout: Layout, name: str) -> bool:
+    """Whether a variable is computed for every pair of positions."""
+    axes = {lane.axis for lane in layout.kernel.lanes if lane.role in ("outer", "inner")}
+    found = _assigned(layout, name)
+    pointwise = all(isinstance(s, Assign) and not isinstance(s.value, Load | Sum | Max) for s in found)
+    return pointwise and len(axes) == 2 and set(layout.tiles[name].lanes) == axes
