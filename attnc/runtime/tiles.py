@@ -7,8 +7,9 @@ mask reads are evaluated at every position once, then reduced to their least and
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -21,6 +22,9 @@ from attnc.ir.walk import postorder
 from attnc.passes.intervals import Interval, Rules, Truth, Walker
 from attnc.runtime.arithmetic import ON_TENSORS
 
+SHIFT = 2
+FACTOR = 1 << SHIFT
+"""How many cells a cell is divided into, along each axis."""
 SMALL = 1 << 27
 """Integers below this are computed in 32 bits."""
 EVERYWHERE, OUTER, INNER, TILE = range(4)
@@ -103,7 +107,9 @@ class Mask:
         return found
 
 
+@lru_cache(maxsize=1024)
 def reads_tensor(node: Node) -> bool:
+    """Whether an expression reads any of the caller's tensors."""
     return any(isinstance(n, Load) for n in postorder([node]))
 
 
@@ -129,7 +135,7 @@ class Level:
         self.finer = finer
         self.ends: dict[Node, tuple[Tensor, Tensor]] = {}
         """Least and greatest value of dense expressions, per combination and cell."""
-        self._small: dict[int, tuple[Any, Any]] = {}
+        self._ready: dict[int, tuple[Any, Any]] = {}
         self._rules = Rules(ON_TENSORS, witnesses=finer is None)
         self._sides = Walker(self._rules, frozenset({mask.outer, mask.inner}), self._side)
         """Values of what depends on one axis of the plane, the same for all tiles of a row or of a column."""
@@ -143,24 +149,27 @@ class Level:
     def columns(self) -> int:
         return self.cells[self.mask.inner].count
 
-    def classify(self, row: Tensor, column: Tensor, conditions: tuple[Node, ...]) -> tuple[Truth, tuple[Node, ...]]:
-        """Whether `conditions` hold over tiles, and those of them that do not hold all over all of these tiles.
+    def classify(self, row: Tensor, column: Tensor, conditions: tuple[Node, ...]) -> tuple[Truth, list[Truth]]:
+        """Whether `conditions` hold, together and each, over strips of `FACTOR` tiles of a row; flags of tiles
+        broadcast to [FACTOR, S].
 
         Args:
-            row: int64 [T], counted over all combinations.
-            column: int64 [T].
+            row: int32 [S], counted over all combinations.
+            column: int32 [S], of the first tile of each strip, a multiple of `FACTOR`; tiles beyond the last column
+                count as that one.
         """
-        index = {OUTER: row, INNER: column}
+        strip = column >> SHIFT
         if self.mask.batch:
-            index[INNER] = torch.div(row, self.rows, rounding_mode="floor") * self.columns + column
+            strip = row // self.rows * -(-self.columns // FACTOR) + strip
+        index = {OUTER: row, INNER: strip}
         lifted: dict[int, tuple[Any, Any]] = {}
 
         def lift(value: Any) -> Any:
             if value.space in (EVERYWHERE, TILE):
                 return value
             if id(value) not in lifted:
-                small = self._narrowed(value)
-                lifted[id(value)] = value, _selected(small, index[value.space])
+                sides = self._prepared(value)
+                lifted[id(value)] = value, _changed(sides, TILE, lambda x: _taken(x, index[value.space]))
             return lifted[id(value)][1]
 
         def align(values: Sequence[Any]) -> list[Any]:
@@ -169,13 +178,24 @@ class Level:
 
         walker = Walker(self._rules, frozenset({self.mask.outer, self.mask.inner}), self._leaf, align)
         truth = lift(walker.truth(call("and", *conditions)))
-        return truth, tuple(c for c in conditions if not bool(torch.as_tensor(walker.truth(c).every).all()))
+        return truth, [lift(walker.truth(c)) for c in conditions]
 
-    def _narrowed(self, value: Any) -> Any:
-        """A value of one side with its integers in 32 bits where they are small."""
-        if id(value) not in self._small:
-            self._small[id(value)] = value, _narrow(value) if isinstance(value, Interval) else value
-        return self._small[id(value)][1]
+    def _prepared(self, value: Any) -> Any:
+        """A value of one side ready for strips: its integers in 32 bits where they are small, columns in strips."""
+        if id(value) not in self._ready:
+            ready = _simple(value)
+            if value.space == INNER:
+                ready = _changed(ready, INNER, self._strips)
+            self._ready[id(value)] = value, ready
+        return self._ready[id(value)][1]
+
+    def _strips(self, columns: Tensor) -> Tensor:
+        """Values of all columns, over all combinations, as [FACTOR, strips]."""
+        columns = columns.view(self.mask.combinations, -1)
+        short = -self.columns % FACTOR
+        if short:
+            columns = torch.cat([columns, columns[:, -1:].expand(-1, short)], 1)
+        return columns.reshape(-1, FACTOR).t().contiguous()
 
     def _leaf(self, node: Node) -> Interval | Truth | None:
         if self.cells.keys() <= node.axes:
@@ -306,29 +326,42 @@ def _pooled(values: Tensor, length: int, reduce: Any) -> Tensor:
     return pooled.flatten()
 
 
-def _narrow(value: Interval) -> Interval:
-    """Integers in 32 bits, where a few sums and products with small numbers cannot overflow them."""
+def _simple(value: Any) -> Any:
+    """The same in fewer bytes: integers in 32 bits, where a few sums and products with small numbers cannot overflow
+    them, and a Python bool for what is known of all or of none."""
+    if isinstance(value, Truth):
+        may, every, some, lacking = map(_alike, (value.may, value.every, value.some, value.lacking))
+        return Truth(may, every, some, lacking, value.space)
     low, high = value.low, value.high
-    if not isinstance(low, Tensor) or low.dtype is not torch.int64 or not len(low):
-        return value
-    if max(abs(int(low.min())), abs(int(high.max()))) >= SMALL:
-        return value
-    return replace(value, low=low.to(torch.int32), high=high.to(torch.int32))
+    integers = isinstance(low, Tensor) and low.dtype is torch.int64 and len(low) > 0
+    if integers and max(abs(int(low.min())), abs(int(high.max()))) < SMALL:
+        low, high = low.to(torch.int32), high.to(torch.int32)
+    return Interval(low, high, _alike(value.attained), _alike(value.solid), value.space)
 
 
-def _selected(value: Interval | Truth, index: Tensor) -> Interval | Truth:
-    """The entries of a value for each tile."""
+def _alike(flag: Any) -> Any:
+    if not isinstance(flag, Tensor) or not len(flag):
+        return flag
+    least, most = flag.aminmax()
+    return bool(least) if bool(least) == bool(most) else flag
 
-    def pick(x: Any) -> Any:
-        return x.index_select(0, index) if isinstance(x, Tensor) and x.dim() else x
+
+def _taken(values: Tensor, at: Tensor) -> Tensor:
+    """The last dimension at some positions; one copy for each row, which is several times as fast as one for all."""
+    if values.dim() == 1:
+        return values.index_select(0, at)
+    out = values.new_empty((len(values), len(at)))
+    for row, target in zip(values, out, strict=True):
+        torch.index_select(row, 0, at, out=target)
+    return out
+
+
+def _changed(value: Any, space: int, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same change made to all tensors of an interval or a truth, which are then of another space."""
+
+    def made(x: Any) -> Any:
+        return change(x) if isinstance(x, Tensor) and x.dim() else x
 
     if isinstance(value, Truth):
-        return Truth(pick(value.may), pick(value.every), pick(value.some), pick(value.lacking), TILE)
-    return replace(
-        value,
-        low=pick(value.low),
-        high=pick(value.high),
-        attained=pick(value.attained),
-        solid=pick(value.solid),
-        space=TILE,
-    )
+        return Truth(made(value.may), made(value.every), made(value.some), made(value.lacking), space)
+    return Interval(made(value.low), made(value.high), made(value.attained), made(value.solid), space)
