@@ -145,10 +145,25 @@ FAMILIES: dict[str, Family] = {
         "let t = i // 8 - j // 8\nmask = j <= i and (t < 5 or t & (t - 1) == 0 or j < 8)"
     ),
     "low bits": Family("mask = i & 12 == j & 12"),
+    "high bits": Family("mask = j & -16 <= i & -16", closed=True),
+    "scattered bits": Family("mask = i & 21 == j & 21"),
+    "butterfly": Family("let apart = i ^ j\nmask = apart & (apart - 1) == 0"),
+    "blocks by exclusive or": Family("mask = (i ^ j) < 32"),
+    "subsets of bits": Family("mask = i | j == i"),
+    "signed bits": Family("mask = (i - j | 3) >= -9 and (j - i ^ 5) < 30"),
+    "logarithmic distances": Family(
+        "mask = floor_log2(max(i - j, 1)) <= (i >> 5) and (i - j) % (1 << clamp(i >> 6, 0, 3)) == 0"
+    ),
+    "rounded up": Family("mask = j <= ceil(i / 3.0) * 3 and ceil(j / 20.0) >= ceil(i / 25.0)"),
     "radial": Family(
         "const s = 4\nlet t = abs(i // s - j // s)\nlet width = 2 ** floor(log2(max(t, 1)))\n"
         "let near = (abs(i % s - j % s) + 1) * width <= s\n"
         "mask = j < s or near or (t % max(floor(width / s), 1) == 0 and i % s == j % s)"
+    ),
+    "radial in bits": Family(
+        "const s = 4\nlet t = abs(i // s - j // s)\nlet reach = 1 << floor_log2(max(t, 1))\n"
+        "let away = abs(i % s - j % s)\n"
+        "mask = (away + 1) * reach <= s or (t % ((reach + s - 1) // s) == 0 and away == 0) or j < s"
     ),
     "documents": Family("tensor doc: i32[B, N]\nmask = doc[b, i] == doc[b, j]", documents),
     "causal documents": Family("tensor doc: i32[B, N]\nmask = j <= i and doc[b, i] == doc[b, j]", documents),

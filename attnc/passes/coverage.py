@@ -17,7 +17,7 @@ from attnc.ir.walk import postorder
 from attnc.passes.associate import is_group_condition
 from attnc.passes.bounds import Range, inner_range
 from attnc.passes.decision import Decision
-from attnc.passes.intervals import has_rule
+from attnc.passes.interval_walk import has_rule
 from attnc.passes.plan import Pass, Plan
 
 _PLANNED = (Const, Size, Axis, Load, Call, Add, Prod, Iverson)

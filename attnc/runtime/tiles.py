@@ -19,7 +19,9 @@ from attnc.ir.dense import evaluate_nodes
 from attnc.ir.node import Axis, Load, Node, Size, axis, call, sub
 from attnc.ir.sizes import evaluator
 from attnc.ir.walk import postorder
-from attnc.passes.intervals import Interval, Rules, Truth, Walker
+from attnc.passes.interval_rules import Rules
+from attnc.passes.interval_walk import Walker
+from attnc.passes.intervals import Interval, Truth
 from attnc.runtime.arithmetic import ON_TENSORS
 
 SHIFT = 2
