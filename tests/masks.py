@@ -90,6 +90,23 @@ def parents(sizes: Sizes, generator: torch.Generator) -> dict[str, Tensor]:
     return {"parent": parent.to(torch.int32)}
 
 
+def scores(sizes: Sizes, generator: torch.Generator) -> Tensor:
+    """Numbers that hardly change from pair to pair."""
+    n = sizes["N"]
+    at = torch.arange(n) / 40
+    waves = torch.sin(at[:, None] - 1.3 * at) + torch.cos(at)
+    return waves + torch.rand(sizes["B"], sizes["H"], 1, 1, generator=generator)
+
+
+def pairs(sizes: Sizes, generator: torch.Generator) -> dict[str, Tensor]:
+    """Whether a pair may attend."""
+    return {"allowed": scores({**sizes, "B": 1, "H": 1}, generator)[0, 0] > 0.25}
+
+
+def pairs_per_sequence(sizes: Sizes, generator: torch.Generator) -> dict[str, Tensor]:
+    return {"allowed": scores({**sizes, "H": 1}, generator)[:, 0] > 0.25}
+
+
 NEIGHBOURHOOD = """
 let {a}g = {i} % {a}dilation
 let {a}y = {i} // {a}dilation
@@ -167,6 +184,16 @@ FAMILIES: dict[str, Family] = {
     ),
     "documents": Family("tensor doc: i32[B, N]\nmask = doc[b, i] == doc[b, j]", documents),
     "causal documents": Family("tensor doc: i32[B, N]\nmask = j <= i and doc[b, i] == doc[b, j]", documents),
+    "pairs": Family("tensor allowed: bool[N, N]\nmask = allowed[i, j]", pairs),
+    "causal pairs": Family("tensor allowed: bool[B, N, N]\nmask = j <= i and allowed[b, i, j]", pairs_per_sequence),
+    "pairs and flags": Family(
+        "tensor allowed: bool[N, N]\ntensor valid: bool[B, N]\nmask = allowed[i, j] or valid[b, j] and i < j",
+        lambda sizes, generator: pairs(sizes, generator) | flags(sizes, generator),
+    ),
+    "scores": Family(
+        "tensor score_of: f32[B, H, N, N]\nmask = score_of[b, h, i, j] > 0.25 or j + 30 <= i",
+        lambda sizes, generator: {"score_of": scores(sizes, generator)},
+    ),
     "unsorted documents": Family("tensor doc: i32[B, N]\nmask = doc[b, i] == doc[b, j]", unsorted_documents),
     "key flags": Family("tensor valid: bool[B, N]\nmask = valid[b, j]", flags),
     "causal key flags": Family("tensor valid: bool[B, N]\nmask = j <= i and valid[b, j]", flags),

@@ -28,7 +28,7 @@ from attnc.ir.sizes import evaluator
 from attnc.passes import modes
 from attnc.passes.plan import Plan
 from attnc.runtime.execute import Executor
-from attnc.runtime.runs import tracked
+from attnc.runtime.runs import Tracked
 
 HIGHEST_ORDER = 2
 NAMESPACE = "attnc"
@@ -85,7 +85,7 @@ class Computation:
 
     def call(self, tensors: Sequence[Tensor], q_start: Any) -> tuple[Tensor, ...]:
         """The op, called by eager code."""
-        with tracked():
+        with Tracked():
             return self.op(*tensors, q_start)
 
     def sizes(self, tensors: Sequence[Tensor], q_start: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +26,8 @@ MOST_TILES = 1 << 24
 """Tiles looked at for one mask. Where it needs more, what is left counts as partly allowed, which is always sound."""
 BAND = 1 << 18
 """Tiles looked at together: few enough that their tensors stay in a cache."""
+PAIRS = 1 << 20
+"""Pairs looked at together where a mask reads a tensor of both positions."""
 EMPTY, OPEN, PARTIAL, FULL = range(4)
 """Classes of tiles; open ones are not decided yet, empty ones are not kept. Sums of flags rely on the order."""
 
@@ -155,8 +158,10 @@ class Search:
         at = torch.nonzero(found.kind == OPEN).flatten()
         if not len(at):
             return found
-        kind = _inside(self.levels[0], found.row[at], found.low[at])
-        found = found._replace(kind=found.kind.index_copy(0, at, kind))
+        row, low = found.row[at], found.low[at]
+        count = max(1, PAIRS // prod(c.length for c in self.levels[0].cells.values())) if self.mask.planes else len(at)
+        parts = [_inside(self.levels[0], *x) for x in zip(row.split(count), low.split(count), strict=True)]
+        found = found._replace(kind=found.kind.index_copy(0, at, torch.cat(parts)))
         return found.select(torch.nonzero(found.kind).flatten())
 
 
@@ -276,6 +281,8 @@ def _inside(level: Level, row: Tensor, column: Tensor) -> Tensor:
     some = torch.zeros(len(row), dtype=torch.bool, device=row.device)
     lacking, unknown = some.clone(), some.clone()
     cuts = {a: _cuts(mask, a) for a in ranges}
+    if mask.planes:
+        ranges, owner, combination = _pairs(level, ranges, owner, combination)
     while len(owner):
         for axis, cut in cuts.items():
             ranges, owner, combination = _halved(ranges, owner, combination, axis, cut)
@@ -340,6 +347,22 @@ def _halved(
     out = {a: (torch.cat([x, x[long]]), torch.cat([y, y[long]])) for a, (x, y) in ranges.items() if a != axis}
     out[axis] = torch.cat([first, middle[long] + 1]), torch.cat([ends, last[long]])
     return out, torch.cat([owner, owner[long]]), torch.cat([combination, combination[long]])
+
+
+def _pairs(
+    level: Level, ranges: dict[str, tuple[Tensor, Tensor]], owner: Tensor, combination: Tensor
+) -> tuple[dict[str, tuple[Tensor, Tensor]], Tensor, Tensor]:
+    """All pairs of each block; some more than once where a block is cut short."""
+    mask = level.mask
+    lengths = [level.cells[a].length for a in (mask.outer, mask.inner)]
+    shape = (len(owner), *lengths)
+    for k, a in enumerate((mask.outer, mask.inner)):
+        first, last = ranges[a]
+        at = torch.minimum(first[:, None] + torch.arange(lengths[k], device=first.device), last[:, None])
+        at = (at[:, :, None] if k == 0 else at[:, None]).expand(shape).flatten()
+        ranges = ranges | {a: (at, at)}
+    owner, combination = (x[:, None, None].expand(shape).flatten() for x in (owner, combination))
+    return ranges, owner, combination
 
 
 # -------------------------------------------------------------------------------------------------------- table

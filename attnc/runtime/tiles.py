@@ -56,6 +56,7 @@ class Mask:
     device: torch.device
     whole: bool = True
     _dense: dict[Node, Tensor] = field(default_factory=dict)
+    _planes: dict[Node, Tensor] = field(default_factory=dict)
 
     @property
     def combinations(self) -> int:
@@ -65,6 +66,28 @@ class Mask:
     def is_vector(self, node: Node) -> bool:
         """Whether an expression reads tensors and depends on at most one axis of the plane."""
         return len(node.axes & {self.outer, self.inner}) < 2 and reads_tensor(node)
+
+    def is_plane(self, node: Node) -> bool:
+        """Whether an expression is read from a tensor of both positions."""
+        return isinstance(node, Load) and {self.outer, self.inner} <= node.axes
+
+    @property
+    def planes(self) -> list[Node]:
+        """What the condition reads from tensors of both positions."""
+        return [n for n in postorder([self.condition]) if self.is_plane(n)]
+
+    def plane(self, node: Node) -> Tensor:
+        """What is read at every pair, [*batch, outer, inner]; extent 1 along batch axes that do not matter."""
+        if node not in self._planes:
+            order = (*self.batch, self.outer, self.inner)
+            found = self._view(node, order) if isinstance(node, Load) else None
+            if found is None:
+                (found,) = evaluate_nodes(
+                    [node], self.extents, self.tensors, self.sizes, dtype=torch.float64, order=order
+                )
+                found = found.reshape([self.extents[a] if a in node.axes else 1 for a in order])
+            self._planes[node] = found
+        return self._planes[node]
 
     def dense(self, node: Node) -> Tensor:
         """The value of an expression on one axis at every position, [combinations, extent]; extent 1 on none."""
@@ -79,7 +102,16 @@ class Mask:
         return self._dense[node]
 
     def _slice(self, node: Load) -> Tensor | None:
-        """A load whose subscripts are batch axes and one position, plus a number, without copying; None for others."""
+        """As `dense`, for a load that is read without copying; None for others."""
+        axis = tuple(a for a in (self.outer, self.inner) if a in node.axes)
+        view = self._view(node, (*self.batch, *axis))
+        if view is None:
+            return None
+        return view.expand([self.extents[a] for a in (*self.batch, *axis)]).reshape(self.combinations, -1)
+
+    def _view(self, node: Load, order: Sequence[str]) -> Tensor | None:
+        """A load whose subscripts are one axis each, plus a number, without copying, its dimensions in the given order,
+        with extent 1 for axes it does not have; None for others."""
         source = self.tensors[node.tensor]
         dims: list[str] = []
         for k, index in enumerate(node.index):
@@ -92,12 +124,10 @@ class Mask:
                 return None
             source = source.narrow(k, start, self.extents[name])
             dims.append(name)
-        order = [a for a in (*self.batch, self.outer, self.inner) if a in dims]
-        source = source.permute([dims.index(a) for a in order])
-        last = tuple(a for a in order if a not in self.batch)
-        full = (*self.batch, *last)
-        view = source.reshape([self.extents[a] if a in dims else 1 for a in full])
-        return view.expand([self.extents[a] for a in full]).reshape(self.combinations, -1)
+        source = source.permute([dims.index(a) for a in order if a in dims])
+        for k, a in enumerate(order):
+            source = source if a in dims else source.unsqueeze(k)
+        return source
 
     def coordinates(self, count: int) -> dict[str, Tensor]:
         """The position along each batch axis, for `count` entries per combination."""
@@ -137,6 +167,9 @@ class Level:
         self.finer = finer
         self.ends: dict[Node, tuple[Tensor, Tensor]] = {}
         """Least and greatest value of dense expressions, per combination and cell."""
+        self.corners: dict[Node, tuple[Tensor, Tensor]] = {}
+        """Those of what is read at every pair, [combinations, rows, columns]."""
+        self._known_planes: dict[Node, Interval | Truth] = {}
         self._ready: dict[int, tuple[Any, Any]] = {}
         self._rules = Rules(ON_TENSORS, witnesses=finer is None)
         self._sides = Walker(self._rules, frozenset({mask.outer, mask.inner}), self._side)
@@ -178,7 +211,13 @@ class Level:
             spaces = {v.space for v in values} - {EVERYWHERE}
             return list(values) if len(spaces) <= 1 else [lift(v) for v in values]
 
-        walker = Walker(self._rules, frozenset({self.mask.outer, self.mask.inner}), self._leaf, align)
+        def leaf(node: Node) -> Interval | Truth | None:
+            if self.mask.is_plane(node):
+                at = row * -(-self.columns // FACTOR) + (column >> SHIFT)
+                return _changed(self._prepared(self._plane(node)), TILE, lambda x: _taken(x, at))  # type: ignore[no-any-return]
+            return self._leaf(node)
+
+        walker = Walker(self._rules, frozenset({self.mask.outer, self.mask.inner}), leaf, align)
         truth = lift(walker.truth(call("and", *conditions)))
         return truth, [lift(walker.truth(c)) for c in conditions]
 
@@ -186,14 +225,14 @@ class Level:
         """A value of one side ready for strips: its integers in 32 bits where they are small, columns in strips."""
         if id(value) not in self._ready:
             ready = _simple(value)
-            if value.space == INNER:
-                ready = _changed(ready, INNER, self._strips)
+            if value.space in (INNER, TILE):
+                ready = _changed(ready, value.space, self._strips)
             self._ready[id(value)] = value, ready
         return self._ready[id(value)][1]
 
     def _strips(self, columns: Tensor) -> Tensor:
-        """Values of all columns, over all combinations, as [FACTOR, strips]."""
-        columns = columns.view(self.mask.combinations, -1)
+        """Values of all columns, over all combinations or rows, as [FACTOR, strips]."""
+        columns = columns.view(-1, self.columns)
         short = -self.columns % FACTOR
         if short:
             columns = torch.cat([columns, columns[:, -1:].expand(-1, short)], 1)
@@ -207,11 +246,7 @@ class Level:
     def _side(self, node: Node) -> Interval | Truth | None:
         found = self._known(node)
         if self.finer is not None:
-            # Only blocks are asked for witnesses.
-            if isinstance(found, Interval):
-                found.attained = found.solid = False
-            elif isinstance(found, Truth):
-                found.some = found.lacking = False
+            _forget_witnesses(found)
         return found
 
     def _known(self, node: Node) -> Interval | Truth | None:
@@ -255,9 +290,37 @@ class Level:
             self.ends[node] = _wide(_pooled(low, length, torch.amin)), _wide(_pooled(high, length, torch.amax))
         return self.ends[node]
 
+    def _plane(self, node: Node) -> Interval | Truth:
+        """What is read at every pair, over all tiles."""
+        if node not in self._known_planes:
+            low, high = (x.flatten() for x in self.extremes_of_plane(node))
+            found = _bounded(low, high, TILE, node.kind)
+            if self.finer is not None:
+                _forget_witnesses(found)
+            self._known_planes[node] = found
+        return self._known_planes[node]
+
+    def extremes_of_plane(self, node: Node) -> tuple[Tensor, Tensor]:
+        """The least and greatest value in every tile, [combinations, rows, columns]."""
+        if node not in self.corners:
+            outer, inner = (self.cells[a].length for a in (self.mask.outer, self.mask.inner))
+            if self.finer is None:
+                low = high = self.mask.plane(node)
+            else:
+                low, high = self.finer.extremes_of_plane(node)
+                outer, inner = FACTOR, FACTOR
+            ends = (_pooled_plane(x, outer, inner, f) for x, f in ((low, torch.amin), (high, torch.amax)))
+            low, high = ends
+            if self.finer is None:
+                batch = [self.mask.extents[a] for a in self.mask.batch]
+                low, high = (_wide(x.expand([*batch, *x.shape[-2:]]).reshape(-1, *x.shape[-2:])) for x in (low, high))
+            self.corners[node] = low, high
+        return self.corners[node]
+
 
 class Pieces:
-    """Tiles of any size inside blocks, each given by its own ranges; int64 [T] each, ends inclusive."""
+    """Tiles of any size inside blocks, each given by its own ranges; integers [T] each, ends inclusive. Where the mask
+    reads a tensor of both positions, they are single pairs."""
 
     def __init__(self, mask: Mask, ranges: Mapping[str, tuple[Tensor, Tensor]], combination: Tensor) -> None:
         self.mask = mask
@@ -282,11 +345,20 @@ class Pieces:
                 return Interval(at, at, True, True, TILE)
             case _ if mask.is_vector(node):
                 return self._read(node)
+            case _ if mask.is_plane(node):
+                return self._pair(node)
             case _ if not node.axes and node.kind == "i" and not reads_tensor(node):
                 value = evaluator(node)(mask.sizes)
                 return Interval(value, value, True, True)
             case _:
                 return None
+
+    def _pair(self, node: Node) -> Interval | Truth:
+        mask, values = self.mask, self.mask.plane(node)
+        batch = mask.coordinates(1)
+        at = [batch[a][self.combination] if a in node.axes else torch.zeros_like(self.combination) for a in mask.batch]
+        found = _wide(values[(*at, self.ranges[mask.outer][0], self.ranges[mask.inner][0])])
+        return _bounded(found, found, TILE, node.kind)
 
     def _read(self, node: Node) -> Interval | Truth:
         values = self.mask.dense(node)
@@ -312,6 +384,14 @@ def _bounded(low: Tensor, high: Tensor, space: int, kind: str) -> Interval | Tru
     return Interval(low, high, attained, low == high, space)
 
 
+def _forget_witnesses(found: Interval | Truth | None) -> None:
+    """Only blocks are asked for witnesses."""
+    if isinstance(found, Interval):
+        found.attained = found.solid = False
+    elif isinstance(found, Truth):
+        found.some = found.lacking = False
+
+
 def _wide(values: Tensor) -> Tensor:
     """Numbers in the type that rules compute in."""
     if values.dtype is torch.bool:
@@ -326,6 +406,23 @@ def _pooled(values: Tensor, length: int, reduce: Any) -> Tensor:
         values = torch.cat([values, values[:, -1:].expand(-1, short)], 1)
     pooled: Tensor = reduce(values.view(len(values), -1, length), 2)
     return pooled.flatten()
+
+
+def _pooled_plane(values: Tensor, outer: int, inner: int, reduce: Any) -> Tensor:
+    """The extreme of every tile of the last two dimensions."""
+    lengths = {values.dim() - 2: outer, values.dim() - 1: inner}
+    flags = values.dtype is torch.bool
+    values = values.view(torch.uint8) if flags else values  # bytes have reductions in vectors
+    for dim in sorted(lengths, key=lambda d: -values.stride(d)):
+        length, count = lengths[dim], values.shape[dim]
+        whole = count // length * length
+        parts = []
+        if whole:
+            parts.append(reduce(values.narrow(dim, 0, whole).unflatten(dim, (-1, length)), dim + 1))
+        if whole < count:
+            parts.append(reduce(values.narrow(dim, whole, count - whole), dim, keepdim=True))
+        values = torch.cat(parts, dim)
+    return values.view(torch.bool) if flags else values
 
 
 def _simple(value: Any) -> Any:

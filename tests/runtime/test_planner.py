@@ -131,6 +131,18 @@ def test_what_is_not_decided_counts_as_partly_allowed(name: str, limit: int, mon
     assert not (full & ~every).any()
 
 
+def test_sound_for_scores_that_are_no_numbers() -> None:
+    made = mask("scores", "i", "j", (130, 200, 0))
+    given = made.tensors["score_of"]
+    given.masked_fill_(torch.rand(given.shape, generator=torch.Generator().manual_seed(1)) < 1e-3, torch.nan)
+    visited, full = classes(plan(made, (16, 16)), made, (16, 16))
+    some, every = blocks(dense(made), (16, 16))
+    assert not (some & ~visited).any()
+    assert not (full & ~every).any()
+    assert not visited.all()
+    assert full.any()
+
+
 @pytest.mark.parametrize("band", [16, 200])
 def test_bands_of_rows_do_not_change_the_table(band: int, monkeypatch: pytest.MonkeyPatch) -> None:
     made = mask("causal documents", "i", "j", (257, 257, 0))
