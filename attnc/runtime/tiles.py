@@ -411,9 +411,10 @@ def _pooled(values: Tensor, length: int, reduce: Any) -> Tensor:
 def _pooled_plane(values: Tensor, outer: int, inner: int, reduce: Any) -> Tensor:
     """The extreme of every tile of the last two dimensions."""
     lengths = {values.dim() - 2: outer, values.dim() - 1: inner}
+    strides = values.stride()
     flags = values.dtype is torch.bool
     values = values.view(torch.uint8) if flags else values  # bytes have reductions in vectors
-    for dim in sorted(lengths, key=lambda d: -values.stride(d)):
+    for dim in sorted(lengths, key=lambda d: strides[d], reverse=True):
         length, count = lengths[dim], values.shape[dim]
         whole = count // length * length
         parts = []
