@@ -7,7 +7,7 @@ mask reads are evaluated at every position once, then reduced to their least and
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -23,12 +23,11 @@ from attnc.passes.interval_rules import Rules
 from attnc.passes.interval_walk import Walker
 from attnc.passes.intervals import Interval, Truth
 from attnc.runtime.arithmetic import ON_TENSORS
+from attnc.runtime.extremes import bounded, changed, forget_witnesses, pooled, pooled_plane, simple, taken, wide
 
 SHIFT = 2
 FACTOR = 1 << SHIFT
 """How many cells a cell is divided into, along each axis."""
-SMALL = 1 << 27
-"""Integers below this are computed in 32 bits."""
 EVERYWHERE, OUTER, INNER, TILE = range(4)
 """Spaces of values: the same for all tiles, one per row of tiles, one per column of tiles, one per tile."""
 
@@ -204,7 +203,7 @@ class Level:
                 return value
             if id(value) not in lifted:
                 sides = self._prepared(value)
-                lifted[id(value)] = value, _changed(sides, TILE, lambda x: _taken(x, index[value.space]))
+                lifted[id(value)] = value, changed(sides, TILE, lambda x: taken(x, index[value.space]))
             return lifted[id(value)][1]
 
         def align(values: Sequence[Any]) -> list[Any]:
@@ -214,7 +213,7 @@ class Level:
         def leaf(node: Node) -> Interval | Truth | None:
             if self.mask.is_plane(node):
                 at = row * -(-self.columns // FACTOR) + (column >> SHIFT)
-                return _changed(self._prepared(self._plane(node)), TILE, lambda x: _taken(x, at))  # type: ignore[no-any-return]
+                return changed(self._prepared(self._plane(node)), TILE, lambda x: taken(x, at))  # type: ignore[no-any-return]
             return self._leaf(node)
 
         walker = Walker(self._rules, frozenset({self.mask.outer, self.mask.inner}), leaf, align)
@@ -224,9 +223,9 @@ class Level:
     def _prepared(self, value: Any) -> Any:
         """A value of one side ready for strips: its integers in 32 bits where they are small, columns in strips."""
         if id(value) not in self._ready:
-            ready = _simple(value)
+            ready = simple(value)
             if value.space in (INNER, TILE):
-                ready = _changed(ready, value.space, self._strips)
+                ready = changed(ready, value.space, self._strips)
             self._ready[id(value)] = value, ready
         return self._ready[id(value)][1]
 
@@ -246,7 +245,7 @@ class Level:
     def _side(self, node: Node) -> Interval | Truth | None:
         found = self._known(node)
         if self.finer is not None:
-            _forget_witnesses(found)
+            forget_witnesses(found)
         return found
 
     def _known(self, node: Node) -> Interval | Truth | None:
@@ -266,7 +265,7 @@ class Level:
                 return Interval(first, (first + (cells.length - 1)).clamp(max=cells.extent - 1), True, True, space)
             case _ if mask.is_vector(node):
                 low, high = self.extremes(node)
-                return _bounded(low, high, INNER if mask.inner in node.axes else OUTER, node.kind)
+                return bounded(low, high, INNER if mask.inner in node.axes else OUTER, node.kind)
             case _ if not node.axes and node.kind == "i" and not reads_tensor(node):
                 value = evaluator(node)(mask.sizes)
                 return Interval(value, value, True, True)
@@ -278,7 +277,7 @@ class Level:
         if node not in self.ends:
             axis = next(iter(node.axes & self.cells.keys()), None)
             if axis is None:
-                every = _wide(self.mask.dense(node)).flatten().repeat_interleave(self.rows)
+                every = wide(self.mask.dense(node)).flatten().repeat_interleave(self.rows)
                 self.ends[node] = every, every
                 return self.ends[node]
             length = self.cells[axis].length
@@ -287,16 +286,16 @@ class Level:
             else:
                 low, high = (x.view(self.mask.combinations, -1) for x in self.finer.extremes(node))
                 length //= self.finer.cells[axis].length
-            self.ends[node] = _wide(_pooled(low, length, torch.amin)), _wide(_pooled(high, length, torch.amax))
+            self.ends[node] = wide(pooled(low, length, torch.amin)), wide(pooled(high, length, torch.amax))
         return self.ends[node]
 
     def _plane(self, node: Node) -> Interval | Truth:
         """What is read at every pair, over all tiles."""
         if node not in self._known_planes:
             low, high = (x.flatten() for x in self.extremes_of_plane(node))
-            found = _bounded(low, high, TILE, node.kind)
+            found = bounded(low, high, TILE, node.kind)
             if self.finer is not None:
-                _forget_witnesses(found)
+                forget_witnesses(found)
             self._known_planes[node] = found
         return self._known_planes[node]
 
@@ -309,11 +308,11 @@ class Level:
             else:
                 low, high = self.finer.extremes_of_plane(node)
                 outer, inner = FACTOR, FACTOR
-            ends = (_pooled_plane(x, outer, inner, f) for x, f in ((low, torch.amin), (high, torch.amax)))
+            ends = (pooled_plane(x, outer, inner, f) for x, f in ((low, torch.amin), (high, torch.amax)))
             low, high = ends
             if self.finer is None:
                 batch = [self.mask.extents[a] for a in self.mask.batch]
-                low, high = (_wide(x.expand([*batch, *x.shape[-2:]]).reshape(-1, *x.shape[-2:])) for x in (low, high))
+                low, high = (wide(x.expand([*batch, *x.shape[-2:]]).reshape(-1, *x.shape[-2:])) for x in (low, high))
             self.corners[node] = low, high
         return self.corners[node]
 
@@ -357,111 +356,17 @@ class Pieces:
         mask, values = self.mask, self.mask.plane(node)
         batch = mask.coordinates(1)
         at = [batch[a][self.combination] if a in node.axes else torch.zeros_like(self.combination) for a in mask.batch]
-        found = _wide(values[(*at, self.ranges[mask.outer][0], self.ranges[mask.inner][0])])
-        return _bounded(found, found, TILE, node.kind)
+        found = wide(values[(*at, self.ranges[mask.outer][0], self.ranges[mask.inner][0])])
+        return bounded(found, found, TILE, node.kind)
 
     def _read(self, node: Node) -> Interval | Truth:
         values = self.mask.dense(node)
         axis = next(iter(node.axes & self.ranges.keys()), None)
         if axis is None:
-            found = _wide(values[self.combination, 0])
-            return _bounded(found, found, TILE, node.kind)
+            found = wide(values[self.combination, 0])
+            return bounded(found, found, TILE, node.kind)
         first, last = self.ranges[axis]
         longest = int((last - first).max()) + 1 if len(first) else 1
         at = torch.minimum(first[:, None] + torch.arange(longest, device=first.device), last[:, None])
-        found = _wide(values[self.combination[:, None], at])
-        return _bounded(found.amin(1), found.amax(1), TILE, node.kind)
-
-
-def _bounded(low: Tensor, high: Tensor, space: int, kind: str) -> Interval | Truth:
-    """What is known of values between the least and the greatest, which both occur."""
-    if kind == "b":
-        return Truth(high, low, high, ~low, space)
-    attained: Any = True
-    if low.is_floating_point():
-        attained = ~(low.isnan() | high.isnan())
-        low, high = ON_TENSORS.ends(low, high)
-    return Interval(low, high, attained, low == high, space)
-
-
-def _forget_witnesses(found: Interval | Truth | None) -> None:
-    """Only blocks are asked for witnesses."""
-    if isinstance(found, Interval):
-        found.attained = found.solid = False
-    elif isinstance(found, Truth):
-        found.some = found.lacking = False
-
-
-def _wide(values: Tensor) -> Tensor:
-    """Numbers in the type that rules compute in."""
-    if values.dtype is torch.bool:
-        return values
-    return values.to(torch.float64 if values.is_floating_point() else torch.int64)
-
-
-def _pooled(values: Tensor, length: int, reduce: Any) -> Tensor:
-    """The extreme of every `length` columns of [combinations, columns], flattened."""
-    short = -values.shape[1] % length
-    if short:
-        values = torch.cat([values, values[:, -1:].expand(-1, short)], 1)
-    pooled: Tensor = reduce(values.view(len(values), -1, length), 2)
-    return pooled.flatten()
-
-
-def _pooled_plane(values: Tensor, outer: int, inner: int, reduce: Any) -> Tensor:
-    """The extreme of every tile of the last two dimensions."""
-    lengths = {values.dim() - 2: outer, values.dim() - 1: inner}
-    strides = values.stride()
-    flags = values.dtype is torch.bool
-    values = values.view(torch.uint8) if flags else values  # bytes have reductions in vectors
-    for dim in sorted(lengths, key=lambda d: strides[d], reverse=True):
-        length, count = lengths[dim], values.shape[dim]
-        whole = count // length * length
-        parts = []
-        if whole:
-            parts.append(reduce(values.narrow(dim, 0, whole).unflatten(dim, (-1, length)), dim + 1))
-        if whole < count:
-            parts.append(reduce(values.narrow(dim, whole, count - whole), dim, keepdim=True))
-        values = torch.cat(parts, dim)
-    return values.view(torch.bool) if flags else values
-
-
-def _simple(value: Any) -> Any:
-    """The same in fewer bytes: integers in 32 bits, where a few sums and products with small numbers cannot overflow
-    them, and a Python bool for what is known of all or of none."""
-    if isinstance(value, Truth):
-        may, every, some, lacking = map(_alike, (value.may, value.every, value.some, value.lacking))
-        return Truth(may, every, some, lacking, value.space)
-    low, high = value.low, value.high
-    integers = isinstance(low, Tensor) and low.dtype is torch.int64 and len(low) > 0
-    if integers and max(abs(int(low.min())), abs(int(high.max()))) < SMALL:
-        low, high = low.to(torch.int32), high.to(torch.int32)
-    return Interval(low, high, _alike(value.attained), _alike(value.solid), value.space)
-
-
-def _alike(flag: Any) -> Any:
-    if not isinstance(flag, Tensor) or not len(flag):
-        return flag
-    least, most = flag.aminmax()
-    return bool(least) if bool(least) == bool(most) else flag
-
-
-def _taken(values: Tensor, at: Tensor) -> Tensor:
-    """The last dimension at some positions; one copy for each row, which is several times as fast as one for all."""
-    if values.dim() == 1:
-        return values.index_select(0, at)
-    out = values.new_empty((len(values), len(at)))
-    for row, target in zip(values, out, strict=True):
-        torch.index_select(row, 0, at, out=target)
-    return out
-
-
-def _changed(value: Any, space: int, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same change made to all tensors of an interval or a truth, which are then of another space."""
-
-    def made(x: Any) -> Any:
-        return change(x) if isinstance(x, Tensor) and x.dim() else x
-
-    if isinstance(value, Truth):
-        return Truth(made(value.may), made(value.every), made(value.some), made(value.lacking), space)
-    return Interval(made(value.low), made(value.high), made(value.attained), made(value.solid), space)
+        found = wide(values[self.combination[:, None], at])
+        return bounded(found.amin(1), found.amax(1), TILE, node.kind)
