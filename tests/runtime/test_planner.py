@@ -77,6 +77,8 @@ def data() -> st.SearchStrategy[Node]:
             call("le", real, load("x", (axis("j"),), "f")),
             call("lt", real, const(0.5)),
             call("eq", call("floor", real), const(0)),
+            load("pairs", (axis("i"), axis("j")), "b"),
+            call("lt", load("scores", (axis("i"), axis("j")), "f"), real),
         ]
     )
 
@@ -102,6 +104,8 @@ def made_of(condition: Node, m: int, n: int, seed: int) -> Mask:
         "t": torch.randint(-2, 6, (size,), generator=generator),
         "flag": torch.rand(size, generator=generator) < 0.8,
         "x": x,
+        "pairs": torch.rand(size, size, generator=generator) < seed / 99,
+        "scores": torch.randn(size, size, generator=generator),
     }
     return Mask(condition, "i", "j", (), {"i": m, "j": n}, tensors, {}, torch.device("cpu"))
 
