@@ -3,11 +3,12 @@
     python benchmarks/lowrank.py [--lengths 4096,8192] [--dtypes f32,bf16] [--cases alibi,spatial,table]
 
 Every contestant is first checked at 512 positions against float64. Then forward, and forward with backward, are timed
-in interleaved rounds on the same inputs, with 8 heads of 64 channels. SDPA gets its bias ready made. Where the bias is
-trained attnc computes the gradients of everything it is made of; SDPA computes none for it, or, in the rows marked
-trained, that of the dense bias. Peak memory is that of a process of its own, beyond what it holds before the call.
-Ratios are SDPA's time as a multiple of that row's. The default, 4096 positions, takes about five minutes; --points sets
-the number of points in 3-D of the last run, and 0 leaves it out.
+in interleaved rounds on the same inputs, with 8 heads of 64 channels; kernels are compiled, and the singular vectors of
+a table found, before. SDPA gets its bias ready made. Where the bias is trained attnc computes the gradients of
+everything it is made of; SDPA computes none for it, or, with --trained, in rows of its own, that of the dense bias. At
+the longest of several lengths only the way that attnc chooses is timed, not those it can be asked for. Peak memory is
+that of a process of its own, beyond what it holds before the call. Ratios are SDPA's time as a multiple of that row's.
+--points sets the number of points in 3-D of the last memory run, and 0 leaves it out.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,8 +40,6 @@ DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 TOLERANCE = {"f32": 2e-5, "bf16": 5e-2}
 """Of outputs and gradients, relative to the largest value."""
 RTOL = 1e-2
-LONGEST_TRAINED = 4096
-"""Where SDPA trains its bias it keeps several tensors of both positions."""
 
 ALIBI = """attention alibi
 tensor slope: f32[H]
@@ -97,12 +97,13 @@ def table_tensors(length: int) -> Tensors:
     """A smooth table of distances, of rank 12, with noise of a thousandth: what a learned position bias looks like."""
     generator = torch.Generator().manual_seed(2)
     at = torch.arange(length) / length
-    waves = torch.arange(1, 7)[:, None] * torch.pi
-    shape = torch.randn(HEADS, 6, 1, 1, generator=generator)
-    table = torch.zeros(HEADS, length, length)
-    for k in range(6):
-        table += shape[:, k] * torch.cos(waves[k] * (at[:, None] - at))
-    return {"t": table.add_(torch.randn(table.shape, generator=generator), alpha=1e-3)}
+    shape = torch.randn(6, HEADS, generator=generator).tolist()
+    table = torch.empty(HEADS, length, length).normal_(0, 1e-3, generator=generator)
+    for k, sizes in enumerate(shape):
+        wave = torch.cos((k + 1) * torch.pi * (at[:, None] - at))
+        for head, size in zip(table, sizes, strict=True):
+            head.add_(wave, alpha=size)
+    return {"t": table}
 
 
 CASES = {
@@ -189,22 +190,38 @@ def check(name: str, dtype: str) -> dict[str, float]:
 # ------------------------------------------------------------------------------------------------------- timing
 
 
-def measure(name: str, length: int, dtype: str, rounds: int) -> dict[str, Any]:
-    """One case at one length: seconds of every contestant, and how often SDPA's time they take."""
+def measure(
+    name: str, tensors: Tensors, length: int, dtype: str, rounds: int, *, chosen: bool, trained: bool
+) -> dict[str, Any]:
+    """One case at one length: seconds of every contestant, and how often SDPA's time they take.
+
+    Args:
+        name: of the case, whose `tensors` are given.
+        length: positions.
+        dtype: of q, k, v and the dense bias.
+        rounds: how often each contestant is timed.
+        chosen: time only the first way.
+        trained: also time SDPA with the gradient of its bias.
+    """
     case = CASES[name]
-    tensors = case.tensors(length)
     inputs = content(length, DTYPES[dtype])
-    contestants = {way: attnc_runner(case, way, inputs, tensors) for way in case.ways}
+    errors = check(name, dtype)
+    ways = list(case.ways)[:1] if chosen else list(case.ways)
+    contestants = {way: attnc_runner(case, way, inputs, tensors) for way in ways}
+    for way in ways:
+        if "rank" in case.ways[way]:
+            contestants[way].forward()
     bias = case.dense(tensors, length)[None].to(DTYPES[dtype])
     contestants["SDPA"] = sdpa_runner(inputs, bias)
-    if case.trained and length <= LONGEST_TRAINED:
+    if case.trained and trained:
         contestants["SDPA, trained"] = sdpa_runner(inputs, bias, trained=True)
-    row: dict[str, Any] = {"case": name, "N": length, "dtype": dtype, "errors": check(name, dtype)}
+    row: dict[str, Any] = {"case": name, "N": length, "dtype": dtype, "errors": errors}
     source = driver.read(case.text)
     program = driver.lower(driver.definition(source), source)
     row["chosen"] = driver.choose(program).form if case.trained else "rank"
     for what in ("forward", "both"):
-        timings = interleaved({n: getattr(r, what) for n, r in contestants.items()}, rounds=rounds, budget=1e9)
+        calls = {n: getattr(r, what) for n, r in contestants.items()}
+        timings = interleaved(calls, rounds=rounds, budget=1e9, warmup=0)
         row[what] = {n: asdict(t) for n, t in timings.items()}
         row[f"{what}_ratio"] = {n: timings["SDPA"].median / t.median for n, t in timings.items()}
     return row
@@ -237,8 +254,6 @@ def memory_of(name: str, length: int, way: str, channels: int = CHANNELS) -> dic
 
 def child(name: str, length: int, way: str, channels: int) -> None:
     """What `memory_of` runs."""
-    import time
-
     case = CASES[name]
     small = content(64, torch.float32, channels)
     inputs = content(length, torch.float32, channels)
@@ -284,9 +299,10 @@ def machine() -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", default=",".join(CASES), help="which, with commas")
-    parser.add_argument("--lengths", default="4096", help="which, with commas")
+    parser.add_argument("--lengths", default="4096,8192", help="which, with commas")
     parser.add_argument("--dtypes", default="f32,bf16", help="which, with commas")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--trained", action="store_true", help="also SDPA with the gradient of its dense bias")
     parser.add_argument("--points", type=int, default=32186, help="points in 3-D of the memory run; 0: none")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "lowrank.json")
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
@@ -301,6 +317,7 @@ def main() -> None:
         given.out.parent.mkdir(parents=True, exist_ok=True)
         given.out.write_text(json.dumps(found, indent=1) + "\n")
 
+    begun = time.perf_counter()
     told = found["machine"]
     lengths = [int(n) for n in given.lengths.split(",")]
     print(f"{told['processor']}, {told['threads']} threads, torch {told['torch']}, B1 H8 D64")
@@ -322,11 +339,17 @@ def main() -> None:
         write()
     print("\n| bias | N | dtype | way | forward | forward + backward | error |\n|---|---|---|---|---|---|---|")
     for length in lengths:
+        chosen = length == max(lengths) and len(lengths) > 1
         for name in given.cases.split(","):
+            tensors = CASES[name].tensors(length)
             for dtype in given.dtypes.split(","):
-                found["rows"].append(measure(name, length, dtype, given.rounds))
-                print("\n".join(lines(found["rows"][-1])), flush=True)
+                row = measure(name, tensors, length, dtype, given.rounds, chosen=chosen, trained=given.trained)
+                found["rows"].append(row)
+                print("\n".join(lines(row)), flush=True)
                 write()
+    found["seconds"] = time.perf_counter() - begun
+    write()
+    print(f"\n{found['seconds']:.0f} s in all")
     print(f"written to {given.out}")
 
 

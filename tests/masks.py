@@ -90,6 +90,23 @@ def parents(sizes: Sizes, generator: torch.Generator) -> dict[str, Tensor]:
     return {"parent": parent.to(torch.int32)}
 
 
+def scores(sizes: Sizes, generator: torch.Generator) -> Tensor:
+    """Numbers that hardly change from pair to pair."""
+    n = sizes["N"]
+    at = torch.arange(n) / 40
+    waves = torch.sin(at[:, None] - 1.3 * at) + torch.cos(at)
+    return waves + torch.rand(sizes["B"], sizes["H"], 1, 1, generator=generator)
+
+
+def pairs(sizes: Sizes, generator: torch.Generator) -> dict[str, Tensor]:
+    """Whether a pair may attend."""
+    return {"allowed": scores({**sizes, "B": 1, "H": 1}, generator)[0, 0] > 0.25}
+
+
+def pairs_per_sequence(sizes: Sizes, generator: torch.Generator) -> dict[str, Tensor]:
+    return {"allowed": scores({**sizes, "H": 1}, generator)[:, 0] > 0.25}
+
+
 NEIGHBOURHOOD = """
 let {a}g = {i} % {a}dilation
 let {a}y = {i} // {a}dilation
@@ -145,13 +162,38 @@ FAMILIES: dict[str, Family] = {
         "let t = i // 8 - j // 8\nmask = j <= i and (t < 5 or t & (t - 1) == 0 or j < 8)"
     ),
     "low bits": Family("mask = i & 12 == j & 12"),
+    "high bits": Family("mask = j & -16 <= i & -16", closed=True),
+    "scattered bits": Family("mask = i & 21 == j & 21"),
+    "butterfly": Family("let apart = i ^ j\nmask = apart & (apart - 1) == 0"),
+    "blocks by exclusive or": Family("mask = (i ^ j) < 32"),
+    "subsets of bits": Family("mask = i | j == i"),
+    "signed bits": Family("mask = (i - j | 3) >= -9 and (j - i ^ 5) < 30"),
+    "logarithmic distances": Family(
+        "mask = floor_log2(max(i - j, 1)) <= (i >> 5) and (i - j) % (1 << clamp(i >> 6, 0, 3)) == 0"
+    ),
+    "rounded up": Family("mask = j <= ceil(i / 3.0) * 3 and ceil(j / 20.0) >= ceil(i / 25.0)"),
     "radial": Family(
         "const s = 4\nlet t = abs(i // s - j // s)\nlet width = 2 ** floor(log2(max(t, 1)))\n"
         "let near = (abs(i % s - j % s) + 1) * width <= s\n"
         "mask = j < s or near or (t % max(floor(width / s), 1) == 0 and i % s == j % s)"
     ),
+    "radial in bits": Family(
+        "const s = 4\nlet t = abs(i // s - j // s)\nlet reach = 1 << floor_log2(max(t, 1))\n"
+        "let away = abs(i % s - j % s)\n"
+        "mask = (away + 1) * reach <= s or (t % ((reach + s - 1) // s) == 0 and away == 0) or j < s"
+    ),
     "documents": Family("tensor doc: i32[B, N]\nmask = doc[b, i] == doc[b, j]", documents),
     "causal documents": Family("tensor doc: i32[B, N]\nmask = j <= i and doc[b, i] == doc[b, j]", documents),
+    "pairs": Family("tensor allowed: bool[N, N]\nmask = allowed[i, j]", pairs),
+    "causal pairs": Family("tensor allowed: bool[B, N, N]\nmask = j <= i and allowed[b, i, j]", pairs_per_sequence),
+    "pairs and flags": Family(
+        "tensor allowed: bool[N, N]\ntensor valid: bool[B, N]\nmask = allowed[i, j] or valid[b, j] and i < j",
+        lambda sizes, generator: pairs(sizes, generator) | flags(sizes, generator),
+    ),
+    "scores": Family(
+        "tensor score_of: f32[B, H, N, N]\nmask = score_of[b, h, i, j] > 0.25 or j + 30 <= i",
+        lambda sizes, generator: {"score_of": scores(sizes, generator)},
+    ),
     "unsorted documents": Family("tensor doc: i32[B, N]\nmask = doc[b, i] == doc[b, j]", unsorted_documents),
     "key flags": Family("tensor valid: bool[B, N]\nmask = valid[b, j]", flags),
     "causal key flags": Family("tensor valid: bool[B, N]\nmask = j <= i and valid[b, j]", flags),

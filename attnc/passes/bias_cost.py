@@ -63,7 +63,7 @@ class Target:
     least: int
 
 
-CPU = Target("cpu", 0.035, 0.13, 0.025, 0.1, 0.1, 1.5, 1)
+CPU = Target("cpu", 0.035, 0.085, 0.0155, 0.1, 0.1, 1.5, 1)
 GPU = Target("gpu", 2e-5, 0.0, 3e-5, 2e-5, 2.1e-4, 2e-4, 16)
 TARGETS = {"cpu": CPU, "gpu": GPU}
 

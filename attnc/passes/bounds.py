@@ -35,7 +35,8 @@ from attnc.ir.node import (
     terms_of,
     var,
 )
-from attnc.ir.walk import postorder, replace
+from attnc.ir.walk import postorder, replace, rewrite
+from attnc.passes.interval_bits import as_division
 
 Interval = tuple[Node, Node]
 ZERO = const(0)
@@ -100,7 +101,8 @@ def last(axis: str) -> Var:
 
 def inner_range(conditions: Iterable[Node], outer: str | None, inner: str, extent: Node) -> Range:
     """The range that all conditions leave, within 0 and `extent`."""
-    solution = _both([_solve(c, inner, extent) for c in conditions])
+    plain = rewrite(list(conditions), lambda n: as_division(n) if isinstance(n, Call) else None)
+    solution = _both([_solve(c, inner, extent) for c in plain])
     lows = [_extremes(x, ZERO, outer, -1) for x in solution.lows]
     highs = [_extremes(x, extent, outer, 1) for x in solution.highs]
     low = _fold("maximum", [ZERO, *(x[0] for x in lows if x)])

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from math import gcd
 
 from attnc.ir.node import (
     NO_AXES,
@@ -76,17 +77,18 @@ class Cost:
 FREE = Cost(const(0), const(0))
 
 
-def plan_cost(plan: Plan, *, width: int = 4, block: int = BLOCK) -> Cost:
-    """The cost of one call of a plan, for queries of `width` bytes a number."""
+def plan_cost(plan: Plan, *, width: int = 4, block: int = BLOCK, percent: int = 100) -> Cost:
+    """The cost of one call of a plan, for queries of `width` bytes a number, whose loops visit `percent` of the pairs
+    that their ranges leave."""
     total = FREE
     for step in plan.steps:
-        total += step_cost(plan, step, width=width, block=block)
+        total += step_cost(plan, step, width=width, block=block, percent=percent)
     return total
 
 
-def step_cost(plan: Plan, step: Pass | Finish, *, width: int = 4, block: int = BLOCK) -> Cost:
+def step_cost(plan: Plan, step: Pass | Finish, *, width: int = 4, block: int = BLOCK, percent: int = 100) -> Cost:
     """The cost of one step of a plan."""
-    counter = _Pass(plan, step, block) if isinstance(step, Pass) else _Tensors(plan.program)
+    counter = _Pass(plan, step, block, percent) if isinstance(step, Pass) else _Tensors(plan.program)
     roots = _roots(step)
     flops = _flops(roots, counter.points)
     if isinstance(counter, _Pass):
@@ -203,13 +205,14 @@ class _Tensors:
 class _Pass:
     """Counts of one kernel."""
 
-    def __init__(self, plan: Plan, item: Pass, block: int) -> None:
+    def __init__(self, plan: Plan, item: Pass, block: int, percent: int) -> None:
         self.program, self.item, self.block = plan.program, item, const(block)
         self.planes = Planes(plan.program)
         self.grid = mul(const(1), *(self.program.extent(a) for a in item.grid))
         self.blocks = const(1) if item.outer is None else self._blocks_of(self.program.extent(item.outer))
         self.rows = const(1) if item.outer is None else self.program.extent(item.outer)
-        self.visits = visited(plan, item)
+        found = visited(plan, item)
+        self.visits = Visits(found.lengths, percent) if found is not None and item.outer is not None else found
 
     def _blocks_of(self, length: Node) -> Node:
         """Blocks in a length, the last one perhaps partial."""
@@ -270,13 +273,16 @@ class _Pass:
 
 @dataclass(frozen=True, slots=True)
 class Visits:
-    """Inner positions that a loop visits: `lengths` at evenly spaced positions of the outer axis."""
+    """Inner positions that a loop visits: `percent` of `lengths` at evenly spaced positions of the outer axis."""
 
     lengths: tuple[Node, ...]
+    percent: int = 100
 
     def of(self, rows: Node) -> Node:
         """Pairs visited by `rows` rows."""
-        return call("floordiv", mul(rows, add(*self.lengths)), const(len(self.lengths)))
+        parts = 100 // gcd(self.percent, 100)
+        share = self.percent // gcd(self.percent, 100)
+        return call("floordiv", mul(rows, const(share), add(*self.lengths)), const(parts * len(self.lengths)))
 
 
 def visited(plan: Plan, item: Pass) -> Visits | None:

@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from attnc.ir.node import Add, Axis, Call, Const, Iverson, Load, Max, Node, Prod, Size, Sum, call, const
+from attnc.ir.node import Add, Axis, Call, Const, Iverson, Load, Max, Node, Prod, Size, Sum, axis, call, const, sub
 from attnc.ir.printer import show
 from attnc.ir.program import Program
 from attnc.ir.walk import postorder
 from attnc.passes.associate import is_group_condition
 from attnc.passes.bounds import Range, inner_range
 from attnc.passes.decision import Decision
-from attnc.passes.intervals import has_rule
+from attnc.passes.interval_walk import has_rule
 from attnc.passes.plan import Pass, Plan
 
 _PLANNED = (Const, Size, Axis, Load, Call, Add, Prod, Iverson)
@@ -80,11 +80,11 @@ def has_channels(program: Program, node: Node) -> bool:
 
 def _is_planned(program: Program, condition: Node, axes: frozenset[str]) -> bool:
     """Whether intervals can tell a condition over tiles: it is made of indices, sizes and the caller's tensors, each
-    read at positions of one axis, by functions that have a rule."""
+    read at positions of one axis, or pair by pair, by functions that have a rule."""
     operands = {t.name for t in program.tensors if t.role == "operand"}
     for n in postorder([condition]):
         match n:
-            case Load() if n.tensor not in operands or _on_plane(program, n):
+            case Load() if n.tensor not in operands or (_on_plane(program, n) and not _pair_by_pair(n)):
                 return False
             case Call() if not has_rule(n):
                 return False
@@ -98,6 +98,14 @@ def _is_planned(program: Program, condition: Node, axes: frozenset[str]) -> bool
 def _on_plane(program: Program, node: Node) -> bool:
     """Whether a value depends on two positions."""
     return sum(program.axis(a).role != "batch" for a in node.axes) > 1
+
+
+def _pair_by_pair(node: Load) -> bool:
+    """Whether each subscript is an axis of its own, plus what no axis moves: reading every value once tells the
+    extremes over tiles."""
+    axes = [next(iter(x.axes), "") for x in node.index]
+    fixed = (sub(x, axis(a)) for x, a in zip(node.index, axes, strict=True) if a)
+    return all(axes) and len(set(axes)) == len(axes) and not any(x.axes for x in fixed)
 
 
 # ------------------------------------------------------------------------------------------------------ for people

@@ -358,7 +358,10 @@ def replaced(program: Program, bias: Bias, value: Node) -> Program:
             new = add(value, *(t for t in new.terms if t not in gone))
         memo[node] = new
     outputs = tuple(replace(o, parts=tuple((axes, memo[n]) for axes, n in o.parts)) for o in program.outputs)
-    return replace(program, outputs=outputs, notes=dict(program.notes))
+    notes = dict(program.notes)
+    for old, note in program.notes.items():
+        notes.setdefault(memo.get(old, old), note)
+    return replace(program, outputs=outputs, notes=notes)
 
 
 def _needed(program: Program, tensors: Iterable[Tensor]) -> tuple[Tensor, ...]:

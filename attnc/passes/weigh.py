@@ -49,6 +49,9 @@ def _weigh(name: str, program: Program, plans: Callable[[Program], Plans], chose
         return None
     found, gain, line = seen
     ways = [_alternative(f"with {name}", on), _alternative(f"without {name}", off)]
+    if name == "runs":
+        # How many blocks a table has is known at a call.
+        ways[0] = _alternative("with runs, of a table that leaves 1 % of the pairs", on, percent=1)
     said = gain if applied else "nothing, as asked: this rewrite is disabled"
     return Decision(name, found, said, tuple(ways if applied else ways[::-1]), line)
 
@@ -57,8 +60,8 @@ def _differ(on: Plans, off: Plans) -> bool:
     return any(a.steps != b.steps or plan_cost(a) != plan_cost(b) for a, b in zip(on, off, strict=True))
 
 
-def _alternative(name: str, plans: Plans) -> Alternative:
-    cost: Cost = plan_cost(plans[0]) + plan_cost(plans[1])
+def _alternative(name: str, plans: Plans, *, percent: int = 100) -> Alternative:
+    cost: Cost = plan_cost(plans[0], percent=percent) + plan_cost(plans[1], percent=percent)
     return Alternative(name, cost.bytes, cost.flops)
 
 
@@ -165,6 +168,12 @@ def _bounds(on: Plans, off: Plans) -> Found | None:
     return f"the mask leaves {_list(ranges)}", gain, on[0].program.lines.get("mask")
 
 
+def _runs(on: Plans, off: Plans) -> Found | None:
+    """What `attnc.passes.coverage` recorded: loops that follow a table."""
+    recorded = (d for plan in on for d in plan.decisions if d.rewrite == "runs")
+    return next(((d.found, d.chosen, d.line) for d in recorded), None)
+
+
 def readable(node: Node) -> str:
     """An integer expression as people write it: ``i_last - q_start + 1``, ``max(a, b)``."""
     k, rest = coefficient(node)
@@ -211,7 +220,8 @@ _FOUND: dict[str, Callable[[Plans, Plans], Found | None]] = {
     "expand": _expand,
     "group": _group,
     "bounds": _bounds,
+    "runs": _runs,
 }
 
-_INSIDE_KERNELS = frozenset({"bounds"})
+_INSIDE_KERNELS = frozenset({"bounds", "runs"})
 """Rewrites of loops inside kernels, which leave the steps of a plan as they are."""

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attnc.ir.dense_block import floor_log2, power_of_two
+
 FAR = 1 << 40
 """Beyond every integer that kernels compute."""
 
@@ -44,6 +46,24 @@ class Tensors:
 
     def bitand(self, a: Any, b: Any) -> Any:
         return a & b
+
+    def bitor(self, a: Any, b: Any) -> Any:
+        return a | b
+
+    def bitxor(self, a: Any, b: Any) -> Any:
+        return a ^ b
+
+    def floor_log2(self, a: Any) -> Any:
+        """See `attnc.passes.intervals.Arithmetic`."""
+        if not isinstance(a, Tensor):
+            return max(int(a), 1).bit_length() - 1
+        if a.dtype is torch.int32:
+            return torch.frexp(a.clamp(min=1).to(torch.float64)).exponent - 1  # exact: a double holds all of them
+        return floor_log2(a)
+
+    def power_of_two(self, a: Any) -> Any:
+        """See `attnc.passes.intervals.Arithmetic`."""
+        return power_of_two(a.to(torch.int64)) if isinstance(a, Tensor) else 1 << max(int(a), 0)
 
     def both(self, a: Any, b: Any) -> Any:
         for x, y in ((a, b), (b, a)):

@@ -29,7 +29,7 @@ from attnc.passes.plan import Plan
 from attnc.runtime import library
 from attnc.runtime.eager import Recorded, differentiated, plain
 from attnc.runtime.execute import Executor, PlanExecutor
-from attnc.runtime.runs import tracked
+from attnc.runtime.runs import Tracked
 
 HIGHEST_ORDER = 2
 Mode = Literal["reverse", "forward"]
@@ -95,7 +95,7 @@ class Computation:
 
     def call(self, tensors: Sequence[Tensor], q_start: Any) -> tuple[Tensor, ...]:
         """The op, called by eager code; past the dispatcher where nothing is there to see it."""
-        with tracked():
+        with Tracked():
             if type(q_start) is not int or not plain(tensors):
                 return self.op(*tensors, q_start)
             if differentiated(tensors):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -17,16 +18,16 @@ from torch import Tensor
 from attnc.ir.node import Axis, Call, Node, conjuncts, sub
 from attnc.ir.sizes import evaluator
 from attnc.ir.walk import postorder
-from attnc.runtime.tiles import Cells, Level, Mask, Pieces, reads_tensor
+from attnc.runtime.tiles import FACTOR, SHIFT, Cells, Level, Mask, Pieces, reads_tensor
 
-FACTOR = 4
-"""How many cells a cell is divided into, along each axis."""
-COARSEST = 8
+COARSEST = 64
 """Most cells per axis to begin with."""
 MOST_TILES = 1 << 24
 """Tiles looked at for one mask. Where it needs more, what is left counts as partly allowed, which is always sound."""
-BAND = 1 << 16
+BAND = 1 << 18
 """Tiles looked at together: few enough that their tensors stay in a cache."""
+PAIRS = 1 << 20
+"""Pairs looked at together where a mask reads a tensor of both positions."""
 EMPTY, OPEN, PARTIAL, FULL = range(4)
 """Classes of tiles; open ones are not decided yet, empty ones are not kept. Sums of flags rely on the order."""
 
@@ -47,25 +48,36 @@ class Table:
 
 class Segments(NamedTuple):
     """Consecutive blocks of one class, ordered by row, then column; int32 [S] each, columns in cells of a level,
-    classes uint8."""
+    classes uint8. Open ones are single tiles."""
 
     row: Tensor
     low: Tensor
     high: Tensor
     kind: Tensor
-
-    fresh: bool = False
-    """Whether all are single open tiles."""
+    all_open: bool = False
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Segments:
         """The same change made to all four."""
-        return Segments(change(self.row), change(self.low), change(self.high), change(self.kind))
+        return Segments(change(self.row), change(self.low), change(self.high), change(self.kind), self.all_open)
 
     def select(self, at: Tensor) -> Segments:
+        """Those at the positions `at`."""
         return self.each(lambda x: x.index_select(0, at))
 
     def narrow(self, first: int, stop: int) -> Segments:
+        """Those from `first` up to `stop`."""
         return self.each(lambda x: x[first:stop])
+
+
+class Strips(NamedTuple):
+    """What segments become at the next finer level, one in each row of theirs, in its columns: tiles not looked at yet
+    where a segment is open, `FACTOR` of them or as many as the level has; as `Segments` elsewhere."""
+
+    row: Tensor
+    low: Tensor
+    high: Tensor
+    kind: Tensor
+    all_open: bool
 
 
 def plan(mask: Mask, blocks: tuple[int, int]) -> Table:
@@ -77,11 +89,11 @@ def plan(mask: Mask, blocks: tuple[int, int]) -> Table:
     """
     levels = _levels(mask, blocks)
     level = levels[-1]
-    count = level.rows * mask.combinations
-    rows = torch.arange(count, dtype=torch.int32, device=mask.device).repeat_interleave(level.columns)
-    low = torch.arange(level.columns, dtype=torch.int32, device=mask.device).repeat(count)
-    found = Segments(rows, low, low + 1, torch.full_like(rows, OPEN, dtype=torch.uint8), fresh=True)
-    return _table(Search(mask, levels).descend(found, len(levels) - 1, conjuncts(mask.condition)), levels[0], mask)
+    count, low = level.rows * mask.combinations, _count(level.columns, mask.device)[::FACTOR]
+    row = _count(count, mask.device).repeat_interleave(len(low))
+    low = low.repeat(count)
+    strips = Strips(row, low, low, torch.full_like(row, OPEN, dtype=torch.uint8), all_open=True)
+    return _table(Search(mask, levels).descend(strips, len(levels) - 1, conjuncts(mask.condition)), levels[0], mask)
 
 
 def _levels(mask: Mask, blocks: tuple[int, int]) -> list[Level]:
@@ -103,45 +115,53 @@ class Search:
         self.levels = levels
         self.left = MOST_TILES
 
-    def descend(self, found: Segments, k: int, conditions: tuple[Node, ...]) -> Segments:
-        """What becomes of segments of level `k` at the level of blocks; `conditions` are those not known to hold."""
+    def descend(self, strips: Strips, k: int, conditions: tuple[Node, ...]) -> Segments:
+        """What becomes of strips of level `k` at the level of blocks; `conditions` are those not known to hold."""
         level = self.levels[k]
-        found, conditions = self._judged(found, level, conditions)
+        found, conditions = self._judged(strips, level, conditions)
         if k == 0:
             return _joined(self._settled(found))
         finer = self.levels[k - 1]
-        width = _widths(found, finer)
         done = [
-            self.descend(_divided(found.narrow(a, b), width[a:b], level, finer), k - 1, conditions)
-            for a, b in _bands(found, width)
+            self.descend(_divided(found.narrow(a, b), level, finer), k - 1, conditions) for a, b in _bands(found, finer)
         ]
         return done[0] if len(done) == 1 else _concatenated(done)
 
-    def _judged(self, found: Segments, level: Level, conditions: tuple[Node, ...]) -> tuple[Segments, tuple[Node, ...]]:
-        """Open tiles classified: empty ones dropped, and where all blocks are alike, neighbours joined."""
-        at = None if found.fresh else torch.nonzero(found.kind == OPEN).flatten()
-        open_ = found if at is None else found.select(at)
-        if not len(open_.row):
-            return found, conditions
-        self.left -= len(open_.row)
+    def _judged(self, strips: Strips, level: Level, conditions: tuple[Node, ...]) -> tuple[Segments, tuple[Node, ...]]:
+        """Open tiles classified: empty ones dropped, and where all blocks are alike, neighbours joined. The conditions
+        that are left are those that do not hold all over all tiles that stay open."""
+        at = None if strips.all_open else torch.nonzero(strips.kind == OPEN).flatten()
+        row, low = (strips.row, strips.low) if at is None else (strips.row[at], strips.low[at])
+        kind = torch.zeros((FACTOR, len(row)), dtype=torch.uint8, device=row.device)
+        self.left -= kind.numel()
         if self.left < 0:
-            return found._replace(kind=found.kind.masked_fill(found.kind == OPEN, PARTIAL)), conditions
-        truth, conditions = level.classify(open_.row, open_.low, conditions)
-        may, every = (_flags(x, open_.row).view(torch.uint8) for x in (truth.may, truth.every))
-        kind = may * OPEN + every * (FULL - OPEN)
-        if level.finer is None:
-            kind += (_flags(truth.some, open_.row) & _flags(truth.lacking, open_.row)).view(torch.uint8)
-        found = found._replace(kind=kind if at is None else found.kind.index_copy(0, at, kind))
-        found = found.select(torch.nonzero(found.kind).flatten())
-        return (_joined(found) if level.finer and bool(every.any()) else found), conditions
+            kind += PARTIAL
+        elif len(row):
+            truth, parts = level.classify(row, low, conditions)
+            kind += _counted(truth.may) + _counted(truth.every) * (FULL - OPEN)
+            if level.finer is None:
+                kind += _counted(truth.some) & _counted(truth.lacking)
+            elif len(parts) > 1:
+                open_ = kind == OPEN
+                kept = [bool((_counted(p.every) < open_).any()) for p in parts]
+                conditions = tuple(c for c, keep in zip(conditions, kept, strict=True) if keep)
+        if level.columns % FACTOR:
+            kind *= low + _count(FACTOR, row.device)[:, None] < level.columns
+        if at is not None:
+            all_ = torch.zeros((FACTOR, len(strips.row)), dtype=torch.uint8, device=row.device)
+            all_[0] = strips.kind
+            kind = all_.index_copy_(1, at, kind)
+        return _gathered(strips, kind, level), conditions
 
     def _settled(self, found: Segments) -> Segments:
         """Blocks still open are decided by their parts."""
         at = torch.nonzero(found.kind == OPEN).flatten()
         if not len(at):
             return found
-        kind = _inside(self.levels[0], found.row[at], found.low[at])
-        found = found._replace(kind=found.kind.index_copy(0, at, kind))
+        row, low = found.row[at], found.low[at]
+        count = max(1, PAIRS // prod(c.length for c in self.levels[0].cells.values())) if self.mask.planes else len(at)
+        parts = [_inside(self.levels[0], *x) for x in zip(row.split(count), low.split(count), strict=True)]
+        found = found._replace(kind=found.kind.index_copy(0, at, torch.cat(parts)))
         return found.select(torch.nonzero(found.kind).flatten())
 
 
@@ -150,10 +170,34 @@ def _concatenated(parts: list[Segments]) -> Segments:
     return Segments(row, low, high, kind)
 
 
+def _counted(value: Any) -> Any:
+    """A truth value as 0 or 1."""
+    return value.view(torch.uint8) if isinstance(value, Tensor) else int(value)
+
+
 def _flags(value: Any, like: Tensor) -> Tensor:
     if isinstance(value, Tensor):
         return value.expand(like.shape).contiguous()
     return torch.full(like.shape, bool(value), device=like.device)
+
+
+def _gathered(strips: Strips, kind: Tensor, level: Level) -> Segments:
+    """The tiles of strips that are not empty; `kind`, [FACTOR, strips], has other segments first in theirs."""
+    flat = kind.new_empty((len(strips.row), FACTOR))
+    for part, column in zip(kind, flat.unbind(1), strict=True):
+        column.copy_(part)  # several times as fast as a transposed copy
+    kind = flat.flatten()
+    at = torch.nonzero(kind).flatten().to(torch.int32)
+    kind, strip = kind.index_select(0, at), at >> SHIFT
+    low = strips.low.index_select(0, strip) + (at & (FACTOR - 1))
+    high = low + 1
+    if not strips.all_open:
+        known = (strips.kind != OPEN).index_select(0, strip)
+        high = torch.where(known, strips.high.index_select(0, strip), high)
+    found = Segments(strips.row.index_select(0, strip), low, high, kind)
+    if not level.finer:
+        return found
+    return _joined(found) if bool((kind != OPEN).any()) else found._replace(all_open=True)
 
 
 def _joined(found: Segments) -> Segments:
@@ -172,24 +216,21 @@ def _merged(found: Segments, same: Tensor) -> Segments:
     if not len(found.row):
         return found
     edge = torch.ones(1, dtype=torch.bool, device=same.device)
-    begins = torch.nonzero(torch.cat([edge, ~same])).flatten()
-    ends = torch.nonzero(torch.cat([~same, edge])).flatten()
-    return Segments(found.row[begins], found.low[begins], found.high[ends], found.kind[begins])
+    begins = torch.nonzero(torch.cat([edge, ~same])).flatten().to(torch.int32)
+    ends = torch.cat([begins[1:], begins.new_full((1,), len(found.row))]) - 1
+    row, low, kind = (x.index_select(0, begins) for x in (found.row, found.low, found.kind))
+    return Segments(row, low, found.high.index_select(0, ends), kind)
 
 
-def _widths(found: Segments, finer: Level) -> Tensor:
-    """How many segments of a row of the finer level come from each segment."""
-    return torch.where(found.kind == OPEN, (finer.columns - found.low * FACTOR).clamp(max=FACTOR), 1)
-
-
-def _bands(found: Segments, width: Tensor) -> list[tuple[int, int]]:
+def _bands(found: Segments, finer: Level) -> list[tuple[int, int]]:
     """Ranges of segments, whole rows each, that give about `BAND` segments of the finer level or one row."""
-    total = len(width)
-    tiles = int(width.sum()) * FACTOR
+    total = len(found.row)
+    width = torch.where(found.kind == OPEN, FACTOR, 1).cumsum(0)
+    tiles = int(width[-1]) * FACTOR if total else 0
     if tiles <= BAND:
         return [(0, total)]
-    steps = torch.arange(1, -(-tiles // BAND), device=width.device) * (BAND // FACTOR)
-    rows = found.row[torch.searchsorted(width.cumsum(0), steps).clamp(max=total - 1)]
+    steps = _count(-(-tiles // BAND), width.device)[1:] * (BAND // FACTOR)
+    rows = found.row[torch.searchsorted(width, steps.to(width.dtype)).clamp(max=total - 1)]
     places = [0, *torch.unique(torch.searchsorted(found.row, rows)).tolist(), total]
     return [(a, b) for a, b in pairwise(places) if a < b]
 
@@ -203,13 +244,13 @@ def _count(length: int, device: torch.device) -> Tensor:
     return torch.arange(length, dtype=torch.int32, device=device)
 
 
-def _divided(found: Segments, width: Tensor, level: Level, finer: Level) -> Segments:
-    """Every row becomes those of the finer level, and open tiles their finer ones; the order stays."""
-    device = width.device
+def _divided(found: Segments, level: Level, finer: Level) -> Strips:
+    """Every row becomes those of the finer level, and every segment a strip of it; the order stays."""
+    device = found.row.device
     coarse, count = torch.unique_consecutive(found.row, return_counts=True)
     # Rows of the finer level: those of each combination follow each other, so the last cell may have fewer.
     inside = coarse % level.rows
-    part = torch.arange(FACTOR, dtype=torch.int32, device=device)
+    part = _count(FACTOR, device)
     fine = (coarse // level.rows * finer.rows + inside * FACTOR)[:, None] + part
     exists = (inside * FACTOR)[:, None] + part < finer.rows
     row, parent = fine[exists], torch.nonzero(exists)[:, 0]
@@ -217,16 +258,11 @@ def _divided(found: Segments, width: Tensor, level: Level, finer: Level) -> Segm
     begins, count = _before(count)[parent], count[parent]
     row = row.repeat_interleave(count)
     source = (begins - _before(count)).repeat_interleave(count).add_(_count(len(row), device))
-    low, kind, width = (x.index_select(0, source) for x in (found.low, found.kind, width))
-    if bool((width == FACTOR).all()):
-        low = ((low * FACTOR)[:, None] + part).flatten()
-        row = row[:, None].expand(-1, FACTOR).flatten()
-        return Segments(row, low, low + 1, torch.full_like(low, OPEN, dtype=torch.uint8), fresh=True)
-    segment = _count(len(width), device).repeat_interleave(width)
-    offset = _count(len(segment), device) - _before(width)[segment]
-    low, kind = low[segment] * FACTOR + offset, kind[segment]
-    high = (found.high.index_select(0, source) * FACTOR).clamp(max=finer.columns)[segment]
-    return Segments(row[segment], low, torch.where(kind == OPEN, low + 1, high), kind)
+    low = found.low.index_select(0, source) << SHIFT
+    if found.all_open:
+        return Strips(row, low, low, torch.full_like(low, OPEN, dtype=torch.uint8), all_open=True)
+    high = (found.high.index_select(0, source) << SHIFT).clamp_(max=finer.columns)
+    return Strips(row, low, high, found.kind.index_select(0, source), all_open=False)
 
 
 # ------------------------------------------------------------------------------------------------ inside blocks
@@ -245,6 +281,8 @@ def _inside(level: Level, row: Tensor, column: Tensor) -> Tensor:
     some = torch.zeros(len(row), dtype=torch.bool, device=row.device)
     lacking, unknown = some.clone(), some.clone()
     cuts = {a: _cuts(mask, a) for a in ranges}
+    if mask.planes:
+        ranges, owner, combination = _pairs(level, ranges, owner, combination)
     while len(owner):
         for axis, cut in cuts.items():
             ranges, owner, combination = _halved(ranges, owner, combination, axis, cut)
@@ -309,6 +347,22 @@ def _halved(
     out = {a: (torch.cat([x, x[long]]), torch.cat([y, y[long]])) for a, (x, y) in ranges.items() if a != axis}
     out[axis] = torch.cat([first, middle[long] + 1]), torch.cat([ends, last[long]])
     return out, torch.cat([owner, owner[long]]), torch.cat([combination, combination[long]])
+
+
+def _pairs(
+    level: Level, ranges: dict[str, tuple[Tensor, Tensor]], owner: Tensor, combination: Tensor
+) -> tuple[dict[str, tuple[Tensor, Tensor]], Tensor, Tensor]:
+    """All pairs of each block; some more than once where a block is cut short."""
+    mask = level.mask
+    lengths = [level.cells[a].length for a in (mask.outer, mask.inner)]
+    shape = (len(owner), *lengths)
+    for k, a in enumerate((mask.outer, mask.inner)):
+        first, last = ranges[a]
+        at = torch.minimum(first[:, None] + torch.arange(lengths[k], device=first.device), last[:, None])
+        at = (at[:, :, None] if k == 0 else at[:, None]).expand(shape).flatten()
+        ranges = ranges | {a: (at, at)}
+    owner, combination = (x[:, None, None].expand(shape).flatten() for x in (owner, combination))
+    return ranges, owner, combination
 
 
 # -------------------------------------------------------------------------------------------------------- table

@@ -26,13 +26,15 @@ WORTH = {"cpu": 256, "cuda": 1 << 16}
 """Blocks of the plane, over all heads, below which a kernel that visits them all is done before a table is made."""
 KEPT = 64
 """Tables kept, of all kernels together."""
+LARGEST_COPY = 1 << 20
+"""Most elements of a tensor of which a copy is kept to compare it with."""
 
 _lock = threading.Lock()
 _tables: OrderedDict[tuple[Any, ...], Kept] = OrderedDict()
 _state = threading.local()
 
 
-class tracked:
+class Tracked:
     """Within, tensors are those that eager code holds: writing to one changes its version. Compiled code reuses memory
     without a trace, so outside a table is used again only for equal contents."""
 
@@ -42,18 +44,24 @@ class tracked:
         self._before = getattr(_state, "tracked", False)
         _state.tracked = True
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *raised: object) -> None:
         _state.tracked = self._before
 
 
+def _writes_are_counted(tensor: Tensor) -> bool:
+    return getattr(_state, "tracked", False) and not tensor.is_inference()
+
+
 class Snapshot:
-    """A tensor as it was, without keeping it alive."""
+    """A tensor as it was, without keeping it alive: by its version where writes are counted, else by a copy, which is
+    not made of tensors of more than `LARGEST_COPY` elements."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.storage = StorageWeakRef(tensor.untyped_storage())
         self.geometry = _geometry(tensor)
         self.version = _version(tensor)
-        self.contents = tensor.detach().clone()
+        copied = not _writes_are_counted(tensor) and tensor.numel() <= LARGEST_COPY
+        self.contents = tensor.detach().clone() if copied else None
 
     def holds(self, tensor: Tensor) -> bool:
         """Whether this is still that tensor with the same elements."""
@@ -61,7 +69,9 @@ class Snapshot:
             return False
         if self.storage.cdata != tensor.untyped_storage()._cdata or self.version != _version(tensor):
             return False
-        return (self.version is not None and getattr(_state, "tracked", False)) or torch.equal(self.contents, tensor)
+        if _writes_are_counted(tensor):
+            return True
+        return self.contents is not None and torch.equal(self.contents, tensor)
 
 
 def _geometry(t: Tensor) -> tuple[object, ...]:
@@ -89,6 +99,25 @@ def operands(kernel: Kernel) -> tuple[Argument, ...]:
     return kernel.arguments if kernel.runs is None else kernel.arguments[:-2]
 
 
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What the sizes of a launch tell.
+
+    Attributes:
+        extents: of the axes of the plane and of the table.
+        blocks: block lengths of the outer and of the inner axis.
+        key: of the table among all.
+        count: blocks of the plane, over all heads.
+        everything: a table that leaves all blocks.
+    """
+
+    extents: Mapping[str, int]
+    blocks: tuple[int, int]
+    key: tuple[Any, ...]
+    count: int
+    everything: Table
+
+
 class Planned:
     """A launch of a kernel that follows a table of runs."""
 
@@ -105,14 +134,33 @@ class Planned:
         extents |= {lane.axis: lane.extent for lane in kernel.lanes if lane.role != "channel"}
         self._extents: dict[str, Evaluator] = {a: evaluator(n) for a, n in extents.items()}
         self._grid = tuple(evaluator(n) for n in kernel.grid_extents)
+        self._shapes: dict[tuple[int, ...], Shape] = {}
 
     def __call__(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> None:
         """Run on one tensor per operand; the table is found or made."""
         table = self.table(tensors, sizes)
-        self.launch([*tensors, table.spans, table.runs], {**sizes, self.runs.count: len(table.runs)})
+        self.launch([*tensors, table.spans, table.runs], {**sizes, self.runs.count: table.runs.shape[0]})
 
     def table(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> Table:
         """The table a launch with these arguments uses."""
+        device = tensors[0].device
+        if device.type == "cpu":
+            key = tuple(sizes.values())
+            shape = self._shapes.get(key)
+            if shape is None:
+                if len(self._shapes) >= KEPT:
+                    self._shapes.clear()
+                shape = self._shapes[key] = self._shape(tensors, sizes)
+        else:
+            shape = self._shape(tensors, sizes)
+        if shape.count < WORTH[device.type] or _captures(device):
+            return shape.everything
+        read = {name: tensors[k] for name, k in self._read.items()}
+        known = {**sizes, **self.kernel.constants}
+        return self._kept(shape.key, read, lambda: self._mask(read, known, shape.extents, device), shape.blocks)
+
+    def _shape(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> Shape:
+        """What a launch of these sizes looks at; on the CPU, sizes alone tell."""
         device = tensors[0].device
         known = {**sizes, **self.kernel.constants}
         extents = {a: int(f(known)) for a, f in self._extents.items()}
@@ -123,13 +171,10 @@ class Planned:
         count = rows * -(-extents[self.runs.inner] // blocks[1])
         for extent in self._grid:
             count *= int(extent(known))
-        if count < WORTH[device.type] or _captures(device):
-            shape = [*(extents[a] for a, _ in self.runs.batch), rows, 2]
-            return Table(whole.spans.expand(shape), whole.runs)
-        read = {name: tensors[k] for name, k in self._read.items()}
         values = tuple(known[s] for s in self._sizes)
         key = (self.runs.condition, self.runs.whole, self.runs.outer, blocks, device, values, *extents.items())
-        return self._kept(key, read, lambda: self._mask(read, known, extents, device), blocks)
+        spans = whole.spans.expand([*(extents[a] for a, _ in self.runs.batch), rows, 2])
+        return Shape(extents, blocks, key, count, Table(spans, whole.runs))
 
     def _mask(
         self, read: Mapping[str, Tensor], known: Mapping[str, int], extents: Mapping[str, int], device: torch.device

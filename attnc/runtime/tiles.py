@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -18,11 +19,15 @@ from attnc.ir.dense import evaluate_nodes
 from attnc.ir.node import Axis, Load, Node, Size, axis, call, sub
 from attnc.ir.sizes import evaluator
 from attnc.ir.walk import postorder
-from attnc.passes.intervals import Interval, Rules, Truth, Walker
+from attnc.passes.interval_rules import Rules
+from attnc.passes.interval_walk import Walker
+from attnc.passes.intervals import Interval, Truth
 from attnc.runtime.arithmetic import ON_TENSORS
+from attnc.runtime.extremes import bounded, changed, forget_witnesses, pooled, pooled_plane, simple, taken, wide
 
-SMALL = 1 << 27
-"""Integers below this are computed in 32 bits."""
+SHIFT = 2
+FACTOR = 1 << SHIFT
+"""How many cells a cell is divided into, along each axis."""
 EVERYWHERE, OUTER, INNER, TILE = range(4)
 """Spaces of values: the same for all tiles, one per row of tiles, one per column of tiles, one per tile."""
 
@@ -50,6 +55,7 @@ class Mask:
     device: torch.device
     whole: bool = True
     _dense: dict[Node, Tensor] = field(default_factory=dict)
+    _planes: dict[Node, Tensor] = field(default_factory=dict)
 
     @property
     def combinations(self) -> int:
@@ -59,6 +65,28 @@ class Mask:
     def is_vector(self, node: Node) -> bool:
         """Whether an expression reads tensors and depends on at most one axis of the plane."""
         return len(node.axes & {self.outer, self.inner}) < 2 and reads_tensor(node)
+
+    def is_plane(self, node: Node) -> bool:
+        """Whether an expression is read from a tensor of both positions."""
+        return isinstance(node, Load) and {self.outer, self.inner} <= node.axes
+
+    @property
+    def planes(self) -> list[Node]:
+        """What the condition reads from tensors of both positions."""
+        return [n for n in postorder([self.condition]) if self.is_plane(n)]
+
+    def plane(self, node: Node) -> Tensor:
+        """What is read at every pair, [*batch, outer, inner]; extent 1 along batch axes that do not matter."""
+        if node not in self._planes:
+            order = (*self.batch, self.outer, self.inner)
+            found = self._view(node, order) if isinstance(node, Load) else None
+            if found is None:
+                (found,) = evaluate_nodes(
+                    [node], self.extents, self.tensors, self.sizes, dtype=torch.float64, order=order
+                )
+                found = found.reshape([self.extents[a] if a in node.axes else 1 for a in order])
+            self._planes[node] = found
+        return self._planes[node]
 
     def dense(self, node: Node) -> Tensor:
         """The value of an expression on one axis at every position, [combinations, extent]; extent 1 on none."""
@@ -73,7 +101,16 @@ class Mask:
         return self._dense[node]
 
     def _slice(self, node: Load) -> Tensor | None:
-        """A load whose subscripts are batch axes and one position, plus a number, without copying; None for others."""
+        """As `dense`, for a load that is read without copying; None for others."""
+        axis = tuple(a for a in (self.outer, self.inner) if a in node.axes)
+        view = self._view(node, (*self.batch, *axis))
+        if view is None:
+            return None
+        return view.expand([self.extents[a] for a in (*self.batch, *axis)]).reshape(self.combinations, -1)
+
+    def _view(self, node: Load, order: Sequence[str]) -> Tensor | None:
+        """A load whose subscripts are one axis each, plus a number, without copying, its dimensions in the given order,
+        with extent 1 for axes it does not have; None for others."""
         source = self.tensors[node.tensor]
         dims: list[str] = []
         for k, index in enumerate(node.index):
@@ -86,12 +123,10 @@ class Mask:
                 return None
             source = source.narrow(k, start, self.extents[name])
             dims.append(name)
-        order = [a for a in (*self.batch, self.outer, self.inner) if a in dims]
-        source = source.permute([dims.index(a) for a in order])
-        last = tuple(a for a in order if a not in self.batch)
-        full = (*self.batch, *last)
-        view = source.reshape([self.extents[a] if a in dims else 1 for a in full])
-        return view.expand([self.extents[a] for a in full]).reshape(self.combinations, -1)
+        source = source.permute([dims.index(a) for a in order if a in dims])
+        for k, a in enumerate(order):
+            source = source if a in dims else source.unsqueeze(k)
+        return source
 
     def coordinates(self, count: int) -> dict[str, Tensor]:
         """The position along each batch axis, for `count` entries per combination."""
@@ -103,7 +138,9 @@ class Mask:
         return found
 
 
+@lru_cache(maxsize=1024)
 def reads_tensor(node: Node) -> bool:
+    """Whether an expression reads any of the caller's tensors."""
     return any(isinstance(n, Load) for n in postorder([node]))
 
 
@@ -129,7 +166,10 @@ class Level:
         self.finer = finer
         self.ends: dict[Node, tuple[Tensor, Tensor]] = {}
         """Least and greatest value of dense expressions, per combination and cell."""
-        self._small: dict[int, tuple[Any, Any]] = {}
+        self.corners: dict[Node, tuple[Tensor, Tensor]] = {}
+        """Those of what is read at every pair, [combinations, rows, columns]."""
+        self._known_planes: dict[Node, Interval | Truth] = {}
+        self._ready: dict[int, tuple[Any, Any]] = {}
         self._rules = Rules(ON_TENSORS, witnesses=finer is None)
         self._sides = Walker(self._rules, frozenset({mask.outer, mask.inner}), self._side)
         """Values of what depends on one axis of the plane, the same for all tiles of a row or of a column."""
@@ -143,39 +183,59 @@ class Level:
     def columns(self) -> int:
         return self.cells[self.mask.inner].count
 
-    def classify(self, row: Tensor, column: Tensor, conditions: tuple[Node, ...]) -> tuple[Truth, tuple[Node, ...]]:
-        """Whether `conditions` hold over tiles, and those of them that do not hold all over all of these tiles.
+    def classify(self, row: Tensor, column: Tensor, conditions: tuple[Node, ...]) -> tuple[Truth, list[Truth]]:
+        """Whether `conditions` hold, together and each, over strips of `FACTOR` tiles of a row; flags of tiles
+        broadcast to [FACTOR, S].
 
         Args:
-            row: int64 [T], counted over all combinations.
-            column: int64 [T].
+            row: int32 [S], counted over all combinations.
+            column: int32 [S], of the first tile of each strip, a multiple of `FACTOR`; tiles beyond the last column
+                count as that one.
         """
-        index = {OUTER: row, INNER: column}
+        strip = column >> SHIFT
         if self.mask.batch:
-            index[INNER] = torch.div(row, self.rows, rounding_mode="floor") * self.columns + column
+            strip = row // self.rows * -(-self.columns // FACTOR) + strip
+        index = {OUTER: row, INNER: strip}
         lifted: dict[int, tuple[Any, Any]] = {}
 
         def lift(value: Any) -> Any:
             if value.space in (EVERYWHERE, TILE):
                 return value
             if id(value) not in lifted:
-                small = self._narrowed(value)
-                lifted[id(value)] = value, _selected(small, index[value.space])
+                sides = self._prepared(value)
+                lifted[id(value)] = value, changed(sides, TILE, lambda x: taken(x, index[value.space]))
             return lifted[id(value)][1]
 
         def align(values: Sequence[Any]) -> list[Any]:
             spaces = {v.space for v in values} - {EVERYWHERE}
             return list(values) if len(spaces) <= 1 else [lift(v) for v in values]
 
-        walker = Walker(self._rules, frozenset({self.mask.outer, self.mask.inner}), self._leaf, align)
-        truth = lift(walker.truth(call("and", *conditions)))
-        return truth, tuple(c for c in conditions if not bool(torch.as_tensor(walker.truth(c).every).all()))
+        def leaf(node: Node) -> Interval | Truth | None:
+            if self.mask.is_plane(node):
+                at = row * -(-self.columns // FACTOR) + (column >> SHIFT)
+                return changed(self._prepared(self._plane(node)), TILE, lambda x: taken(x, at))  # type: ignore[no-any-return]
+            return self._leaf(node)
 
-    def _narrowed(self, value: Any) -> Any:
-        """A value of one side with its integers in 32 bits where they are small."""
-        if id(value) not in self._small:
-            self._small[id(value)] = value, _narrow(value) if isinstance(value, Interval) else value
-        return self._small[id(value)][1]
+        walker = Walker(self._rules, frozenset({self.mask.outer, self.mask.inner}), leaf, align)
+        truth = lift(walker.truth(call("and", *conditions)))
+        return truth, [lift(walker.truth(c)) for c in conditions]
+
+    def _prepared(self, value: Any) -> Any:
+        """A value of one side ready for strips: its integers in 32 bits where they are small, columns in strips."""
+        if id(value) not in self._ready:
+            ready = simple(value)
+            if value.space in (INNER, TILE):
+                ready = changed(ready, value.space, self._strips)
+            self._ready[id(value)] = value, ready
+        return self._ready[id(value)][1]
+
+    def _strips(self, columns: Tensor) -> Tensor:
+        """Values of all columns, over all combinations or rows, as [FACTOR, strips]."""
+        columns = columns.view(-1, self.columns)
+        short = -self.columns % FACTOR
+        if short:
+            columns = torch.cat([columns, columns[:, -1:].expand(-1, short)], 1)
+        return columns.reshape(-1, FACTOR).t().contiguous()
 
     def _leaf(self, node: Node) -> Interval | Truth | None:
         if self.cells.keys() <= node.axes:
@@ -185,11 +245,7 @@ class Level:
     def _side(self, node: Node) -> Interval | Truth | None:
         found = self._known(node)
         if self.finer is not None:
-            # Only blocks are asked for witnesses.
-            if isinstance(found, Interval):
-                found.attained = found.solid = False
-            elif isinstance(found, Truth):
-                found.some = found.lacking = False
+            forget_witnesses(found)
         return found
 
     def _known(self, node: Node) -> Interval | Truth | None:
@@ -209,7 +265,7 @@ class Level:
                 return Interval(first, (first + (cells.length - 1)).clamp(max=cells.extent - 1), True, True, space)
             case _ if mask.is_vector(node):
                 low, high = self.extremes(node)
-                return _bounded(low, high, INNER if mask.inner in node.axes else OUTER, node.kind)
+                return bounded(low, high, INNER if mask.inner in node.axes else OUTER, node.kind)
             case _ if not node.axes and node.kind == "i" and not reads_tensor(node):
                 value = evaluator(node)(mask.sizes)
                 return Interval(value, value, True, True)
@@ -221,7 +277,7 @@ class Level:
         if node not in self.ends:
             axis = next(iter(node.axes & self.cells.keys()), None)
             if axis is None:
-                every = _wide(self.mask.dense(node)).flatten().repeat_interleave(self.rows)
+                every = wide(self.mask.dense(node)).flatten().repeat_interleave(self.rows)
                 self.ends[node] = every, every
                 return self.ends[node]
             length = self.cells[axis].length
@@ -230,12 +286,40 @@ class Level:
             else:
                 low, high = (x.view(self.mask.combinations, -1) for x in self.finer.extremes(node))
                 length //= self.finer.cells[axis].length
-            self.ends[node] = _wide(_pooled(low, length, torch.amin)), _wide(_pooled(high, length, torch.amax))
+            self.ends[node] = wide(pooled(low, length, torch.amin)), wide(pooled(high, length, torch.amax))
         return self.ends[node]
+
+    def _plane(self, node: Node) -> Interval | Truth:
+        """What is read at every pair, over all tiles."""
+        if node not in self._known_planes:
+            low, high = (x.flatten() for x in self.extremes_of_plane(node))
+            found = bounded(low, high, TILE, node.kind)
+            if self.finer is not None:
+                forget_witnesses(found)
+            self._known_planes[node] = found
+        return self._known_planes[node]
+
+    def extremes_of_plane(self, node: Node) -> tuple[Tensor, Tensor]:
+        """The least and greatest value in every tile, [combinations, rows, columns]."""
+        if node not in self.corners:
+            outer, inner = (self.cells[a].length for a in (self.mask.outer, self.mask.inner))
+            if self.finer is None:
+                low = high = self.mask.plane(node)
+            else:
+                low, high = self.finer.extremes_of_plane(node)
+                outer, inner = FACTOR, FACTOR
+            ends = (pooled_plane(x, outer, inner, f) for x, f in ((low, torch.amin), (high, torch.amax)))
+            low, high = ends
+            if self.finer is None:
+                batch = [self.mask.extents[a] for a in self.mask.batch]
+                low, high = (wide(x.expand([*batch, *x.shape[-2:]]).reshape(-1, *x.shape[-2:])) for x in (low, high))
+            self.corners[node] = low, high
+        return self.corners[node]
 
 
 class Pieces:
-    """Tiles of any size inside blocks, each given by its own ranges; int64 [T] each, ends inclusive."""
+    """Tiles of any size inside blocks, each given by its own ranges; integers [T] each, ends inclusive. Where the mask
+    reads a tensor of both positions, they are single pairs."""
 
     def __init__(self, mask: Mask, ranges: Mapping[str, tuple[Tensor, Tensor]], combination: Tensor) -> None:
         self.mask = mask
@@ -260,75 +344,29 @@ class Pieces:
                 return Interval(at, at, True, True, TILE)
             case _ if mask.is_vector(node):
                 return self._read(node)
+            case _ if mask.is_plane(node):
+                return self._pair(node)
             case _ if not node.axes and node.kind == "i" and not reads_tensor(node):
                 value = evaluator(node)(mask.sizes)
                 return Interval(value, value, True, True)
             case _:
                 return None
 
+    def _pair(self, node: Node) -> Interval | Truth:
+        mask, values = self.mask, self.mask.plane(node)
+        batch = mask.coordinates(1)
+        at = [batch[a][self.combination] if a in node.axes else torch.zeros_like(self.combination) for a in mask.batch]
+        found = wide(values[(*at, self.ranges[mask.outer][0], self.ranges[mask.inner][0])])
+        return bounded(found, found, TILE, node.kind)
+
     def _read(self, node: Node) -> Interval | Truth:
         values = self.mask.dense(node)
         axis = next(iter(node.axes & self.ranges.keys()), None)
         if axis is None:
-            found = _wide(values[self.combination, 0])
-            return _bounded(found, found, TILE, node.kind)
+            found = wide(values[self.combination, 0])
+            return bounded(found, found, TILE, node.kind)
         first, last = self.ranges[axis]
         longest = int((last - first).max()) + 1 if len(first) else 1
         at = torch.minimum(first[:, None] + torch.arange(longest, device=first.device), last[:, None])
-        found = _wide(values[self.combination[:, None], at])
-        return _bounded(found.amin(1), found.amax(1), TILE, node.kind)
-
-
-def _bounded(low: Tensor, high: Tensor, space: int, kind: str) -> Interval | Truth:
-    """What is known of values between the least and the greatest, which both occur."""
-    if kind == "b":
-        return Truth(high, low, high, ~low, space)
-    attained: Any = True
-    if low.is_floating_point():
-        attained = ~(low.isnan() | high.isnan())
-        low, high = ON_TENSORS.ends(low, high)
-    return Interval(low, high, attained, low == high, space)
-
-
-def _wide(values: Tensor) -> Tensor:
-    """Numbers in the type that rules compute in."""
-    if values.dtype is torch.bool:
-        return values
-    return values.to(torch.float64 if values.is_floating_point() else torch.int64)
-
-
-def _pooled(values: Tensor, length: int, reduce: Any) -> Tensor:
-    """The extreme of every `length` columns of [combinations, columns], flattened."""
-    short = -values.shape[1] % length
-    if short:
-        values = torch.cat([values, values[:, -1:].expand(-1, short)], 1)
-    pooled: Tensor = reduce(values.view(len(values), -1, length), 2)
-    return pooled.flatten()
-
-
-def _narrow(value: Interval) -> Interval:
-    """Integers in 32 bits, where a few sums and products with small numbers cannot overflow them."""
-    low, high = value.low, value.high
-    if not isinstance(low, Tensor) or low.dtype is not torch.int64 or not len(low):
-        return value
-    if max(abs(int(low.min())), abs(int(high.max()))) >= SMALL:
-        return value
-    return replace(value, low=low.to(torch.int32), high=high.to(torch.int32))
-
-
-def _selected(value: Interval | Truth, index: Tensor) -> Interval | Truth:
-    """The entries of a value for each tile."""
-
-    def pick(x: Any) -> Any:
-        return x.index_select(0, index) if isinstance(x, Tensor) and x.dim() else x
-
-    if isinstance(value, Truth):
-        return Truth(pick(value.may), pick(value.every), pick(value.some), pick(value.lacking), TILE)
-    return replace(
-        value,
-        low=pick(value.low),
-        high=pick(value.high),
-        attained=pick(value.attained),
-        solid=pick(value.solid),
-        space=TILE,
-    )
+        found = wide(values[self.combination[:, None], at])
+        return bounded(found.amin(1), found.amax(1), TILE, node.kind)

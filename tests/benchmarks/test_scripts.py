@@ -80,7 +80,7 @@ def test_cpu(tmp_path: Path) -> None:
 def test_low_rank_biases(tmp_path: Path) -> None:
     out = tmp_path / "lowrank.json"
     arguments = ("--cases", "spatial,table", "--dtypes", "f32", "--lengths", "64", "--rounds", "1", "--points", "100")
-    done = run("lowrank.py", *arguments, "--out", out)
+    done = run("lowrank.py", "--trained", *arguments, "--out", out)
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())
     spatial, table = found["rows"]

@@ -60,6 +60,11 @@ FUNCTIONS: dict[str, Callable[..., int]] = {
     "floordiv": lambda a, b: a // b,
     "mod": lambda a, b: a % b,
     "abs": abs,
+    "bitand": lambda a, b: a & b,
+    "bitor": lambda a, b: a | b,
+    "bitxor": lambda a, b: a ^ b,
+    "floor_log2": lambda a: max(a, 1).bit_length() - 1,
+    "power_of_two": lambda a: 1 << min(max(a, 0), 62),
     "maximum": max,
     "minimum": min,
     "lt": lambda a, b: a < b,
@@ -84,6 +89,11 @@ def terms(position: Node) -> st.SearchStrategy[Node]:
         st.tuples(SMALL, SMALL).map(
             lambda t: call("clamp", position, const(min(t)), const(max(t))),
         ),
+        st.tuples(st.sampled_from(["bitand", "bitor", "bitxor"]), SMALL, st.integers(-70, 70)).map(
+            lambda t: call(t[0], add(position, const(t[1])), const(t[2])),
+        ),
+        SMALL.map(lambda c: call("floor_log2", add(position, const(c)))),
+        SMALL.map(lambda c: call("power_of_two", call("minimum", add(position, const(c)), const(5)))),
     )
     return st.tuples(unit, st.sampled_from([-2, -1, 1, 2, 3]), SMALL).map(
         lambda t: add(mul(const(t[1]), t[0]), const(t[2]))
@@ -92,7 +102,8 @@ def terms(position: Node) -> st.SearchStrategy[Node]:
 
 def conditions() -> st.SearchStrategy[Node]:
     difference = st.tuples(terms(ROW), terms(KEY)).map(lambda t: sub(*t))
-    side = st.one_of(difference, difference.map(lambda x: call("abs", x)), terms(ROW), terms(KEY))
+    bits = st.tuples(st.sampled_from(["bitand", "bitor", "bitxor"]), terms(ROW), terms(KEY)).map(lambda t: call(*t))
+    side = st.one_of(difference, difference.map(lambda x: call("abs", x)), bits, terms(ROW), terms(KEY))
     simple = st.tuples(st.sampled_from(["lt", "le", "eq"]), side, SMALL).flatmap(
         lambda t: st.sampled_from([call(t[0], t[1], const(t[2])), call(t[0], const(t[2]), t[1])])
     )

@@ -66,6 +66,15 @@ def test_a_mask_on_data_bounds_loops_though_its_cost_is_not_a_closed_form() -> N
     assert numbers(found.alternatives[0]) == numbers(found.alternatives[1])
 
 
+def test_a_table_of_runs_is_weighed_by_the_share_of_pairs_it_leaves() -> None:
+    mask = "attention a\ntensor doc: i32[B, N]\nmask = doc[b, i] == doc[b, j]"
+    found = decisions(spec(mask))["runs"]
+    assert found.line == 3
+    (few, few_flops), (all_, all_flops) = map(numbers, found.alternatives)
+    assert few < all_ / 10
+    assert abs(few_flops - all_flops / 100) <= 0.01 * all_flops / 100
+
+
 @pytest.mark.parametrize("name", ["online", "reuse", "bounds"])
 def test_a_disabled_rewrite_is_weighed_too(name: str) -> None:
     program = example("causal")

@@ -13,7 +13,7 @@ from torch import Tensor
 from attnc.ir.node import Node, axis, call, const, load, mul, sub
 from attnc.runtime import planner
 from attnc.runtime.planner import Table, plan
-from attnc.runtime.tiles import Level, Mask
+from attnc.runtime.tiles import FACTOR, Level, Mask
 from tests.masks import FAMILIES, blocks, dense, mask
 from tests.passes.test_bounds import conditions
 
@@ -77,6 +77,8 @@ def data() -> st.SearchStrategy[Node]:
             call("le", real, load("x", (axis("j"),), "f")),
             call("lt", real, const(0.5)),
             call("eq", call("floor", real), const(0)),
+            load("pairs", (axis("i"), axis("j")), "b"),
+            call("lt", load("scores", (axis("i"), axis("j")), "f"), real),
         ]
     )
 
@@ -102,6 +104,8 @@ def made_of(condition: Node, m: int, n: int, seed: int) -> Mask:
         "t": torch.randint(-2, 6, (size,), generator=generator),
         "flag": torch.rand(size, generator=generator) < 0.8,
         "x": x,
+        "pairs": torch.rand(size, size, generator=generator) < seed / 99,
+        "scores": torch.randn(size, size, generator=generator),
     }
     return Mask(condition, "i", "j", (), {"i": m, "j": n}, tensors, {}, torch.device("cpu"))
 
@@ -131,6 +135,18 @@ def test_what_is_not_decided_counts_as_partly_allowed(name: str, limit: int, mon
     assert not (full & ~every).any()
 
 
+def test_sound_for_scores_that_are_no_numbers() -> None:
+    made = mask("scores", "i", "j", (130, 200, 0))
+    given = made.tensors["score_of"]
+    given.masked_fill_(torch.rand(given.shape, generator=torch.Generator().manual_seed(1)) < 1e-3, torch.nan)
+    visited, full = classes(plan(made, (16, 16)), made, (16, 16))
+    some, every = blocks(dense(made), (16, 16))
+    assert not (some & ~visited).any()
+    assert not (full & ~every).any()
+    assert not visited.all()
+    assert full.any()
+
+
 @pytest.mark.parametrize("band", [16, 200])
 def test_bands_of_rows_do_not_change_the_table(band: int, monkeypatch: pytest.MonkeyPatch) -> None:
     made = mask("causal documents", "i", "j", (257, 257, 0))
@@ -147,7 +163,7 @@ def test_the_boundary_is_searched_and_not_the_plane(monkeypatch: pytest.MonkeyPa
     classify = Level.classify
 
     def counted(self: Level, row: Tensor, column: Tensor, conditions: tuple[Node, ...]) -> object:
-        looked.append(len(row))
+        looked.append(FACTOR * len(row))
         return classify(self, row, column, conditions)
 
     monkeypatch.setattr(Level, "classify", counted)

@@ -27,6 +27,7 @@ DOCUMENTS = "attention packed\ntensor doc: i32[B, N]\nmask = j <= i and doc[b, i
 NEIGHBOURS = f"attention near\n{FAMILIES['neighbourhood 2-D'].text}\n"
 PER_HEAD = "attention per_head\ntensor reach: i32[H]\nmask = abs(i - j) < reach[h] and (i - j) % 3 == 0\n"
 DENSE = DOCUMENTS.replace("j <= i", "allowed[i, j]").replace("mask", "tensor allowed: bool[M, N]\nmask")
+OPAQUE = DENSE.replace("allowed[i, j]", "allowed[i, j // 2]")
 PEAK = DOCUMENTS + "observe peak = max[j](s)\n"
 OVER_QUERIES = DOCUMENTS + "normaliser = softmax(axis = i)\n"
 
@@ -69,14 +70,14 @@ GRID = {"M": 260, "N": 260}
 
 
 @pytest.mark.parametrize("backend", ["tiled", "cpp"])
-@pytest.mark.parametrize("spec", [DOCUMENTS, NEIGHBOURS, PER_HEAD, PEAK, OVER_QUERIES])
+@pytest.mark.parametrize("spec", [DOCUMENTS, NEIGHBOURS, PER_HEAD, PEAK, OVER_QUERIES, DENSE])
 def test_values(spec: str, backend: str, planned: list[Mask]) -> None:
     assert not wrong(spec, backend, torch.float64, GRID if spec is NEIGHBOURS else LONG)
     assert {m.inner for m in planned} == {"i", "j"}
 
 
 def test_what_cannot_be_analysed_is_guarded_everywhere(planned: list[Mask]) -> None:
-    assert not wrong(DENSE, "tiled", torch.float64, LONG)
+    assert not wrong(OPAQUE, "tiled", torch.float64, LONG)
     assert planned
     assert not any(m.whole for m in planned)
 
@@ -164,6 +165,35 @@ def test_tables_of_positions_alone_depend_on_lengths(planned: list[Mask]) -> Non
         q, k, v, _ = inputs(length)
         torch.testing.assert_close(op(q, k, v), op.reference(q, k, v))
     assert len(planned) == 2
+
+
+def test_contents_are_copied_only_where_writes_leave_no_trace(planned: list[Mask]) -> None:
+    op = attnc.compile(DOCUMENTS, backend="cpp")
+    q, k, v, doc = inputs()
+    op(q, k, v, doc=doc)
+    assert [s.contents for t in runs._tables.values() for s in t.sources] == [None]
+    custom = op.variant("doc").computation.op
+    custom(q, k, v, doc, 0)
+    assert [s.contents is not None for t in runs._tables.values() for s in t.sources] == [True]
+    assert len(planned) == 2
+    op(q, k, v, doc=doc)
+    assert len(planned) == 2
+
+
+def test_blocks_that_a_dense_mask_allows_wholly_are_full(planned: list[Mask]) -> None:
+    """Also where the tensor has NaN beyond what may be attended: blocks without an allowed pair are not visited."""
+    op = attnc.compile("attention pairs\ntensor allowed: bool[M, N]\nmask = allowed[i, j]\n", backend="cpp")
+    q, k, v = (torch.randn(1, 2, 320, 8, dtype=torch.float64) for _ in range(3))
+    allowed = torch.zeros(320, 320, dtype=torch.bool)
+    allowed[:200, :256] = True
+    found = op(q, k, v, allowed=allowed)
+    torch.testing.assert_close(found, op.reference(q, k, v, allowed=allowed))
+    (table,) = (t.table for k, t in runs._tables.items() if k[0] != "everything")
+    full = (table.runs[:, 2] - table.runs[:, 1]).tolist()
+    assert sum(full) > 0
+    assert int(table.runs[:, 2].max()) == 256
+    k[:, :, 256:] = torch.nan
+    torch.testing.assert_close(op(q, k, v, allowed=allowed), found)
 
 
 def test_tensors_are_not_kept_alive(planned: list[Mask]) -> None:

@@ -44,7 +44,15 @@ template <class X> static inline X larger(X a, X b) { return a > b ? a : b; }
 static inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
 //@ rounded: vectors
-// x as a number of its own: the product it may be is not fused with the addition that reads it.
+// x as a number of its own: the product it may be is not fused with the addition that reads it. Where the registers are
+// known, by an instruction that is none: GCC takes its own barrier of vectors apart lane by lane.
+#if defined(__x86_64__)
+static inline vec rounded(vec x) { asm("" : "+v"(x)); return x; }
+static inline real rounded(real x) { asm("" : "+v"(x)); return x; }
+#elif defined(__aarch64__)
+static inline vec rounded(vec x) { asm("" : "+w"(x)); return x; }
+static inline real rounded(real x) { asm("" : "+w"(x)); return x; }
+#else
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_assoc_barrier)
 #define ATTNC_ROUNDED(x) __builtin_assoc_barrier(x)
@@ -57,6 +65,7 @@ static inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) 
 #endif
 static inline vec rounded(vec x) { return ATTNC_ROUNDED(x); }
 static inline real rounded(real x) { return ATTNC_ROUNDED(x); }
+#endif
 
 //@ lane_numbers: vectors
 struct LaneNumbers { integer at[W]; };
