@@ -396,6 +396,17 @@ def test_intermediate_values_stay_in_registers() -> None:
     assert "store(p_tile" in text
 
 
+def test_tiles_take_the_room_of_those_no_longer_read() -> None:
+    """Weights and scores replace the product; what must live as long as its neighbour does not."""
+    text = print_kernel(softmax_forward(causal=True))
+    taken = {line.split()[0] for line in text.splitlines() if "workspace.take<" in line}
+    assert {"raw_tile", "acc_tile", "q_tile"} <= taken
+    assert text.index("raw_tile = workspace.take") < text.index("p_tile = raw_tile;")
+    both = print_kernel(softmax_columns())
+    assert "ds_tile = qk_tile;" in both or "ds_tile = dp_tile;" in both
+    assert not ("p_tile = qk_tile;" in both and "ds_tile = qk_tile;" in both)
+
+
 class Narrower(Toolchain):
     """The compiler told to use an older instruction set."""
 
