@@ -97,11 +97,11 @@ def table_tensors(length: int) -> Tensors:
     """A smooth table of distances, of rank 12, with noise of a thousandth: what a learned position bias looks like."""
     generator = torch.Generator().manual_seed(2)
     at = torch.arange(length) / length
-    shape = torch.randn(6, HEADS, generator=generator).tolist()
+    shape = torch.randn(HEADS, 6, generator=generator)
     table = torch.empty(HEADS, length, length).normal_(0, 1e-3, generator=generator)
-    for k, sizes in enumerate(shape):
+    for k in range(6):
         wave = torch.cos((k + 1) * torch.pi * (at[:, None] - at))
-        for head, size in zip(table, sizes, strict=True):
+        for head, size in zip(table, shape[:, k].tolist(), strict=True):
             head.add_(wave, alpha=size)
     return {"t": table}
 
