@@ -34,8 +34,8 @@ def watched() -> bool:
         active()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._is_torch_function_mode_enabled()
-        or torch._C._autograd._profiler_enabled()
-        or torch._C._get_tracing_state() is not None
+        or torch.autograd._profiler_enabled()  # type: ignore[attr-defined]
+        or torch._C._get_tracing_state() is not None  # pyright: ignore[reportUnnecessaryComparison]
     )
 
 
