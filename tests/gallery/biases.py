@@ -328,7 +328,7 @@ GALLERY |= {
         squared_distance,
         lambda r: {
             "x": r.normal(r.dims.B, r.dims.N, 3, dtype=r.f32),
-            "w": r.normal(r.dims.B, r.dims.H, r.dims.M, dtype=r.f32) * 0.1,
+            "w": r.normal(r.dims.B, r.dims.H, r.dims.M, dtype=r.f32),
         },
         queries_within_keys=True,
     ),
@@ -344,8 +344,8 @@ GALLERY |= {
     "gallery/swin_v2": Spec(
         swin_v2,
         lambda r: {
-            "logit_scale": r.uniform(r.dims.H, low=-0.5, high=1),
-            "table": r.normal(r.dims.H, 13, 13, dtype=r.f32) * 0.2,
+            "logit_scale": math.log(10) + r.normal(r.dims.H, dtype=r.f32),
+            "table": r.normal(r.dims.H, 13, 13, dtype=r.f32),
             "region": r.integers(r.dims.B, r.dims.N, high=3),
         },
         {"window": 7},
