@@ -48,7 +48,8 @@ def complete_sizes(program: Program, given: Mapping[str, int]) -> dict[str, int]
     """Every size of a program, from the few that matter.
 
     Missing ones: B = 1, H = 4, G = H, N from the spec's grid or 256, M = N, D = 64, E = D, and for a size the spec
-    declares itself 16, or N where the spec's own relations need more. Where the spec's own relations (``M + q_start <= N``) fail at M > N, M is lowered to N.
+    declares itself 16, or N where the spec's own relations need more. Where its relations (``M + q_start <= N``) fail
+    at M > N, M is lowered to N.
     """
     n = given.get("N", given.get("M", grid_length(program) or 256))
     sizes = {"B": 1, "H": 4, "N": n, "M": n, "D": 64, "q_start": 0} | dict(given)

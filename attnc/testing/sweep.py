@@ -49,10 +49,10 @@ class Outcome:
 
 
 def cases(program: Program, lengths: Sequence[int] = LENGTHS, *, full: bool = True) -> Iterator[Case]:
-    """For every length a square case; grouped heads, strided inputs and, if `full`, channels take turns. Then M unlike N.
+    """For every length a square case; grouped heads and strided inputs take turns. Then M unlike N.
 
-    Kernels are compiled for their channels: unless `full`, all cases have the same. A spec that relates M to N keeps only
-    the cases its relation allows.
+    Equal and unequal channels take turns too if `full`; kernels are compiled for their channels, and otherwise all
+    cases have the same. A spec that relates M to N keeps only the cases its relation allows.
     """
     for k, n in enumerate(lengths):
         wide = 16 if full and k % 2 == 0 else 24

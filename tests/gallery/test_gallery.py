@@ -36,6 +36,8 @@ LARGE_SCORES = (
 MISSES = {
     "gallery/selective": (2.0, LARGE_SCORES),
     "gallery/squared_distance": (1.6, LARGE_SCORES),
+    "gallery/swin_v2": (2.4, LARGE_SCORES),
+    "gallery/multiplicative_bias": (1.2, "products of four factors in the gradient of one of them"),
     "gallery/dynamic_mask": (1.4, LARGE_SCORES),
     "gallery/transport_plan": (2.7, "sums over rows that cancel, in the gradient of a marginal"),
     "gallery/windowed_distance": (1.7, "sums over rows that cancel, times the distance"),
