@@ -13,7 +13,7 @@ HEADS, LENGTH = 4, 40
 
 
 def run(name: str, *qkv: Tensor, consts: Any = None, **tensors: Any) -> Tensor:
-    """The op of an example at these consts, without observations. Its tile programs are interpreted: nothing is compiled."""
+    """The op of an example at these consts, without observations; its tile programs are interpreted, not compiled."""
     q, k, v = qkv
     found = compiled(name, "tiled", tuple(sorted((consts or {}).items())))(q, k, v, **tensors)
     assert isinstance(found, Tensor)

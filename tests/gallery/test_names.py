@@ -11,15 +11,15 @@ ROOT = Path(__file__).parents[2]
 FOLDERS = ("codegen", "attnc/passes", "attnc/runtime", "attnc/ir")
 # Words of file names that are words of the field as well: parts, quantities and shapes that every compiler speaks of.
 ORDINARY = """
-1d 2d 3d absorbed act adaptive additive agent anchors attention bias bidirectional block boost buckets causal collapsed
-column columns contrastive cosine cumulative decay decoder dense dependency differential diffusion dilated distance
-document dropout dynamic efficient entropy factors forgetting free future gated gaussian half headwise image images
-importance influence inside invariant kernel key keys latent lightning linear link lm local low manhattan map mask mass
-meta mixture multiplicative nat neighborhood network norm normaliser only orders pair paired perturbation plan pointer
-points polynomial pool position power prefix probing projection qk query radial rank readout redistribution relative retention
-reversed rollout rows scalar score sd selective shared sigmoid similarity sinks sliding softcap softmax softmax1
-sparsemax spatial squared st static swim symmetric table tables token tokens transport tree triangle user v2 value
-visual watched weights window windowed x
+1d 2d 3d absorbed act adaptive additive agent anchors attention bias bidirectional block boost buckets causal
+collapsed column columns contrastive cosine cumulative decay decoder dense dependency differential diffusion dilated
+distance document dropout dynamic efficient entropy factors forgetting free future gated gaussian half headwise image
+images importance influence inside invariant kernel key keys latent lightning linear link lm local low manhattan map
+mask mass meta mixture multiplicative nat neighborhood network norm normaliser only orders pair paired perturbation
+plan pointer points polynomial pool position power prefix probing projection qk query radial rank readout
+redistribution relative retention reversed rollout rows scalar score sd selective shared sigmoid similarity sinks
+sliding softcap softmax softmax1 sparsemax spatial squared st static swim symmetric table tables token tokens
+transport tree triangle user v2 value visual watched weights window windowed x
 """
 
 
