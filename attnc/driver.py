@@ -112,8 +112,13 @@ def plans(program: Program, target: TargetName = "cpu") -> tuple[Plan, Plan]:
     What computes the bias before it, if anything does, has `bias_plans` of its own.
     """
     chosen = choose(program, target)
-    forward, gradient = _both(chosen.split.attention, chosen.split.fixed)
-    return bias_form.with_decisions(forward, bias_form.decisions(program, chosen, _both, target)), gradient
+    split = chosen.split
+    own = _both(split.attention, split.fixed)
+
+    def planner(other: Program, fixed: Collection[str] = ()) -> tuple[Plan, Plan]:
+        return own if other is split.attention and fixed == split.fixed else _both(other, fixed)
+
+    return bias_form.with_decisions(own[0], bias_form.decisions(program, chosen, planner, target)), own[1]
 
 
 def bias_plans(program: Program, target: TargetName = "cpu") -> tuple[Plan, ...]:

@@ -178,6 +178,7 @@ class Kernel:
         serial: grid axes that must run one after another because they share an ``add`` argument.
         runs: the table its loop follows, if it does not compute its bounds itself.
         longest: blocks may have no other lengths than this and what divides it; None where any will do.
+        fixed: axes whose blocks have this length and no other, because the body reduces over whole blocks.
     """
 
     name: str
@@ -195,6 +196,7 @@ class Kernel:
     serial: tuple[str, ...] = ()
     runs: Runs | None = None
     longest: int | None = None
+    fixed: dict[str, int] = field(default_factory=dict)
 
     def argument(self, name: str) -> Argument:
         return next(a for a in self.arguments if a.name == name)

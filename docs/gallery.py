@@ -14,7 +14,7 @@ from typing import Any
 
 from attnc import driver
 from attnc.cli.plot import planes
-from attnc.cli.summary import Summary, summarise
+from attnc.cli.summary import summary
 from attnc.grammar.load import load
 from attnc.grammar.parser import parse
 from attnc.passes.explain import explain
@@ -44,50 +44,51 @@ def specs() -> list[Path]:
 
 def page() -> str:
     """The text of docs/gallery.md."""
-    found = [(path, summarise(path, EXAMPLES)) for path in specs()]
-    lines = [HEAD, "| spec | sets | passes | kernels |", "|---|---|---|---|"]
-    for _, s in found:
-        counts = " | ".join("{} + {}".format(*pair) for pair in (s.passes, s.kernels))
-        lines.append(f"| [{s.name}](#{anchor(s)}) | {' '.join(s.sections) or 'nothing: every default'} | {counts} |")
-    for path, s in found:
-        lines += ["", *entry(path, s)]
-    return "\n".join(lines) + "\n"
+    parts = [described(path) for path in specs()]
+    table = [row for row, _ in parts]
+    sections = [line for _, section in parts for line in ("", *section)]
+    return "\n".join([HEAD, "| spec | sets | passes | kernels |", "|---|---|---|---|", *table, *sections]) + "\n"
 
 
-def anchor(s: Summary) -> str:
-    """The place of a heading on the page."""
-    return s.name.replace("/", "")
+def described(path: Path) -> tuple[str, list[str]]:
+    """What the page says of one spec: its row of the table, and the lines of its section."""
+    source = load(path)
+    definition = parse(source).definitions[0]
+    plans = driver.plans(driver.lower(definition, source))
+    s = summary(name_of(path), definition, *plans)
+    counts = " | ".join("{} + {}".format(*pair) for pair in (s.passes, s.kernels))
+    anchor = s.name.replace("/", "")
+    row = f"| [{s.name}](#{anchor}) | {' '.join(s.sections) or 'nothing: every default'} | {counts} |"
+    return row, list(entry(path, explain(*plans)))
 
 
-def entry(path: Path, s: Summary) -> Iterator[str]:
-    """The section of one spec."""
-    yield f"## {s.name}"
+def name_of(path: Path) -> str:
+    return path.relative_to(EXAMPLES).with_suffix("").as_posix()
+
+
+def entry(path: Path, found: str) -> Iterator[str]:
+    """The section of one spec, with what the compiler found and decided but not what the spec already says."""
+    name, drawn = name_of(path), picture(path)
+    yield f"## {name}"
     yield ""
-    if picture(s).exists():
-        yield f'<img src="gallery/{picture(s).name}" alt="{s.name}" width="240" align="right">'
+    if drawn.exists():
+        yield f'<img src="gallery/{drawn.name}" alt="{name}" width="240" align="right">'
         yield ""
     yield "```attn"
     yield path.read_text().rstrip("\n")
     yield "```"
     yield ""
     yield "```text"
-    yield from findings(path)
+    yield from found.split("\n\n", 1)[1].splitlines()
     yield "```"
-
-
-def findings(path: Path) -> list[str]:
-    """What the compiler found and decided, without what the spec already says."""
-    source = load(path)
-    text = explain(*driver.plans(driver.lower(parse(source).definitions[0], source)))
-    return text.split("\n\n", 1)[1].splitlines()
 
 
 # ---------------------------------------------------------------------------------------------------------- pictures
 
 
-def picture(s: Summary) -> Path:
+def picture(path: Path) -> Path:
     """Where the picture of a spec is, if it has one."""
-    return PICTURES / f"{s.name.replace('/', '_')}.png"
+    return PICTURES / f"{name_of(path).replace('/', '_')}.png"
 
 
 def plane(path: Path) -> Any:
@@ -121,7 +122,7 @@ def draw() -> None:
         if values is not None:
             scale = max(1, 240 // max(values.shape))
             values = values.repeat(scale, 0).repeat(scale, 1)
-            image.imsave(picture(summarise(path, EXAMPLES)), values, cmap="cividis")
+            image.imsave(picture(path), values, cmap="cividis")
 
 
 def main() -> None:

@@ -201,6 +201,9 @@ class Builder(Transformer[Token, Tree]):
     def subscript(self, parts: Parts) -> tree.Subscript:
         base, index = parts
         assert isinstance(index, _Group)
+        for blocks in index.of(tree.Blocks):
+            remedy = "a subscript is one position; `by` stands in the brackets before a call, as in `sum[j by 64](…)`"
+            raise Mistake("E011", "`by` has no meaning in a subscript", blocks.span, remedy)
         return tree.Subscript(_name(base), index.expressions, span=_span(parts))
 
     def apply(self, parts: Parts) -> tree.Apply:
@@ -210,13 +213,21 @@ class Builder(Transformer[Token, Tree]):
         axes = parts[1]
         assert isinstance(axes, _Group)
         for axis in axes.items:
-            if not isinstance(axis, Name):
+            if not isinstance(axis, Name | tree.Blocks):
                 remedy = "write bare index names, as in `sum[j](…)`; brackets before a call hold the axes it runs over"
                 raise Mistake("E011", "an axis must be the name of an index", axis.span, remedy)
-        _no_repeats(axes.of(Name))
-        return self._apply(parts, axes.of(Name))
+        named = tuple(item for item in axes.items if isinstance(item, Name | tree.Blocks))
+        _no_repeats([item.axis if isinstance(item, tree.Blocks) else item for item in named])
+        return self._apply(parts, named)
 
-    def _apply(self, parts: Parts, axes: tuple[Name, ...]) -> tree.Apply:
+    def blocks(self, parts: Parts) -> tree.Blocks:
+        axis, _, length = parts
+        if not isinstance(axis, Name):
+            remedy = "write the bare name of an index before `by`, as in `sum[j by 64](…)`"
+            raise Mistake("E011", "an axis must be the name of an index", _expr(axis).span, remedy)
+        return tree.Blocks(axis, _expr(length), span=_span(parts))
+
+    def _apply(self, parts: Parts, axes: tuple[Name | tree.Blocks, ...]) -> tree.Apply:
         arguments = parts[-1]
         assert isinstance(arguments, _Group)
         keywords = arguments.of(_Keyword)

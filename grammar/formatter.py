@@ -15,7 +15,7 @@ from attnc.diagnostics.source import Source
 from attnc.grammar.parser import parse, parse_functions
 from attnc.grammar.scanner import Token, tokens_of
 
-_WORD_OPERATORS = frozenset({"and", "or", "not", "if", "else"})
+_WORD_OPERATORS = frozenset({"and", "or", "not", "by", "if", "else"})
 _INDENT = 4
 _COMMENT_GAP = 2
 _TAB = 8

@@ -12,7 +12,7 @@ from attnc.grammar.build import Mistake
 from attnc.grammar.scanner import BracketMistake, Chunk, Token
 from attnc.grammar.tree import Name
 
-_RESERVED = frozenset({"if", "else", "and", "or", "not", "true", "false"})
+_RESERVED = frozenset({"if", "else", "and", "or", "not", "by", "true", "false"})
 _SYMBOLS = {
     "EQUAL": "`=`",
     "COLON": "`:`",

@@ -50,13 +50,21 @@ class Subscript(Tree):
 
 
 @dataclass(frozen=True, slots=True)
+class Blocks(Tree):
+    """`j by 64` in the brackets of a reduction: within blocks of so many positions."""
+
+    axis: Name
+    length: Expr
+
+
+@dataclass(frozen=True, slots=True)
 class Apply(Tree):
     """`fn(args, key = value)`, or with axes `fn[j](args)`: reductions, normalisers and functions of axes."""
 
     fn: Name
     args: tuple[Expr, ...]
     keywords: tuple[tuple[Name, Expr], ...] = ()
-    axes: tuple[Name, ...] = ()
+    axes: tuple[Name | Blocks, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,9 +41,14 @@ def summarise(path: Path, folder: Path) -> Summary:
 
     source = load(path)
     definition = parse(source).definitions[0]
-    forward, backward = driver.plans(driver.lower(definition, source))
+    name = path.relative_to(folder).with_suffix("").as_posix()
+    return summary(name, definition, *driver.plans(driver.lower(definition, source)))
+
+
+def summary(name: str, definition: Definition, forward: Plan, backward: Plan) -> Summary:
+    """The summary of a definition whose plans are at hand."""
     return Summary(
-        path.relative_to(folder).with_suffix("").as_posix(),
+        name,
         definition.doc or "",
         sections(definition),
         (len(forward.passes), len(backward.passes)),

@@ -23,6 +23,7 @@ def verify(
     backends: Annotated[str, typer.Option(help="Which of cpp, triton, tiled, dense and auto, with commas.")] = "auto",
     dtypes: Annotated[str, typer.Option(help="Which of f32, bf16, f16, f64, with commas.")] = "f32",
     lengths: Annotated[str, typer.Option(help="Sequence lengths, with commas.")] = "1,7,63,257",
+    full: Annotated[bool, typer.Option("--full", help="Also equal and unequal channels: twice the compiling.")] = False,
     backward: Annotated[bool, typer.Option("--backward/--no-backward", help="Compare gradients too.")] = True,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     disable: Disable = None,
@@ -51,7 +52,7 @@ def verify(
     named = [(path, item.program.name) for path in paths for item in specs.lower_all(specs.read(path), {})]
     off = options(disable or ()).disabled
     jobs = [Job(path, name, b, d, off) for path, name in named for b in _words(backends) for d in _words(dtypes)]
-    _sweep(jobs, counts, backward, device)
+    _sweep(jobs, counts, backward, device, full)
     out = report.console()
     out.print(_summary(jobs))
     failures = [(job, o) for job in jobs for o in job.outcomes if not o.agrees]
@@ -95,7 +96,7 @@ def numbers(text: str) -> list[int]:
     return [int(w) for w in words]
 
 
-def _sweep(jobs: list[Job], lengths: list[int], backward: bool, device: str) -> None:
+def _sweep(jobs: list[Job], lengths: list[int], backward: bool, device: str, full: bool) -> None:
     """Run every case of every job, with a progress bar."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -107,7 +108,7 @@ def _sweep(jobs: list[Job], lengths: list[int], backward: bool, device: str) -> 
         for job in jobs:
             progress.update(task, description=f"{job.name} {job.backend} {job.dtype}")
             done = 0
-            for outcome in _outcomes(job, lengths, backward, device):
+            for outcome in _outcomes(job, lengths, backward, device, full):
                 job.outcomes.append(outcome)
                 done += 1
                 progress.advance(task)
@@ -116,7 +117,7 @@ def _sweep(jobs: list[Job], lengths: list[int], backward: bool, device: str) -> 
                 progress.console.print(f"{job.name} {job.backend} {job.dtype}: {job.verdict}", markup=False)
 
 
-def _outcomes(job: Job, lengths: list[int], backward: bool, device: str) -> Iterator[Outcome]:
+def _outcomes(job: Job, lengths: list[int], backward: bool, device: str, full: bool) -> Iterator[Outcome]:
     import attnc
     from attnc.cli.compiling import dtype_named
     from attnc.diagnostics.diagnostic import AttncError
@@ -127,7 +128,7 @@ def _outcomes(job: Job, lengths: list[int], backward: bool, device: str) -> Iter
     except AttncError as wrong:
         job.problem = str(wrong)
         return
-    for case in cases(op.program, lengths):
+    for case in cases(op.program, lengths, full=full):
         yield attempt(op, case, dtype_named(job.dtype), device=device, backward=backward)
 
 

@@ -247,6 +247,15 @@ ENTRIES: dict[str, Entry] = listed(
         "attention filled\nmask = j < i\nempty_rows = uniform",
     ),
     Entry(
+        "E132",
+        "blocks that no kernel holds",
+        "`sum[j by 64](x)` sums within blocks of 64 keys. A kernel holds a block whole, so its length is a number "
+        "known when compiling: 16, 32, 64, 128 or 256. All blocks of one index have the same length, and queries "
+        "have none: their positions begin where the call says.",
+        "attention blocks\nnormaliser(s) = softmax[j by 48](s)",
+        "attention blocks\nnormaliser(s) = softmax[j by 64](s)",
+    ),
+    Entry(
         "E191",
         "a name that is never used",
         "Something is defined and nothing depends on it. A tensor must still be given in every call.",

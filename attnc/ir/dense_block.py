@@ -17,6 +17,7 @@ from torch import Tensor
 from attnc.ir import hashing_torch
 from attnc.ir import zero_dominant as zd
 from attnc.ir.contraction import Dims, Operand, Order, aligned, collect, contract, scatter_axes, split
+from attnc.ir.functions import is_block
 from attnc.ir.node import Add, Axes, Axis, Call, Const, Iverson, Kind, Load, Max, Node, Prod, Size, Sum, Var, free_axes
 
 _PRIVATE = "\0"
@@ -171,6 +172,8 @@ class Block:
             return zd.power(self._over(x, node.axes, "f"), self._over(y, node.axes, None if y.kind == "i" else "f"))
         if name == "unit":
             return hashing_torch.unit(self._over(node.args[0], node.axes), self.dtype)
+        if is_block(node):
+            return self._in_blocks(node)
         args = [self._over(x, node.axes, kind) for x in node.args]
         match name:
             case "and" | "or":
@@ -199,6 +202,22 @@ class Block:
                 return zd.unary(name, args[0])
             case _:
                 return zd.unary(name, args[0].to(self.dtype))
+
+    def _in_blocks(self, node: Call) -> Tensor:
+        """A reduction over each block of an axis, at every position of the block."""
+        body, place, length = node.args
+        assert isinstance(place, Axis) and isinstance(length, Const)
+        positions, n = self.ranges(place.name), int(length.value)
+        assert positions.start % n == 0, "blocks of the evaluation cut blocks of the spec"
+        largest = node.fn == "block_max"
+        value = self._full(self._over(body, node.axes, "f"), node.axes)
+        value = value.movedim(self.order(node.axes).index(place.name), -1)
+        short = -len(positions) % n
+        value = torch.nn.functional.pad(value, (0, short), value=-math.inf if largest else 0.0)
+        blocks = value.reshape(*value.shape[:-1], -1, n)
+        whole = blocks.amax(-1, keepdim=True) if largest else blocks.sum(-1, keepdim=True)
+        spread = whole.expand(blocks.shape).flatten(-2)[..., : len(positions)]
+        return spread.movedim(-1, self.order(node.axes).index(place.name))
 
     # ----------------------------------------------------------------------------------------------------- loads
 

@@ -362,6 +362,44 @@ def _not(args: Sequence[Node]) -> Node:
 _register("not", 1, _not, lambda n, g: [None], doc="logical not")
 
 
+BLOCK_LENGTHS = (16, 32, 64, 128, 256)
+"""A kernel holds a block whole, and tiles have these lengths."""
+
+
+def _block_sum_gradient(node: Call, g: Node) -> Sequence[Node | None]:
+    return [call("block_sum", g, *node.args[1:]), None, None]
+
+
+def _block_max_gradient(node: Call, g: Node) -> Sequence[Node | None]:
+    """The gradient goes to the first position of the block that attains the maximum."""
+    body, place, length = node.args
+    before = call("where", call("eq", body, node), mul(const(-1.0), place), const(-math.inf))
+    first = neg(call("block_max", before, place, length))
+    return [mul(call("block_sum", g, place, length), iverson(call("eq", place, first))), None, None]
+
+
+# What every position of a block of an axis gets from the whole block: `args` are the value, the axis and the length.
+_register(
+    "block_sum",
+    3,
+    lambda a: raw_call("block_sum", (_real(a[0]), *a[1:]), "f"),
+    _block_sum_gradient,
+    doc="the sum over the positions j' with j' // n == j // n",
+)
+_register(
+    "block_max",
+    3,
+    lambda a: raw_call("block_max", (_real(a[0]), *a[1:]), "f"),
+    _block_max_gradient,
+    doc="the maximum over the positions j' with j' // n == j // n",
+)
+
+
+def is_block(node: Node) -> bool:
+    """Whether a value reads all positions of a block of an axis rather than one."""
+    return isinstance(node, Call) and node.fn in ("block_sum", "block_max")
+
+
 def _derived(name: str, arity: int, build: Build, doc: str) -> None:
     _register(name, arity, build, primitive=False, doc=doc)
 

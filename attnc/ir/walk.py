@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
+from attnc.ir.functions import is_block
 from attnc.ir.node import (
     Add,
     Axes,
@@ -125,6 +126,8 @@ def substitute(node: Node, mapping: Mapping[str, Node]) -> Node:
     def build(n: Node, env: dict[str, Node]) -> Node:
         if isinstance(n, Axis):
             return env[n.name]
+        if is_block(n):
+            return in_block(n, env)
         if not isinstance(n, Sum | Max):
             return rebuild(n, tuple(go(c, env) for c in n.children))
         arriving = free_axes(env.values())
@@ -151,6 +154,21 @@ def substitute(node: Node, mapping: Mapping[str, Node]) -> Node:
             else:
                 keep.append((a, c))
         return sum_over(bound, children[:k], (*children[k : k + m], *equal), keep)
+
+    def in_block(n: Node, env: dict[str, Node]) -> Node:
+        """Read at another position, a value of a block is a reduction over the positions of that one's block."""
+        assert isinstance(n, Call)
+        body, place, length = n.args
+        assert isinstance(place, Axis)
+        target = env.get(place.name, place)
+        others = {a: e for a, e in env.items() if a != place.name}
+        arriving = free_axes(others.values())
+        if isinstance(target, Axis) and target.name not in arriving | (body.axes - {place.name}):
+            return call(n.fn, go(body, {**others, place.name: target}), target, length)
+        new = fresh_axis(place.name, arriving | body.axes | target.axes)
+        inside = call("eq", call("floordiv", axis(new), length), call("floordiv", target, length))
+        moved = go(body, {**others, place.name: axis(new)})
+        return sum_over({new}, [moved], [inside]) if n.fn == "block_sum" else max_over({new}, moved, [inside])
 
     return go(node, mapping)
 

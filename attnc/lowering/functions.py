@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from attnc.grammar.tree import Apply, Def, Expr, Name, Subscript
+from attnc.grammar.tree import Apply, Blocks, Def, Expr, Name, Subscript
 from attnc.ir.functions import FUNCTIONS
 from attnc.ir.node import Const, Node, call
 from attnc.lowering import arithmetic, checks, reductions
@@ -15,9 +15,6 @@ from attnc.lowering.state import MOST_EXPANSIONS, Lowering
 from attnc.lowering.value import POISON, Scope, Value
 
 MOST_REPEATS = 64
-
-NOT_YET = ("grouped",)
-"""Normalisers of the language that the prelude does not define."""
 
 
 def is_pointwise(name: str) -> bool:
@@ -101,8 +98,6 @@ def expand(state: Lowering, tree: Apply, scope: Scope) -> Value:
 
 
 def unknown_function(state: Lowering, name: Name, scope: Scope) -> Value:
-    if name.id in NOT_YET:
-        return not_yet(state, name, scope)
     if name.id in state.names.visible or name.id in scope.params:
         message = f"`{name.id}` is no function"
         return state.error(
@@ -112,19 +107,13 @@ def unknown_function(state: Lowering, name: Name, scope: Scope) -> Value:
     return state.error("E102", scope, name.span, f"there is no function `{name.id}`", remedy)
 
 
-def not_yet(state: Lowering, name: Name, scope: Scope) -> Value:
-    has = ", ".join(sorted(n for n, defs in state.prelude.items() if any(d.is_normaliser for d in defs)))
-    message = f"the normaliser `{name.id}` is not in the prelude yet"
-    return state.error("E120", scope, name.span, message, f"use one of {has}, or write your own: `normaliser(s) = …`")
-
-
 def instantiate(
     state: Lowering,
     tree: Apply,
     found: list[tuple[Def, bool]],
     args: Sequence[Expr | Value],
     keywords: dict[str, Expr],
-    axes: Sequence[Name | str],
+    axes: Sequence[Name | Blocks | str],
     scope: Scope,
 ) -> Value:
     """Choose the overload whose parameters the arguments fill, and expand it. An argument may be a value already."""
@@ -134,18 +123,22 @@ def instantiate(
     definition, from_prelude = fitting[0]
     if len(axes) != len(definition.axes):
         return _wrong_axes(state, tree, definition, scope)
-    bound = {}
+    bound: dict[str, str] = {}
+    blocks: dict[str, int] = {}
     for parameter, name in zip(definition.axes, axes, strict=True):
         axis = name if isinstance(name, str) else reductions.resolve_axis(state, name, scope)
-        if axis is None:
+        length = reductions.block_length(state, name, scope)
+        if axis is None or length is None:
             return POISON
         bound[parameter.id] = axis
+        blocks |= {parameter.id: length} if length else {}
     params = [p.id for p in definition.params]
     given: dict[str, Expr | Value] = {**dict(zip(params, args, strict=False)), **keywords}
     values = {p: v if isinstance(v, Value) else state.expression(v, scope) for p, v in given.items()}
     if any(v.poisoned for v in values.values()):
         return POISON
-    return _body(state, tree, definition, from_prelude, values, bound, scope)
+    inner = replace(scope, axes=bound, blocks=blocks)
+    return _body(state, tree, definition, from_prelude, values, inner)
 
 
 def fills(definition: Def, positional: int, keywords: Iterable[str]) -> bool:
@@ -160,9 +153,9 @@ def _body(
     definition: Def,
     from_prelude: bool,
     values: dict[str, Value],
-    axes: dict[str, str],
     scope: Scope,
 ) -> Value:
+    """The body of a definition over these values; `scope` is that of the call, with the definition's axes."""
     key = f"{definition.name.id}({', '.join(values)})"
     if key in scope.expanding:
         path = " → ".join((*scope.expanding[scope.expanding.index(key) :], key))
@@ -179,7 +172,8 @@ def _body(
         source=state.prelude_source if from_prelude else state.source,
         mode=scope.mode,
         params=values,
-        axes=axes,
+        axes=scope.axes,
+        blocks=scope.blocks,
         blame=(scope.blame or (scope.source, tree.span)) if from_prelude else scope.blame,
         expanding=(*scope.expanding, key),
         facts=scope.facts,

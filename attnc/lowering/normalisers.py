@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from attnc.grammar.tree import Apply, Def, Expr, Name
+from attnc.grammar.tree import Apply, Blocks, Def, Expr, Name
 from attnc.lowering import checks
-from attnc.lowering.functions import NOT_YET, candidates, fills, instantiate, not_yet
+from attnc.lowering.functions import candidates, fills, instantiate
 from attnc.lowering.masks import SCORE_AXES
 from attnc.lowering.names import PLANE
 from attnc.lowering.report import did_you_mean
@@ -39,7 +39,7 @@ def weights_of(state: Lowering, s: Value, mode: Mode) -> Value:
 def _normalised(state: Lowering, tree: Apply, found: list[tuple[Def, bool]], s: Value, scope: Scope) -> Value:
     """A normaliser applied to the scores; they are its first argument unless every argument is written."""
     keywords = {n.id: v for n, v in tree.keywords}
-    axes: Sequence[Name | str] = tree.axes
+    axes: Sequence[Name | Blocks | str] = tree.axes
     wanted = max(len(d.axes) for d, _ in found)
     axis_given = keywords.pop("axis", None) if wanted else None
     if axis_given is not None:
@@ -55,8 +55,6 @@ def _normalised(state: Lowering, tree: Apply, found: list[tuple[Def, bool]], s: 
 
 
 def _unknown_normaliser(state: Lowering, name: Name, scope: Scope) -> Value:
-    if name.id in NOT_YET:
-        return not_yet(state, name, scope)
     known = [n for n, defs in state.prelude.items() if any(d.is_normaliser for d in defs)]
     known += [n for n, defs in state.names.functions.items() if any(d.is_normaliser for d in defs)]
     remedy = f"use one of {', '.join(sorted(known))}, or write your own: `normaliser(s) = …`"

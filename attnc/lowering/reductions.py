@@ -3,9 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
-from attnc.grammar.tree import Apply, Name
-from attnc.ir.node import FALSE, ONE, Axes, Node, axis, call, const, free_axes, max_over, mul, neg, sum_over
+from attnc.grammar.tree import Apply, Blocks, Name
+from attnc.ir.functions import BLOCK_LENGTHS
+from attnc.ir.node import (
+    FALSE,
+    ONE,
+    Axes,
+    Const,
+    Node,
+    axis,
+    call,
+    const,
+    free_axes,
+    iverson,
+    max_over,
+    mul,
+    neg,
+    sum_over,
+)
 from attnc.ir.walk import fresh_axis, substitute
 from attnc.lowering import arithmetic, checks
 from attnc.lowering.masks import domain
@@ -25,10 +42,16 @@ def reduction(state: Lowering, tree: Apply, scope: Scope) -> Value:
     if len(tree.args) != 1 or tree.keywords:
         message = f"`{name}[…]` takes one value, and {len(tree.args) + len(tree.keywords)} were given"
         return state.error("E103", scope, tree.span, message, f"write `{name}[j](x)`")
+    blocks = in_blocks(state, tree, scope)
     bound = resolve_axes(state, tree.axes, scope)
     body = state.expression(tree.args[0], scope)
-    if bound is None or not checks.want_number(state, body, tree.args[0], scope):
+    if blocks is None or bound is None or not checks.want_number(state, body, tree.args[0], scope):
         return POISON
+    if blocks:
+        whole = Value(body.node, body.axes | bound)
+        return arithmetic.built(
+            state, scope, tree.span, (whole,), lambda: reduced_in_blocks(state, name, bound, blocks, whole, scope)
+        )
     rest = Value(body.node, body.axes - bound)
     return arithmetic.built(state, scope, tree.span, (rest,), lambda: reduced(state, name, bound, body, scope))
 
@@ -41,9 +64,13 @@ def cumsum(state: Lowering, tree: Apply, scope: Scope) -> Value:
     if len(tree.args) != 1 or tree.keywords:
         message = f"`cumsum[…]` takes one value, and {len(tree.args) + len(tree.keywords)} were given"
         return state.error("E103", scope, tree.span, message, "write `cumsum[j](x)`")
+    blocks = in_blocks(state, tree, scope)
+    if blocks:
+        remedy = "write `cumsum[j](…)`"
+        return state.error("E118", scope, tree.fn.span, "`cumsum` runs over all positions, not within blocks", remedy)
     along = resolve_axis(state, tree.axes[0], scope)
     body = state.expression(tree.args[0], scope)
-    if along is None or not checks.want_number(state, body, tree.args[0], scope):
+    if blocks is None or along is None or not checks.want_number(state, body, tree.args[0], scope):
         return POISON
     before = fresh_axis(along, body.axes)
 
@@ -54,13 +81,57 @@ def cumsum(state: Lowering, tree: Apply, scope: Scope) -> Value:
     return arithmetic.built(state, scope, tree.span, (Value(body.node, body.axes | {along}),), build)
 
 
-def resolve_axes(state: Lowering, names: tuple[Name, ...], scope: Scope) -> Axes | None:
+def in_blocks(state: Lowering, tree: Apply, scope: Scope) -> int | None:
+    """The length of the blocks a reduction keeps to, 0 if it keeps to none; None after a mistake."""
+    found = [block_length(state, place, scope) for place in tree.axes]
+    if None in found:
+        return None
+    if len(found) > 1 and any(found):
+        message = "blocks run along one index at a time"
+        state.error("E132", scope, tree.span, message, "write one reduction inside the other")
+        return None
+    return found[0] if found else 0
+
+
+def block_length(state: Lowering, place: Name | Blocks | str, scope: Scope) -> int | None:
+    """The n of `j by n`, 0 for a plain index; None after a mistake."""
+    if isinstance(place, str):
+        return 0
+    if isinstance(place, Name):
+        return scope.blocks.get(place.id, 0)
+    length = state.expression(place.length, scope)
+    if length.poisoned:
+        return None
+    if place.axis.id in scope.blocks:
+        state.error("E132", scope, place.span, "these are blocks already", "name one length")
+        return None
+    index = resolve_axis(state, place.axis, scope)
+    if index is None:
+        return None
+    if index in ("b", "h", "g", "i"):
+        message = f"`{index}` has no blocks: they are of keys, or of a declared index"
+        state.error("E132", scope, place.span, message, "write `j by 64`")
+        return None
+    if not isinstance(length.node, Const) or length.node.kind != "i" or length.node.value not in BLOCK_LENGTHS:
+        message = f"the length of a block is one of {', '.join(map(str, BLOCK_LENGTHS))}"
+        state.error("E132", scope, place.length.span, message, "write such a number, or a const that is one")
+        return None
+    known = state.blocks.setdefault(index, int(length.node.value))
+    if known != length.node.value:
+        message = f"`{index}` has blocks of {known} already, and a kernel holds one of them"
+        state.error("E132", scope, place.length.span, message, f"write `{index} by {known}`")
+        return None
+    return known
+
+
+def resolve_axes(state: Lowering, names: Sequence[Name | Blocks], scope: Scope) -> Axes | None:
     """The indices named in the brackets of a reduction; None when one of them is no index."""
     found = [resolve_axis(state, name, scope) for name in names]
     return None if None in found else frozenset(a for a in found if a is not None)
 
 
-def resolve_axis(state: Lowering, name: Name, scope: Scope) -> str | None:
+def resolve_axis(state: Lowering, name: Name | Blocks, scope: Scope) -> str | None:
+    name = name.axis if isinstance(name, Blocks) else name
     if name.id in scope.axes:
         return scope.axes[name.id]
     if name.id == "g" and state.names.is_index("g"):
@@ -88,6 +159,30 @@ def reduced(state: Lowering, name: str, bound: Axes, body: Value, scope: Scope) 
             return largest(bound, body.node, where)
         case _:
             return neg(largest(bound, neg(body.node), where))
+
+
+def reduced_in_blocks(state: Lowering, name: str, bound: Axes, length: int, body: Value, scope: Scope) -> Node:
+    """A reduction over the allowed positions of each block, at every position of the block."""
+    where = domain(state, body.axes, bound, scope.mode)
+    (along,) = bound
+    place = axis(along), const(length)
+    inside = call("and", *where)
+
+    def added(node: Node) -> Node:
+        return call("block_sum", mul(node, iverson(inside)), *place)
+
+    def highest(node: Node) -> Node:
+        return call("block_max", call("where", inside, node, const(-math.inf)), *place)
+
+    match name:
+        case "sum":
+            return added(body.node)
+        case "mean":
+            return mul(added(body.node), call("reciprocal_or_zero", added(ONE)))
+        case "max":
+            return highest(body.node)
+        case _:
+            return neg(highest(neg(body.node)))
 
 
 def total(state: Lowering, bound: Axes, node: Node, domain: tuple[Node, ...]) -> Node:

@@ -63,6 +63,7 @@ class Lowering:
     notes: dict[Node, Note] = field(default_factory=dict)
     cache: dict[tuple[str, str, Mode], Value] = field(default_factory=dict)
     active: list[tuple[str, str, Mode]] = field(default_factory=list)
+    blocks: dict[str, int] = field(default_factory=dict)
     expansions: int = 0
     mask_used: bool = False
 

@@ -61,6 +61,7 @@ class Scope:
         mode: how names are read.
         params: values of the parameters of the `def` being expanded.
         axes: index names of its axis parameters.
+        blocks: the block lengths of those given as `j by n`.
         source: the text the expression comes from: the spec or the prelude.
         blame: report here instead of at the expression: the call of a prelude function.
         expanding: the functions being expanded, to find recursion.
@@ -71,6 +72,7 @@ class Scope:
     mode: Mode = Mode()
     params: Mapping[str, Value] = field(default_factory=dict)
     axes: Mapping[str, str] = field(default_factory=dict)
+    blocks: Mapping[str, int] = field(default_factory=dict)
     blame: tuple[Source, Span] | None = None
     expanding: tuple[str, ...] = ()
     facts: tuple[Node, ...] = ()

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from attnc.codegen.tile import Accumulate, AccumulateAt, Assign, Each, Scatter, Stmt
 from attnc.diagnostics.diagnostic import InternalError
+from attnc.ir.functions import is_block
 from attnc.ir.node import (
     NO_AXES,
     ZERO,
@@ -186,6 +187,8 @@ class Emitter:
             return self._load(node, home)
         if isinstance(node, Sum | Max):
             return self._contraction(node, home)
+        if isinstance(node, Call) and is_block(node):
+            return self._in_block(node, home)
         built = self._pointwise(node)
         shared = self.uses.get(node, 1) > 1 and bool(self.spread(node))
         if shared or hoisted or node in self.program.notes:
@@ -349,6 +352,22 @@ class Emitter:
         return "kv_head" if extent is size("G") else "index"
 
     # ------------------------------------------------------------------------------------------ contractions
+
+    def _in_block(self, node: Call, home: Block) -> Var:
+        """A reduction over the block of an axis that this tile holds; see `Kernel.fixed`."""
+        body, place, _ = node.args
+        assert isinstance(place, Axis)
+        neutral = const(-math.inf if node.fn == "block_max" else 0.0)
+        inside = call("lt", place, self.program.extent(place.name))
+        value = raw_call("where", (self.value(inside), self.value(body), neutral), "f")
+        lanes = self.spread(body) | {place.name}
+        whole = var(self.name(body, "x", inside=self.is_inside(home)), lanes)
+        home.body.append(Assign(whole, value))
+        part = max_over({place.name}, whole) if node.fn == "block_max" else raw_sum({place.name}, [whole])
+        target = var(self.name(node, "block", inside=self.is_inside(home)), lanes - {place.name})
+        home.body.append(Assign(target, part, self.note(node)))
+        home.values[node] = target
+        return target
 
     def _contraction(self, node: Sum | Max, home: Block) -> Node:
         """A sum or maximum over one channel, or a sum over batch axes."""

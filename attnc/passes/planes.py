@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from attnc.ir.functions import is_block
 from attnc.ir.node import Axes, Call, Max, Node, Sum, add, coefficient, free_axes
 from attnc.ir.program import Program
 from attnc.ir.walk import postorder
@@ -109,6 +110,6 @@ class Planes:
         """Whether every path from `node` to `target` crosses pointwise functions only."""
         if node is target or not self.mentions(node, target):
             return True
-        if isinstance(node, Sum | Max):
+        if isinstance(node, Sum | Max) or is_block(node):
             return False
         return all(self._pointwise_to(c, target) for c in node.children)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from attnc.diagnostics.diagnostic import Diagnostic, SpecError
 from attnc.diagnostics.source import Span
+from attnc.ir.functions import is_block
 from attnc.ir.node import NO_AXES, Add, Axes, Load, Max, Node, Sum, axis, free_axes, load, position_of, raw_add, raw_sum
 from attnc.ir.program import Program
 from attnc.ir.walk import postorder, rebuild
@@ -136,7 +137,7 @@ class _Scheduler:
     def _associated(self, roots: Sequence[Node]) -> list[Node]:
         """Sums over the heads of a group stay in their pass, unless that would split the pass in two, or it is a scan,
         where every head has a state of its own."""
-        if self.planes.program.options.applies("scan"):
+        if self.planes.program.options.applies("scan") and not any(map(is_block, postorder(roots))):
             split_roots, self.scans = split(associate(roots, self.planes, grouped=False), self.planes)
             if self.scans.states:
                 return split_roots

@@ -26,6 +26,7 @@ from attnc.codegen.tile import (
     statements,
     verify,
 )
+from attnc.ir.functions import is_block
 from attnc.ir.node import (
     NO_AXES,
     Add,
@@ -119,10 +120,11 @@ class Lowering:
         self.planes = Planes(self.program)
         self.outer, self.inner = item.outer, item.inner
         self.longest = min((c.length for c in item.chunks), default=None)
-        lengths = {a: blocks.get(a, DEFAULT_BLOCK) for a in (self.outer, self.inner) if a is not None}
-        self.blocks = {a: min(n, self.longest or n) for a, n in lengths.items()}
         self.reductions: list[Reduction] = [r for r in item.reductions if isinstance(r, Sum | Max)]
         self.roots = [*self.reductions, *(n for _, _, n in item.stores)]
+        self.fixed = block_lengths(self.roots)
+        lengths = {a: blocks.get(a, DEFAULT_BLOCK) for a in (self.outer, self.inner) if a is not None}
+        self.blocks = {a: self.fixed.get(a, min(n, self.longest or n)) for a, n in lengths.items()}
         mentioned = {a for n in postorder(self.roots) for a in self._axes_of(n)}
         mentioned.update(a for _, axes, _ in item.stores for a in axes)
         channels = sorted(a for a in mentioned if self.planes.role(a) == "channel")
@@ -196,6 +198,7 @@ class Lowering:
             serial=(self.outer,) if self.scatters and self.outer is not None else (),
             runs=self.runs,
             longest=self.longest,
+            fixed=self.fixed,
         )
         verify(kernel)
         return kernel
@@ -487,6 +490,17 @@ class Lowering:
 
     def _is_single(self, a: str) -> bool:
         return self.planes.role(a) == "table" and is_const(self.planes.program.extent(a), 1)
+
+
+def block_lengths(roots: Sequence[Node]) -> dict[str, int]:
+    """The axes that reductions within blocks run along, with the lengths of their blocks."""
+    found: dict[str, int] = {}
+    for n in postorder(roots):
+        if is_block(n):
+            _, place, length = n.children
+            assert isinstance(place, Axis) and isinstance(length, Const)
+            found[place.name] = int(length.value)
+    return found
 
 
 def placed(node: Node, tables: Axes) -> Sum:

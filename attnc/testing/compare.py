@@ -29,6 +29,8 @@ FACTOR = 2.0
 ROUNDINGS = 4.0
 FEW = 100
 DRAWS = 4
+NOTHING = 1e-12
+"""Below this share of its terms an exact gradient is what rounding left of 0."""
 
 
 class Op(Protocol):
@@ -189,7 +191,8 @@ def judge(got: Results, exact: Results, errors: Errors, seeds: Tensors | None = 
     """Compare results name by name, given the errors of the dense formula and the incoming gradients.
 
     What is 0 because its terms cancel is held to the scale of its terms: an observation to that of the output,
-    gradients of q, k and v to the largest of the three and of the output times its incoming gradient.
+    gradients of q, k and v to the largest of the three and of the output times its incoming gradient. Where all of
+    that is 0 (the logarithm of a weight of 1), the incoming gradients themselves are the terms.
     """
     main = next(iter(got.outputs))
     floor = _largest(exact.outputs[main])
@@ -197,8 +200,9 @@ def judge(got: Results, exact: Results, errors: Errors, seeds: Tensors | None = 
     terms = [exact.gradients[n] for n in "qkv" if n in exact.gradients]
     terms += [exact.outputs[n] * g for n, g in (seeds or {}).items() if n in exact.outputs]
     shared = max((_largest(t) for t in terms), default=0.0)
+    shared = shared or max((_largest(g) for g in (seeds or {}).values()), default=0.0)
     for n, g in got.gradients.items():
-        scale = shared if n in ("q", "k", "v") or not _largest(exact.gradients[n]) else 0.0
+        scale = shared if n in ("q", "k", "v") or _largest(exact.gradients[n]) <= NOTHING * shared else 0.0
         rows.append(_row(n, "gradient", g, exact.gradients[n], errors["gradient", n], scale))
     return rows
 

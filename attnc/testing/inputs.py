@@ -47,15 +47,18 @@ def grid_length(program: Program) -> int | None:
 def complete_sizes(program: Program, given: Mapping[str, int]) -> dict[str, int]:
     """Every size of a program, from the few that matter.
 
-    Missing ones: B = 1, H = 4, G = H, N from the spec's grid or 256, M = N, D = 64, E = D, and 16 for a size the spec
-    declares itself. Where the spec's own relations (``M + q_start <= N``) fail at M > N, M is lowered to N.
+    Missing ones: B = 1, H = 4, G = H, N from the spec's grid or 256, M = N, D = 64, E = D, and for a size the spec
+    declares itself 16, or N where the spec's own relations need more. Where its relations (``M + q_start <= N``) fail
+    at M > N, M is lowered to N.
     """
     n = given.get("N", given.get("M", grid_length(program) or 256))
     sizes = {"B": 1, "H": 4, "N": n, "M": n, "D": 64, "q_start": 0} | dict(given)
     sizes.setdefault("G", sizes["H"])
     sizes.setdefault("E", sizes["D"])
-    for binding in program.sizes:
-        sizes.setdefault(binding.name, min(16, max(1, n)))
+    own = [s.name for s in program.sizes if s.name not in sizes]
+    sizes |= dict.fromkeys(own, min(16, max(1, n)))
+    if own and not relations_hold(program, sizes) and relations_hold(program, sizes | dict.fromkeys(own, n)):
+        sizes |= dict.fromkeys(own, n)
     if sizes["M"] > sizes["N"] and not relations_hold(program, sizes):
         sizes["M"] = sizes["N"]
     return sizes

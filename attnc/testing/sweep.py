@@ -48,17 +48,19 @@ class Outcome:
         return max((r.error / r.limit if r.limit else float(r.error > 0) for r in self.rows), default=0.0)
 
 
-def cases(program: Program, lengths: Sequence[int] = LENGTHS) -> Iterator[Case]:
-    """For every length a square case; grouped heads, strided inputs and unequal channels take turns. Then M unlike N.
+def cases(program: Program, lengths: Sequence[int] = LENGTHS, *, full: bool = True) -> Iterator[Case]:
+    """For every length a square case; grouped heads and strided inputs take turns. Then M unlike N.
 
-    A spec that relates M to N keeps only the cases its relation allows.
+    Equal and unequal channels take turns too if `full`; kernels are compiled for their channels, and otherwise all
+    cases have the same. A spec that relates M to N keeps only the cases its relation allows.
     """
     for k, n in enumerate(lengths):
-        base = {"B": 2 if n < 100 else 1, "H": 4, "G": (4, 2, 1)[k % 3], "M": n, "N": n, "D": 16, "E": (16, 24)[k % 2]}
+        wide = 16 if full and k % 2 == 0 else 24
+        base = {"B": 2 if n < 100 else 1, "H": 4, "G": (4, 2, 1)[k % 3], "M": n, "N": n, "D": 16, "E": wide}
         yield Case(complete_sizes(program, base), contiguous=k % 2 == 0)
     longest = max(lengths)
     for m, n in ((max(1, longest // 9), longest), (longest, max(1, longest // 5))):
-        sizes = complete_sizes(program, {"B": 1, "H": 2, "G": 2, "N": n, "D": 16, "E": 16}) | {"M": m}
+        sizes = complete_sizes(program, {"B": 1, "H": 2, "G": 2, "N": n, "D": 16, "E": 16 if full else 24}) | {"M": m}
         if relations_hold(program, sizes) and m != n:
             yield Case(sizes, contiguous=False)
 

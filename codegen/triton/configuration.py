@@ -90,7 +90,9 @@ def candidates(kernel: Kernel, sizes: Mapping[str, int], target: str) -> tuple[C
     lanes = 64 if target.startswith("gfx") else 32
     load = _load(kernel, sizes)
     found: list[Configuration] = []
+    fixed = {x.role: kernel.fixed[x.axis] for x in kernel.lanes if x.axis in kernel.fixed}
     for outer, inner, warps in LADDER:
+        outer, inner = fixed.get("outer", outer), fixed.get("inner", inner)
         blocks = _capped(kernel, sizes, {x.axis: outer if x.role == "outer" else inner for x in kernel.lanes})
         deep = load.shared(outer, inner, budget.stages) <= budget.shared
         choice = Configuration(blocks, warps, budget.stages if deep else 2)
@@ -127,6 +129,9 @@ def _capped(kernel: Kernel, sizes: Mapping[str, int], wanted: Mapping[str, int])
         if lane.role == "channel":
             continue
         blocks[lane.axis] = min(wanted[lane.axis], kernel.longest or wanted[lane.axis])
+        if lane.axis in kernel.fixed:
+            blocks[lane.axis] = kernel.fixed[lane.axis]
+            continue
         try:
             extent = evaluate(lane.extent, known)
         except KeyError:

@@ -68,6 +68,14 @@ def cosine_bias(q: Tensor, k: Tensor, v: Tensor, frequency: Tensor, strength: Te
     return attend(softmax(scores(q, k) + heads(strength) * torch.cos(heads(frequency) * (i - j))), v)
 
 
+def polynomial_bias(q: Tensor, k: Tensor, v: Tensor, coefficient: Tensor, q_start: int = 0) -> Tensor:
+    """By Horner's rule."""
+    i, j = positions(q, k, q_start)
+    x = ((i - j) / k.shape[2]).to(coefficient.dtype)
+    first, second, third = coefficient[:, :, None, None].unbind(1)
+    return attend(softmax(scores(q, k) + x * (first + x * (second + x * third))), v)
+
+
 def multiplicative_bias(
     q: Tensor, k: Tensor, v: Tensor, query_factor: Tensor, key_factor: Tensor, R: int = 4, q_start: int = 0
 ) -> Tensor:
@@ -328,7 +336,7 @@ GALLERY |= {
         squared_distance,
         lambda r: {
             "x": r.normal(r.dims.B, r.dims.N, 3, dtype=r.f32),
-            "w": r.normal(r.dims.B, r.dims.H, r.dims.M, dtype=r.f32) * 0.1,
+            "w": r.normal(r.dims.B, r.dims.H, r.dims.M, dtype=r.f32),
         },
         queries_within_keys=True,
     ),
@@ -339,13 +347,14 @@ GALLERY |= {
             "strength": r.uniform(r.dims.H, low=0.5, high=2),
         },
     ),
+    "gallery/polynomial_bias": Spec(polynomial_bias, lambda r: {"coefficient": r.normal(r.dims.H, 3, dtype=r.f32)}),
     "gallery/multiplicative_bias": Spec(multiplicative_bias, lambda r: _factors(r, 3), {"R": 3}, costly=True),
     "gallery/pair_bias_factors": Spec(pair_bias_factors, lambda r: _shared_factors(r, 96), costly=True),
     "gallery/swin_v2": Spec(
         swin_v2,
         lambda r: {
-            "logit_scale": r.uniform(r.dims.H, low=-0.5, high=1),
-            "table": r.normal(r.dims.H, 13, 13, dtype=r.f32) * 0.2,
+            "logit_scale": math.log(10) + r.normal(r.dims.H, dtype=r.f32),
+            "table": r.normal(r.dims.H, 13, 13, dtype=r.f32),
             "region": r.integers(r.dims.B, r.dims.N, high=3),
         },
         {"window": 7},

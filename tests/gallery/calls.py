@@ -13,9 +13,9 @@ HEADS, LENGTH = 4, 40
 
 
 def run(name: str, *qkv: Tensor, consts: Any = None, **tensors: Any) -> Tensor:
-    """The compiled C++ op of an example at these consts, without observations."""
+    """The op of an example at these consts, without observations; its tile programs are interpreted, not compiled."""
     q, k, v = qkv
-    found = compiled(name, "cpp", tuple(sorted((consts or {}).items())))(q, k, v, **tensors)
+    found = compiled(name, "tiled", tuple(sorted((consts or {}).items())))(q, k, v, **tensors)
     assert isinstance(found, Tensor)
     return found
 
@@ -23,7 +23,7 @@ def run(name: str, *qkv: Tensor, consts: Any = None, **tensors: Any) -> Tensor:
 def observed(name: str, *qkv: Tensor, consts: Any = None, **tensors: Any) -> tuple[Tensor, dict[str, Tensor]]:
     """The same with observations."""
     q, k, v = qkv
-    found = compiled(name, "cpp", tuple(sorted((consts or {}).items())))(q, k, v, **tensors, observe=True)
+    found = compiled(name, "tiled", tuple(sorted((consts or {}).items())))(q, k, v, **tensors, observe=True)
     assert isinstance(found, tuple)
     return found
 

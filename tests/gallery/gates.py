@@ -111,7 +111,7 @@ def _mask_inputs(r: Random, per_row: bool) -> dict[str, Tensor]:
     d = r.dims
     shape = (d.B, d.G, d.M, d.N) if per_row else (d.B, d.G, d.N)
     keep = r.integers(*shape, high=3) > 0
-    return {"a": r.uniform(d.G, low=-1, high=1), "dt": r.normal(d.B, d.G, d.N), "keep": keep}
+    return {"a": r.normal(d.G, dtype=r.f32), "dt": r.normal(d.B, d.G, d.N), "keep": keep}
 
 
 GALLERY |= {
@@ -129,9 +129,9 @@ GALLERY |= {
     "gallery/selective": Spec(
         selective,
         lambda r: {
-            "query_token": r.normal(r.dims.B, r.dims.H, r.dims.M) * 0.3,
+            "query_token": r.normal(r.dims.B, r.dims.H, r.dims.M),
             "value_token": r.normal(r.dims.B, r.dims.G, r.dims.N),
-            "query_position": r.uniform(r.dims.H, low=-5, high=-3),
+            "query_position": r.normal(r.dims.H, dtype=r.f32),
             "value_position": r.normal(r.dims.G, dtype=r.f32),
         },
     ),
@@ -139,8 +139,8 @@ GALLERY |= {
     "gallery/gaussian_adaptive": Spec(
         gaussian_adaptive,
         lambda r: {
-            "offset": r.normal(r.dims.H, 4, dtype=r.f32) * 0.5,
-            "spread": r.uniform(r.dims.H, 4, low=0.6, high=2),
+            "offset": r.normal(r.dims.H, 4, dtype=r.f32),
+            "spread": r.normal(r.dims.H, 4, dtype=r.f32).exp(),
         },
         lengths=((7, 7), (63, 63)),
     ),

@@ -173,7 +173,7 @@ GALLERY.update(
     {
         "gallery/dependency_vit": Spec(dependency_vit, children, lengths=((7, 7), (130, 130)), observed=True),
         "gallery/sinkhorn_attention": Spec(sinkhorn_attention, costly=True),
-        "gallery/transport_plan": Spec(transport_plan, marginals, {"eps": 1.0, "steps": 1}, costly=True),
+        "gallery/transport_plan": Spec(transport_plan, marginals, costly=True),
         "gallery/kernel_mixture": Spec(
             kernel_mixture,
             lambda r: {"share_of": torch.softmax(r.normal(r.dims.B, r.dims.H, r.dims.M, 3, dtype=r.f32), -1)},

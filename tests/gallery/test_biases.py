@@ -181,3 +181,40 @@ def test_local_music_sees_its_block_and_the_one_before() -> None:
         expected = torch.zeros(60, dtype=torch.float64)
         expected[first : i + 1] = 1 / (i + 1 - first)
         close(p[i], expected)
+
+
+def test_a_polynomial_has_one_rank_more_than_its_degree() -> None:
+    """Without its constant term, which cancels over a row: x^n = ((i - j) / N)^n by the binomial theorem."""
+    q, k, v = operands()
+    coefficient = torch.randn(HEADS, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    place = torch.arange(LENGTH, dtype=torch.float64) / LENGTH
+    left = [torch.zeros(HEADS, LENGTH, dtype=torch.float64) for _ in range(4)]
+    for n in (1, 2, 3):
+        for r in range(n + 1):
+            left[r] += coefficient[:, n - 1, None] * math.comb(n, r) * (-1) ** r * place ** (n - r)
+    factors = torch.stack(left, -1).expand(2, -1, -1, -1).contiguous()
+    powers = torch.stack([place**r for r in range(4)], -1).expand(2, HEADS, -1, -1).contiguous()
+    o = run("gallery/polynomial_bias", q, k, v, coefficient=coefficient)
+    close(o, run("gallery/low_rank_bias", q, k, v, consts={"R": 4}, query_factor=factors, key_factor=powers))
+
+
+def test_a_multiplied_bias_is_a_product_of_two_scores() -> None:
+    q, k, v = operands()
+    u, w = torch.randn(2, 2, HEADS, LENGTH, 3, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    s = (q @ k.mT) * (u @ w.mT) / 4
+    o = run("gallery/multiplicative_bias", q, k, v, consts={"R": 3}, query_factor=u, key_factor=w)
+    close(o, torch.softmax(s, -1) @ v)
+
+
+def test_a_gathered_embedding_is_the_skewed_product() -> None:
+    """Q E^T with what lies before the sequence cleared, a column put before it, and the rows cut anew (Music
+    Transformer, section 3.4.1)."""
+    q, k, v = operands()
+    rel = torch.randn(HEADS, LENGTH, 16, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    n = LENGTH
+    against = q @ rel.mT
+    against = against * (torch.arange(n) >= n - 1 - torch.arange(n)[:, None])
+    skewed = torch.nn.functional.pad(against, (1, 0)).reshape(2, HEADS, n + 1, n)[:, :, 1:]
+    s = (q @ k.mT + skewed) / 4
+    s = s.masked_fill(~torch.ones(n, n, dtype=torch.bool).tril(), -math.inf)
+    close(run("music", q, k, v, rel=rel), torch.softmax(s, -1) @ v)

@@ -129,3 +129,17 @@ def test_maps_without_stop_words_sum_to_one() -> None:
     p = run("gallery/refam", *qkv, stop=stop)
     assert not p[..., 1::3].any()
     close(p.sum(-1), torch.ones(2, HEADS, LENGTH, dtype=torch.float64))
+
+
+def test_rollout_row_by_row_is_the_first_row_of_the_product() -> None:
+    """S_2 S_1 with S = (mean over heads of p + I) / 2: from the last layer down, only one row is needed (DCAL)."""
+    layers = [operands(seed=s) for s in (1, 2)]
+    mixed = []
+    for q, k, _ in layers:
+        p = torch.softmax(q @ k.mT / q.shape[-1] ** 0.5, -1).mean(1)
+        mixed.append(0.5 * p + 0.5 * torch.eye(LENGTH, dtype=p.dtype))
+    row = torch.zeros(2, LENGTH, dtype=torch.float64)
+    row[:, 0] = 1
+    for qkv in reversed(layers):
+        row = observed("gallery/attention_rollout", *qkv, row=row)[1]["next_row"].to(row.dtype)
+    close(row, (mixed[1] @ mixed[0])[:, 0])

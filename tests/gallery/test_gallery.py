@@ -1,7 +1,7 @@
 """Every spec of the gallery against its own formula: outputs, observations and all gradients.
 
-A normal run takes each on one backend: half of them on C++, a quarter on Triton, a quarter on the dense evaluator.
-`pytest -m sweep` takes the rest.
+A normal run takes each on one backend: a quarter of them on C++, whose compiler costs seconds, an eighth on Triton, the
+others on the tile programs themselves, interpreted. `pytest -m sweep` takes the rest.
 """
 
 from __future__ import annotations
@@ -29,9 +29,32 @@ SHAPES = [Shape(7, 7, B=2, H=4, G=2, strided=True), Shape(63, 130, H=4, G=2, tai
 LONG = [Shape(1, 1), Shape(257, 63, B=2), Shape(63, 257, tail=True), Shape(257, 257)]
 
 
+# With inputs drawn from normal distributions some results miss the yardstick: by what factor at most, and why.
+LARGE_SCORES = (
+    "scores of 40 and more: the row's one saved number, and log2(e) in every score, round what is left of them"
+)
+MISSES = {
+    "gallery/selective": (2.0, LARGE_SCORES),
+    "gallery/squared_distance": (1.6, LARGE_SCORES),
+    "gallery/swin_v2": (2.4, LARGE_SCORES),
+    "gallery/multiplicative_bias": (1.2, "products of four factors in the gradient of one of them"),
+    "gallery/dynamic_mask": (1.4, LARGE_SCORES),
+    "gallery/transport_plan": (2.7, "sums over rows that cancel, in the gradient of a marginal"),
+    "gallery/windowed_distance": (1.7, "sums over rows that cancel, times the distance"),
+    "gallery/gaussian_adaptive": (9.5, LARGE_SCORES),
+    "gallery/taylor_orders": (10.0, "sums of scores of both signs: in the worst row the error of any formula is luck"),
+}
+
+
 def sampled(*turns: int) -> list[Any]:
-    """Names as parameters; of each four those whose turn it is not are left to the sweep."""
-    return [pytest.param(n, marks=[] if k % 4 in turns else [pytest.mark.sweep]) for k, n in enumerate(NAMES)]
+    """Names as parameters; of each eight those whose turn it is not are left to the sweep."""
+    return [pytest.param(n, marks=[] if k % 8 in turns else [pytest.mark.sweep]) for k, n in enumerate(NAMES)]
+
+
+def check(name: str, backend: str, usual: list[Shape], dtype: torch.dtype) -> None:
+    factor, _ = MISSES.get(name, (1.0, ""))
+    found = [c for shape in shapes(name, usual) for c in complaints(name, backend, shape, dtype, factor)]
+    assert not found, "\n".join(found)
 
 
 def shapes(name: str, usual: list[Shape]) -> list[Shape]:
@@ -39,32 +62,32 @@ def shapes(name: str, usual: list[Shape]) -> list[Shape]:
     return [Shape(m, n, B=2, H=4, G=2) for m, n in lengths] if lengths else usual
 
 
-@pytest.mark.parametrize("name", sampled(0, 2))
+@pytest.mark.parametrize("name", sampled(0, 4))
 def test_cpp(name: str) -> None:
-    found = [c for shape in shapes(name, SHAPES) for c in complaints(name, "cpp", shape, torch.float32)]
-    assert not found, "\n".join(found)
+    check(name, "cpp", SHAPES, torch.float32)
 
 
-@pytest.mark.parametrize("name", sampled(1))
+@pytest.mark.parametrize("name", sampled(2))
 def test_triton(name: str) -> None:
-    shape = shapes(name, [Shape(33, 70, tail=True)])[0]
-    found = complaints(name, "triton", shape, torch.float32)
-    assert not found, "\n".join(found)
+    check(name, "triton", [Shape(33, 70, tail=True)], torch.float32)
 
 
-@pytest.mark.parametrize("name", sampled(3))
+@pytest.mark.parametrize("name", sampled(1, 3, 5, 6, 7))
+def test_tiled(name: str) -> None:
+    check(name, "tiled", [Shape(33, 70, tail=True)], torch.float32)
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("name", NAMES)
 def test_reference(name: str) -> None:
-    shape = shapes(name, [Shape(33, 70, tail=True)])[0]
-    found = complaints(name, "dense", shape, torch.float32)
-    assert not found, "\n".join(found)
+    check(name, "dense", [Shape(33, 70, tail=True)], torch.float32)
 
 
 @pytest.mark.sweep
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["f32", "bf16", "f16"])
 def test_cpp_at_more_lengths(name: str, dtype: torch.dtype) -> None:
-    found = [c for shape in shapes(name, LONG) for c in complaints(name, "cpp", shape, dtype)]
-    assert not found, "\n".join(found)
+    check(name, "cpp", LONG, dtype)
 
 
 def test_every_spec_of_the_gallery_has_a_formula() -> None:

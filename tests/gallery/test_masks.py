@@ -19,7 +19,7 @@ def allowed(name: str, n: int, **consts: Any) -> Tensor:
     """Which pairs a compiled spec lets attend, [n, n]: equal scores, read off the weights."""
     text = (GALLERY / f"{name}.attn").read_text() + "output = w\n"
     x = torch.zeros(1, 1, n, 1)
-    weights: Tensor = attnc.compile(text, backend="cpp", **consts)(x, x, x)
+    weights: Tensor = attnc.compile(text, backend="tiled", **consts)(x, x, x)
     return weights[0, 0] > 0
 
 
@@ -83,7 +83,7 @@ def test_block_diffusion_never_sees_what_it_must_predict() -> None:
 
 
 def test_rows_without_meta_tokens_are_zero() -> None:
-    op = attnc.compile(GALLERY / "meta_tokens.attn", backend="cpp")
+    op = attnc.compile(GALLERY / "meta_tokens.attn", backend="tiled")
     q, k, v = (torch.randn(1, 2, 9, 4, requires_grad=True) for _ in range(3))
     meta = torch.tensor([[0, 0, 1, 0, 1, 0, 0, 1, 0]]).bool()
     o = op(q, k, v, meta=meta)
@@ -94,7 +94,7 @@ def test_rows_without_meta_tokens_are_zero() -> None:
 
 
 def test_an_image_token_returns_its_own_value() -> None:
-    op = attnc.compile(GALLERY / "ee_mllm.attn", backend="cpp")
+    op = attnc.compile(GALLERY / "ee_mllm.attn", backend="tiled")
     q, k, v = (torch.randn(1, 1, 8, 4) for _ in range(3))
     visual = torch.arange(8)[None] < 5
     assert torch.allclose(op(q, k, v, visual=visual)[:, :, :5], v[:, :, :5])

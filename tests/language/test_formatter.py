@@ -155,6 +155,9 @@ def larger(inner: st.SearchStrategy[Expr]) -> st.SearchStrategy[Expr]:
     return st.one_of(
         st.builds(Subscript, NAMES, some),
         st.builds(Apply, NAMES, st.lists(inner, max_size=3).map(tuple), pairs, UNIQUE),
+        st.builds(
+            lambda fn, axis, length, x: Apply(fn, (x,), (), (tree.Blocks(axis, length),)), NAMES, NAMES, inner, inner
+        ),
         st.builds(Unary, st.sampled_from(["-", "+", "not"]), inner),
         st.builds(Binary, operators, inner, inner),
         chains,
@@ -194,7 +197,7 @@ def _printed(node: Expr) -> tuple[str, int]:
         case Subscript():
             return f"{node.base.id}[{_list(node.index)}]", 9
         case Apply():
-            axes = f"[{_list(node.axes)}]" if node.axes else ""
+            axes = f"[{','.join(map(_axis, node.axes))}]" if node.axes else ""
             pairs = [f"{key.id}={printed(value)}" for key, value in node.keywords]
             return f"{node.fn.id}{axes}({','.join([*map(printed, node.args), *pairs])})", 9
         case Unary("not", operand):
@@ -212,6 +215,10 @@ def _printed(node: Expr) -> tuple[str, int]:
         case Conditional():
             then, condition, otherwise = printed(node.then, 1), printed(node.condition, 1), printed(node.otherwise)
             return f"{then} if {condition} else {otherwise}", 0
+
+
+def _axis(place: Name | tree.Blocks) -> str:
+    return place.id if isinstance(place, Name) else f"{place.axis.id} by {printed(place.length)}"
 
 
 def _list(items: tuple[Expr, ...]) -> str:

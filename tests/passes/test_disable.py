@@ -15,8 +15,9 @@ from attnc.testing.inputs import complete_sizes, make_inputs
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SOFTMAX = ("softmax", "gemma2", "alibi", "watched", "urpe", "reversed", "spatial", "agent", "sinks", "document_causal")
+BLOCKS = ("gallery/landmark",)
 LINEAR = ("retention", "linear_attention", "scalar_decay", "gla", "cosformer", "aaren")
-SPECS = (*SOFTMAX, *LINEAR)
+SPECS = (*SOFTMAX, *LINEAR, *BLOCKS)
 
 
 @pytest.mark.parametrize("rewrite", sorted(REWRITES))
