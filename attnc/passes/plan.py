@@ -39,6 +39,9 @@ class Pass:
 
     A scan visits the chunks of `outer` in order and carries its reductions from one to the next as `carries` tells.
     A pass that reads states has `chunks` too, one of each length: its blocks lie inside chunks.
+
+    With `part`, a batch axis of the grid, its loop visits one of as many equal shares of its blocks as that axis has
+    positions.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Pass:
     groups: tuple[tuple[str, Node, Node], ...] = ()
     chunks: tuple[Chunks, ...] = ()
     carries: tuple[Carry, ...] = ()
+    part: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
