@@ -39,13 +39,13 @@ class MergeLowering(Lowering):
     ) -> None:
         super().__init__(split.plan, replace(split.merge, inner=None), dtypes, real, constants, blocks)
         self.split = split
-        used = {a for n in self._outside() for a in self._axes_of(n)}
+        used = {a for n in self._stored() for a in self._axes_of(n)}
         used.update(a for _, axes, _ in self.item.stores for a in axes)
         self.lanes = tuple(a for a in self.lanes if a == self.outer or a in used)
         self.emitter.lanes = self.lanes
         self.emitter.inner = split.part
 
-    def _outside(self) -> Iterable[Node]:
+    def _stored(self) -> Iterable[Node]:
         """What the stores are made of, down to the reductions."""
         pending = [n for _, _, n in self.item.stores]
         seen: set[Node] = set()
@@ -142,4 +142,3 @@ class MergeLowering(Lowering):
         new = guarded(change, self._leaders())
         factor = raw_call("exp2", (self.emitter.value(add(new, neg(own))),), "f")
         return raw_prod([here[r], factor])
-

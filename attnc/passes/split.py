@@ -26,8 +26,8 @@ ROWS = 16
 """Positions of the outer axis up to which a pass is split: the least that a matrix product takes on a GPU."""
 
 Form = Literal["block", "single"]
-"""How the parts hold rows: a block of them as in the pass itself, or one row per program, whose lanes are then positions
-of the inner axis and channels."""
+"""How parts hold rows: a block of them as the pass itself does, or one per program, whose lanes are then channels and
+positions of the inner axis."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Split:
 
 
 def is_splittable(plan: Plan, item: Pass) -> bool:
-    """Whether the loop of a pass may be cut into parts: it carries nothing but reductions, and stores nothing inside."""
+    """Whether the loop of a pass may be cut into parts: it carries reductions alone, and stores nothing inside."""
     if not plan.program.options.applies("split") or item.outer is None or item.inner is None:
         return False
     if item.carries or item.chunks or item.groups or not item.reductions:
@@ -108,4 +108,3 @@ def _kind(r: Node) -> str:
     if isinstance(r, Max):
         return "maxima" if position_of(r) is None else "positions"
     return "sums"
-

@@ -196,6 +196,7 @@ class Lowering:
             serial=(self.outer,) if self.scatters and self.outer is not None else (),
             runs=self.runs,
             longest=self.longest,
+            exact=self.program.options.deterministic,
         )
         verify(kernel)
         return kernel
@@ -222,9 +223,10 @@ class Lowering:
         arguments = []
         tables = () if self.runs is None else (self.runs.spans, self.runs.table)
         for tensor in (t for t in reads if t not in tables):
-            declared = {t.name: t.dims for t in self.program.tensors}
-            dims = declared[tensor] if tensor in declared else self.plan.buffer(tensor).dims
-            arguments.append(Argument(tensor, self.dtypes[tensor], dims))
+            given = next((t for t in self.program.tensors if t.name == tensor), None)
+            dims = self.plan.buffer(tensor).dims if given is None else given.dims
+            made = given is None or given.role == "saved"
+            arguments.append(Argument(tensor, self.dtypes[tensor], dims, made=made))
         added = {s.tensor for s in statements(tuple(body)) if isinstance(s, Scatter)}
         for buffer, _, _ in self.item.stores:
             mode = "add" if buffer in added else "out"
@@ -301,8 +303,8 @@ class Lowering:
         length = call("maximum", add(stop, neg(start)), const(0))
         blocks = neg(call("floordiv", neg(length), mul(block, parts)))
         share = self._bound(mul(block, blocks), f"{inner}_share")
-        first = self._bound(add(start, mul(axis(part), share)), f"{inner}_start")
-        return first, self._bound(call("minimum", add(first, share), stop), f"{inner}_stop")
+        low = self._bound(add(start, mul(axis(part), share)), f"{inner}_start")
+        return low, self._bound(call("minimum", add(low, share), stop), f"{inner}_stop")
 
     def _bound(self, node: Node, name: str) -> Node:
         """A bound as a variable, where it is worth one."""
@@ -338,9 +340,10 @@ class Lowering:
         partial = self._loop(
             inner, call("maximum", low, start), call("minimum", turn, stop), cover.conditions, masked=True
         )
+        span: tuple[Node, Node] = turn, high
         if self.item.part is not None:
-            turn, high = call("maximum", turn, start), call("minimum", high, stop)
-        full = self._loop(inner, turn, high, cover.conditions, masked=False)
+            span = call("maximum", turn, start), call("minimum", high, stop)
+        full = self._loop(inner, *span, cover.conditions, masked=False)
         emitter.blocks.pop()
         note = f"runs of blocks that the mask leaves to this block of {self.outer}"
         return [Each(here.axis, begin, end, (*here.body, partial, full), note)]

@@ -17,6 +17,7 @@ from attnc.codegen.triton.parameters import evaluate, padded, paddings
 from attnc.ir.node import Sum
 from attnc.runtime.triton_aot import SHARED_LIMITS, Artefact
 from attnc.testing.listing import Loop, loops
+from attnc.testing.model import cycles
 
 TENSOR_CORES = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA", "gfx942": "v_mfma"}
 """The instruction that multiplies matrices."""
@@ -45,6 +46,8 @@ class Report:
         loop: the hot loop, if there is one with matrix products.
         work: floating-point operations of the loop's matrix instructions over those of the tile program's products;
             None where instructions do not tell their size, or there are no products.
+        share: of the tensor cores' peak that the static model expects (`attnc.testing.model`); None where it says
+            nothing.
         problems: gates that fail, in words.
     """
 
@@ -56,6 +59,7 @@ class Report:
     programs: int | None
     loop: Loop | None
     work: float | None
+    share: float | None
     problems: tuple[str, ...]
 
 
@@ -75,6 +79,8 @@ def report(kernel: Kernel, artefact: Artefact, budget: int | None = None) -> Rep
     if budget is not None and loop is not None and loop.length > LONGER * budget:
         problems.append(f"the hot loop has {loop.length} instructions, {budget} were recorded")
     programs = _programs(artefact) if artefact.target.startswith("sm_") else None
+    flops = _loop_flops(kernel, artefact)
+    model = cycles(loop, artefact.target, artefact.configuration.num_warps, flops) if loop and flops else None
     return Report(
         kernel.name,
         artefact.target,
@@ -84,6 +90,7 @@ def report(kernel: Kernel, artefact: Artefact, budget: int | None = None) -> Rep
         programs,
         loop,
         work,
+        model.share if model else None,
         tuple(problems),
     )
 
@@ -138,9 +145,15 @@ def _work(kernel: Kernel, artefact: Artefact, loop: Loop) -> float | None:
         return None
     threads = artefact.configuration.num_warps * (64 if name == "v_mfma" else 32)
     done = sum(n * instruction_flops(x) for x, n in loop.names.items() if x.startswith(name)) * threads / THREADS[name]
-    bodies = [s.body for s in statements(kernel.body) if isinstance(s, TileLoop) and not s.masked]
-    wanted = max((_product_flops(kernel, artefact, body) for body in bodies), default=0)
+    wanted = _loop_flops(kernel, artefact)
     return done / wanted if wanted else None
+
+
+def _loop_flops(kernel: Kernel, artefact: Artefact) -> int:
+    """Floating-point operations of the products of the loop over full blocks, or of the only loop, per turn."""
+    bodies = [s.body for s in statements(kernel.body) if isinstance(s, TileLoop)]
+    full = [s.body for s in statements(kernel.body) if isinstance(s, TileLoop) and not s.masked]
+    return max((_product_flops(kernel, artefact, body) for body in full or bodies), default=0)
 
 
 def _product_flops(kernel: Kernel, artefact: Artefact, body: tuple[Stmt, ...]) -> int:

@@ -89,20 +89,23 @@ def candidates(kernel: Kernel, sizes: Mapping[str, int], target: str) -> tuple[C
     budget = BUDGETS.get(target, FALLBACK)
     lanes = 64 if target.startswith("gfx") else 32
     load = _load(kernel, sizes)
-    found: list[Configuration] = []
+    found: list[tuple[float, Configuration]] = []
     for outer, inner, warps in LADDER:
         blocks = _capped(kernel, sizes, {x.axis: outer if x.role == "outer" else inner for x in kernel.lanes})
         deep = load.shared(outer, inner, budget.stages) <= budget.shared
         choice = Configuration(blocks, warps, budget.stages if deep else 2)
         if target.startswith("gfx") and warps > 4 and load.products > 1:
             continue  # waves of such programs have half the registers
-        if warps < budget.warps or load.repeats(outer, warps, budget):
+        if warps < budget.warps or load.repeats(outer, inner, warps, budget):
             continue
-        if load.fits(outer, inner, lanes * warps, budget) and all(c.blocks != blocks for c in found):
-            found.append(choice)
-    if not found:
-        found = [Configuration(_capped(kernel, sizes, {x.axis: 16 for x in kernel.lanes}), 4, 1)]
-    return tuple(found[:CHOICES])
+        if all(c.blocks != blocks or pressure > 1 for pressure, c in found):
+            found.append((load.pressure(outer, inner, lanes * warps, budget), choice))
+    fitting = [c for pressure, c in found if pressure <= 1]
+    if not fitting:
+        fitting = [c for _, c in sorted(found, key=lambda x: x[0])]
+    return tuple(fitting[:CHOICES]) or (
+        Configuration(_capped(kernel, sizes, {x.axis: 16 for x in kernel.lanes}), 4, 1),
+    )
 
 
 def preferred(spills: Sequence[int]) -> int:
@@ -145,7 +148,7 @@ class _Load:
         products: matrix products over the plane in one loop.
         outer_bytes, inner_bytes: loaded per position.
         exact: whether products are taken in f32.
-        multiplies: whether there are matrix products in the loop.
+        rows: of the matrix products in the loop: a role of lanes, or a number of channels.
     """
 
     width: int
@@ -154,23 +157,25 @@ class _Load:
     outer_bytes: int
     inner_bytes: int
     exact: bool
-    multiplies: bool
+    rows: frozenset[str | int]
 
-    def repeats(self, outer: int, warps: int, budget: _Budget) -> bool:
+    def repeats(self, outer: int, inner: int, warps: int, budget: _Budget) -> bool:
         """Whether warps would compute the same rows of a matrix product."""
-        return not self.exact and self.multiplies and outer < budget.rows * warps
+        lanes = {"outer": outer, "inner": inner}
+        rows = [lanes[r] if isinstance(r, str) else r for r in self.rows]
+        return not self.exact and any(n < budget.rows * warps for n in rows)
 
     def shared(self, outer: int, inner: int, stages: int) -> int:
         return outer * self.outer_bytes + stages * inner * self.inner_bytes
 
-    def fits(self, outer: int, inner: int, threads: int, budget: _Budget) -> bool:
+    def pressure(self, outer: int, inner: int, threads: int, budget: _Budget) -> float:
+        """How much a program holds, relative to what the target offers: it fits with 1 or less."""
         elements = (outer * self.accumulated + self.products * outer * inner) / threads
-        if self.exact and (outer + inner) * self.width > EXACT * threads:
-            return False
-        return (
-            outer * inner <= budget.tile * threads
-            and elements <= (budget.elements if self.width <= 128 else budget.wide)
-            and self.shared(outer, inner, 2) <= budget.shared
+        return max(
+            (outer + inner) * self.width / (EXACT * threads) if self.exact else 0.0,
+            outer * inner / (budget.tile * threads),
+            elements / (budget.elements if self.width <= 128 else budget.wide),
+            self.shared(outer, inner, 2) / budget.shared,
         )
 
 
@@ -180,11 +185,13 @@ def _load(kernel: Kernel, sizes: Mapping[str, int]) -> _Load:
     roles = {x.axis: x.role for x in kernel.lanes}
     accumulated: dict[Var, int] = {}
     products = 0
+    rows: set[str | int] = set()
     for s in statements(kernel.body):
         if isinstance(s, Accumulate | AccumulateAt):
             accumulated[s.target] = sum(width.get(a, 0) for a in s.target.axes)
         if isinstance(s, Loop):
             products = max(products, sum(_is_plane_product(t, roles) for t in statements(s.body)))
+            rows |= {r for t in statements(s.body) for r in _rows(kernel, t, width)}
     loaded = _loaded(kernel, width)
     return _Load(
         max(width.values(), default=1),
@@ -193,7 +200,7 @@ def _load(kernel: Kernel, sizes: Mapping[str, int]) -> _Load:
         loaded.get("outer", 0),
         loaded.get("inner", 0),
         exact=not any(a.dtype in ("f16", "bf16") for a in kernel.arguments),
-        multiplies=products > 0,
+        rows=frozenset(rows),
     )
 
 
@@ -202,6 +209,18 @@ def _is_plane_product(s: object, roles: Mapping[str, str]) -> bool:
     if not (isinstance(value, Sum) and len(value.factors) == 2):
         return False
     return {roles.get(a) for a in value.axes} >= {"outer", "inner"}
+
+
+def _rows(kernel: Kernel, s: object, width: Mapping[str, int]) -> list[str | int]:
+    """What the rows of a statement's matrix product run over, if it is one: the earlier of its two free axes."""
+    value = getattr(s, "value", None)
+    if not (isinstance(value, Sum) and len(value.factors) == 2):
+        return []
+    a, b = (f.axes & {x.axis for x in kernel.lanes} - value.bound for f in value.factors)
+    if not a or not b or a == b:
+        return []
+    first = kernel.layout(a | b)[0]
+    return [width[first] if first in width else kernel.lane(first).role]
 
 
 def _loaded(kernel: Kernel, width: Mapping[str, int]) -> dict[str, int]:
