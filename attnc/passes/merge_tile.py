@@ -126,7 +126,9 @@ class MergeLowering(Lowering):
     def _load_part(self, r: Reduction, visit: Block) -> Var:
         """What a part stored for a reduction."""
         buffer = self.plan.buffer(self.split.buffers[self.reductions.index(r)])
-        return self._named(r, load(buffer.name, [axis(a) for a in buffer.axes]), "here", visit)
+        return self._named(
+            r, load(buffer.name, [self.split.places.get(a, axis(a)) for a in buffer.axes]), "here", visit
+        )
 
     def _named(self, r: Reduction, value: Node, default: str, visit: Block) -> Var:
         found = var(self.emitter.name(r, default, inside=True), self.emitter.spread(r))

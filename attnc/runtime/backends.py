@@ -158,8 +158,8 @@ class TritonBackend:
         return build(kernels)
 
     def form(self, rows: int, programs: int) -> Form | None:
-        """A block of rows, which a matrix product takes together."""
-        return "block"
+        """A block of rows, which a matrix product takes together: those of all heads that read the same keys."""
+        return "packed"
 
     def processors(self, device: torch.device) -> int:
         """Two programs per multiprocessor; in the interpreter, as many as on a small device."""

@@ -15,7 +15,7 @@ from attnc.codegen.tile import Kernel
 from attnc.ir.dtypes import NAMES
 from attnc.ir.sizes import Evaluator, evaluator
 from attnc.passes.plan import Pass, Plan
-from attnc.passes.split import PARTS, ROWS, Form, split
+from attnc.passes.split import PARTS, ROWS, Form, packing, split
 from attnc.runtime.runs import operands, planned
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ class SplitLaunch:
         assert item.outer is not None and item.inner is not None
         self._rows, self._inner = (evaluator(plan.program.extent(a)) for a in (item.outer, item.inner))
         self._grid = tuple(evaluator(plan.program.extent(a)) for a in item.grid)
+        self._packing = packing(plan, item)
+        self._shared = evaluator(self._packing.shared) if self._packing else None
         self._halves: dict[Form, Halves] = {}
         self._lock = threading.Lock()
 
@@ -80,8 +82,11 @@ class SplitLaunch:
             return None
         if form == "single":
             programs *= rows
-        parts = min(-(-self.backend.processors(device) // programs), inner // LEAST)
-        return (form, parts) if parts > 1 or form == "single" else None
+        if form == "packed":
+            shared = self._shared(sizes) if self._shared is not None else 1
+            form, programs = ("packed" if shared > 1 else "block"), programs // shared
+        parts = max(1, min(-(-self.backend.processors(device) // programs), inner // LEAST))
+        return (form, parts) if parts > 1 or form != "block" else None
 
     def _launch(self, form: Form, parts: int, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> None:
         halves = self._halves.get(form)

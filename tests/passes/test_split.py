@@ -63,7 +63,7 @@ def check(
             assert (got[name] - value).abs().max().item() <= rounding * largest + 1e-12, name
 
 
-@pytest.mark.parametrize("form", ["block", "single"])
+@pytest.mark.parametrize("form", ["block", "single", "packed"])
 @pytest.mark.parametrize("spec", [*SPECS, *MASKS, LARGEST])
 def test_parts_merge_to_the_same_values(spec: str, form: Form, monkeypatch: pytest.MonkeyPatch) -> None:
     used = Splits(monkeypatch, "tiled", form)
@@ -71,7 +71,7 @@ def test_parts_merge_to_the_same_values(spec: str, form: Form, monkeypatch: pyte
     assert used.count
 
 
-@pytest.mark.parametrize(("spec", "form"), [("sinks", "single"), (LARGEST, "block")])
+@pytest.mark.parametrize(("spec", "form"), [("sinks", "single"), (LARGEST, "packed")])
 def test_parts_in_cpp(spec: str, form: Form, monkeypatch: pytest.MonkeyPatch) -> None:
     used = Splits(monkeypatch, "cpp", form)
     check(spec, "cpp", torch.float64, 257, 1e-10, backward=False)
@@ -79,7 +79,7 @@ def test_parts_in_cpp(spec: str, form: Form, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_parts_in_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    used = Splits(monkeypatch, "triton", "block")
+    used = Splits(monkeypatch, "triton", "packed")
     check(LARGEST, "triton", torch.float32, 130, 2e-5, backward=False)
     assert used.count
 
@@ -87,7 +87,7 @@ def test_parts_in_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.sweep
 @pytest.mark.parametrize("rows", [1, 7])
 @pytest.mark.parametrize("backend", ["cpp", "triton"])
-@pytest.mark.parametrize("form", ["block", "single"])
+@pytest.mark.parametrize("form", ["block", "single", "packed"])
 @pytest.mark.parametrize("spec", [*SPECS, *MASKS, LARGEST])
 def test_parts_everywhere(spec: str, form: Form, backend: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With gradients, on both printers; what each is limited to is f64 in C++ and f32 in Triton's interpreter."""
