@@ -20,7 +20,8 @@ from attnc.testing.listing import Loop, loops
 from attnc.testing.model import cycles
 
 TENSOR_CORES = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA", "gfx942": "v_mfma"}
-"""The instruction that multiplies matrices."""
+"""The instruction that multiplies matrices. Blocks of fewer than `ROWS` rows take sm_80's on later devices too."""
+ROWS = 64
 ASYNCHRONOUS = {"sm_80": ("LDGSTS",), "sm_90": ("LDGSTS", "UTMALDG"), "sm_100": ("LDGSTS", "UTMALDG")}
 """Instructions that copy from global to shared memory without waiting."""
 THREADS = {"HMMA": 32, "HGMMA": 128, "v_mfma": 64}
@@ -71,7 +72,7 @@ def report(kernel: Kernel, artefact: Artefact, budget: int | None = None) -> Rep
         artefact: what `attnc.runtime.triton_aot.aot` made of it.
         budget: recorded instructions of the hot loop.
     """
-    loop = hot_loop(artefact)
+    loop = hot_loop(artefact, matrix_instruction(kernel, artefact))
     work = _work(kernel, artefact, loop) if loop else None
     problems = [*_problems(kernel, artefact, loop)]
     if work is not None and abs(work - 1) > 0.01:
@@ -95,9 +96,15 @@ def report(kernel: Kernel, artefact: Artefact, budget: int | None = None) -> Rep
     )
 
 
-def hot_loop(artefact: Artefact) -> Loop | None:
+def matrix_instruction(kernel: Kernel, artefact: Artefact) -> str:
+    """The instruction that a kernel's matrix products should be."""
+    name = TENSOR_CORES[artefact.target]
+    rows = artefact.configuration.blocks.get(kernel.outer or "", ROWS)
+    return TENSOR_CORES["sm_80"] if name.startswith(("HG", "UTC")) and rows < ROWS else name
+
+
+def hot_loop(artefact: Artefact, wanted: str) -> Loop | None:
     """The shortest loop with matrix products that has no other such loop inside."""
-    wanted = TENSOR_CORES[artefact.target]
     found = [x for x in loops(artefact.assembly) if x.count(wanted)]
     deepest = max((x.depth for x in found), default=0)
     return min((x for x in found if x.depth == deepest), key=lambda x: x.length, default=None)
@@ -115,7 +122,7 @@ def _problems(kernel: Kernel, artefact: Artefact, loop: Loop | None) -> list[str
     if not uses_tensor_cores(kernel):
         return found
     if loop is None:
-        found.append(f"no loop with {TENSOR_CORES[artefact.target]}")
+        found.append(f"no loop with {matrix_instruction(kernel, artefact)}")
     elif artefact.target in ASYNCHRONOUS and not loop.count(*ASYNCHRONOUS[artefact.target]):
         found.append("no asynchronous copies in the hot loop")
     return found
@@ -140,7 +147,7 @@ def _products(body: tuple[Stmt, ...], kernel: Kernel) -> list[Sum]:
 
 
 def _work(kernel: Kernel, artefact: Artefact, loop: Loop) -> float | None:
-    name = TENSOR_CORES[artefact.target]
+    name = matrix_instruction(kernel, artefact)
     if name not in THREADS:
         return None
     threads = artefact.configuration.num_warps * (64 if name == "v_mfma" else 32)

@@ -52,6 +52,8 @@ LADDER = (
     (32, 32, 8), (32, 16, 8), (32, 16, 4), (32, 16, 2), (16, 64, 4), (16, 32, 4), (16, 16, 4), (16, 16, 1),
 )  # fmt: skip
 """Lanes of the outer and the inner axis, and warps."""
+FEW = (64, 32)
+"""Lanes of the inner axis where a loop serves few rows: it waits for memory, so several programs shall fit."""
 LONGEST_BLOCK = max(max(outer, inner) for outer, inner, _ in LADDER)
 BUDGETS = {
     "sm_80": _Budget(96, 73, 32, 163 * 1024),
@@ -87,6 +89,9 @@ def candidates(kernel: Kernel, sizes: Mapping[str, int], target: str) -> tuple[C
         wanted = {x.axis: _interpreted(kernel, x, sizes) for x in kernel.lanes if x.role != "channel"}
         return (Configuration(_capped(kernel, sizes, wanted)),)
     budget = BUDGETS.get(target, FALLBACK)
+    if _has_few_rows(kernel, sizes):
+        blocks = (_capped(kernel, sizes, {x.axis: n for x in kernel.lanes}) for n in FEW)
+        return tuple(Configuration(b, 4, budget.stages) for b in blocks)
     lanes = 64 if target.startswith("gfx") else 32
     load = _load(kernel, sizes)
     found: list[tuple[float, Configuration]] = []
@@ -106,6 +111,17 @@ def candidates(kernel: Kernel, sizes: Mapping[str, int], target: str) -> tuple[C
     return tuple(fitting[:CHOICES]) or (
         Configuration(_capped(kernel, sizes, {x.axis: 16 for x in kernel.lanes}), 4, 1),
     )
+
+
+def _has_few_rows(kernel: Kernel, sizes: Mapping[str, int]) -> bool:
+    """Whether the rows of a loop are known to fit the smallest matrix product."""
+    known = {**kernel.constants, **sizes}
+    if kernel.outer is None or not any(isinstance(s, Loop) for s in kernel.body):
+        return False
+    try:
+        return evaluate(kernel.lane(kernel.outer).extent, known) <= 16
+    except KeyError:
+        return False
 
 
 def preferred(spills: Sequence[int]) -> int:
