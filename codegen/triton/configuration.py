@@ -90,8 +90,8 @@ def candidates(kernel: Kernel, sizes: Mapping[str, int], target: str) -> tuple[C
         return (Configuration(_capped(kernel, sizes, wanted)),)
     budget = BUDGETS.get(target, FALLBACK)
     if _has_few_rows(kernel, sizes):
-        blocks = (_capped(kernel, sizes, {x.axis: n for x in kernel.lanes}) for n in FEW)
-        return tuple(Configuration(b, 4, budget.stages) for b in blocks)
+        few = [_capped(kernel, sizes, {x.axis: n for x in kernel.lanes}) for n in FEW]
+        return tuple(Configuration(b, 4, budget.stages) for b in few)
     lanes = 64 if target.startswith("gfx") else 32
     load = _load(kernel, sizes)
     found: list[tuple[float, Configuration]] = []
