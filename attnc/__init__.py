@@ -26,6 +26,7 @@ def compile(
     bias: str = "auto",
     rank: int | str | None = None,
     rtol: float = 1e-3,
+    deterministic: bool = True,
     **consts: float,
 ) -> Op:
     """Compile an attention variant.
@@ -43,6 +44,9 @@ def compile(
             truncated singular value decomposition made at call time; ``"auto"`` takes as many as `rtol` needs.
             Gradients of the table are then those of its projection on the factors.
         rtol: with ``rank="auto"``, the relative error in the Frobenius norm that the factors may have in each head.
+        deterministic: whether gradients of tensors that a spec reads at computed positions (tables) are the same bits
+            on every run. On a GPU this takes integer counters, which cost memory and some time; without them, f32
+            atomics add in any order.
         consts: values for the spec's constants.
 
     Returns:
@@ -62,7 +66,7 @@ def compile(
     from attnc.ir.options import options
 
     try:
-        chosen = options(disable, bias, rank, rtol)
+        chosen = options(disable, bias, rank, rtol, deterministic)
         source = driver.read(spec)
         definition = driver.definition(source, name)
         from attnc.runtime.op import Op

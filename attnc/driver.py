@@ -28,8 +28,10 @@ from attnc.ir.walk import postorder
 from attnc.passes import bias_form, modes, pipeline
 from attnc.passes.bias_form import Choice, TargetName
 from attnc.passes.derive import gradient_program
+from attnc.passes.merge_tile import lower_merge
 from attnc.passes.plan import Pass, Plan
 from attnc.passes.scan_tile import lower_scan
+from attnc.passes.split import ROWS, Split
 from attnc.passes.tile import DEFAULT_BLOCK, lower_pass
 
 Consts = Mapping[str, float | int]
@@ -154,6 +156,15 @@ def kernels(
             lowered = lower_scan if item.carries else lower_pass
             found.append(lowered(plan, item, dtypes=dtypes, real=real, constants=constants, blocks=blocks))
     return found
+
+
+def split_kernels(
+    split: Split, dtypes: Mapping[str, str], real: str, constants: Mapping[str, int], inner: int
+) -> tuple[Kernel, Kernel]:
+    """The tile programs of a split pass: of its parts, and of their merge; the arguments are those of `kernels`."""
+    blocks = {a: n for a, n in ((split.merge.outer, ROWS), (split.merge.inner, inner)) if a is not None}
+    partial = lower_pass(split.plan, split.partial, dtypes=dtypes, real=real, constants=constants, blocks=blocks)
+    return partial, lower_merge(split, dtypes=dtypes, real=real, constants=constants, blocks=blocks)
 
 
 def channel_sizes(program: Program) -> tuple[str, ...]:

@@ -44,13 +44,15 @@ class Argument:
 
     dtype: f64 f32 f16 bf16 i64 i32 i16 i8 u8 bool. mode: ``in``, ``out`` (every element written exactly once) or
     ``add`` (zeroed before launch, added to by `Scatter`; each grid point of `private` axes owns its part).
-    `dims` are the extents, used for bounds checks in the interpreter and for allocation.
+    `dims` are the extents, used for bounds checks in the interpreter and for allocation. `made`: an earlier kernel
+    wrote it, in the precision that this one computes in; beside operands of less, products may take it in theirs.
     """
 
     name: str
     dtype: str
     dims: tuple[Node, ...]
     mode: Literal["in", "out", "add"] = "in"
+    made: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +179,7 @@ class Kernel:
         constants: sizes fixed at compile time (channel extents).
         serial: grid axes that must run one after another because they share an ``add`` argument.
         runs: the table its loop follows, if it does not compute its bounds itself.
+        exact: whether `Scatter` adds so that the order of additions does not matter.
         longest: blocks may have no other lengths than this and what divides it; None where any will do.
         fixed: axes whose blocks have this length and no other, because the body reduces over whole blocks.
     """
@@ -197,6 +200,7 @@ class Kernel:
     runs: Runs | None = None
     longest: int | None = None
     fixed: dict[str, int] = field(default_factory=dict)
+    exact: bool = False
 
     def argument(self, name: str) -> Argument:
         return next(a for a in self.arguments if a.name == name)

@@ -18,6 +18,7 @@ REWRITES = {
     "separate": "a bias that is a sum of products of one position each becomes factors where that costs less",
     "scan": "causal sums whose weights separate carry a state instead of visiting all pairs",
     "bounds": "loops run over the blocks that the mask leaves, and full blocks do not evaluate it",
+    "split": "few queries share out the keys: parts of a loop run side by side, and a second kernel merges them",
     "runs": "masks without such bounds are planned at launch: loops follow a table of the runs of blocks they leave",
 }
 """Rewrites that can be turned off, each with what it does. Results are the same without any of them."""
@@ -44,17 +45,19 @@ class Options:
         bias: how a bias is computed, a key of `BIAS_FORMS`.
         rank: channels of the factors that stand for a bias with no exact ones; None: it has no factors.
         rtol: with rank ``"auto"``, the relative error in the Frobenius norm that they may have in each head.
+        deterministic: whether gradients of gathered tensors are the same bits on every run, also on GPUs.
     """
 
     disabled: frozenset[str] = frozenset()
     bias: BiasForm = "auto"
     rank: Rank = None
     rtol: float = 1e-3
+    deterministic: bool = True
 
     @property
     def key(self) -> str:
         """The same text for the same options, in every process."""
-        return f"{','.join(sorted(self.disabled))};{self.bias};{self.rank};{self.rtol!r}"
+        return f"{','.join(sorted(self.disabled))};{self.bias};{self.rank};{self.rtol!r};{self.deterministic}"
 
     def applies(self, rewrite: str) -> bool:
         """Whether a rewrite is on."""
@@ -66,7 +69,11 @@ DEFAULT = Options()
 
 
 def options(
-    disable: str | Iterable[str] = (), bias: str = "auto", rank: int | str | None = None, rtol: float = 1e-3
+    disable: str | Iterable[str] = (),
+    bias: str = "auto",
+    rank: int | str | None = None,
+    rtol: float = 1e-3,
+    deterministic: bool = True,
 ) -> Options:
     """Options from what a caller gives.
 
@@ -75,6 +82,7 @@ def options(
         bias: a name of `BIAS_FORMS`.
         rank: a number of channels, or ``"auto"``.
         rtol: a relative error between 0 and 1.
+        deterministic: see `Options`.
 
     Raises:
         SpecError: E320, if there is no such rewrite; E330 or E332, if the bias, rank or error is none that can be asked
@@ -96,7 +104,7 @@ def options(
     if rank is not None and bias in ("registers", "dense"):
         message = f"a rank asks for factors, and bias = {bias!r} rules them out"
         raise SpecError([Diagnostic("E332", message, remedy="leave out one of the two")])
-    return Options(frozenset(names), bias, cast("Rank", rank), float(rtol))
+    return Options(frozenset(names), bias, cast("Rank", rank), float(rtol), bool(deterministic))
 
 
 def _unknown(code: str, message: str, name: object, known: Iterable[str]) -> SpecError:

@@ -51,6 +51,8 @@ def coverage(program: Program, item: Pass) -> Coverage:
     everything = Range(const(0), extent, None, None)
     if any({item.outer, item.inner} <= set(axes) for _, axes, _ in item.stores):
         return Coverage(conditions, everything, None)
+    if item.range is not None:
+        return Coverage(conditions, item.range, None)
     options = program.options
     bounds = inner_range(conditions, item.outer, item.inner, extent) if options.applies("bounds") else everything
     if bounds.exact or item.outer is None or not options.applies("runs"):

@@ -7,6 +7,7 @@ from typing import Literal
 
 from attnc.ir.node import Node
 from attnc.ir.program import Program
+from attnc.passes.bounds import Range
 from attnc.passes.chunks import Chunks
 from attnc.passes.decision import Decision
 from attnc.passes.scan import Carry
@@ -39,6 +40,9 @@ class Pass:
 
     A scan visits the chunks of `outer` in order and carries its reductions from one to the next as `carries` tells.
     A pass that reads states has `chunks` too, one of each length: its blocks lie inside chunks.
+
+    With `part`, a batch axis of the grid, its loop visits one of as many equal shares of its blocks as that axis has
+    positions. With `range`, its loop keeps to these positions, whatever its conditions say.
     """
 
     name: str
@@ -52,6 +56,8 @@ class Pass:
     groups: tuple[tuple[str, Node, Node], ...] = ()
     chunks: tuple[Chunks, ...] = ()
     carries: tuple[Carry, ...] = ()
+    part: str | None = None
+    range: Range | None = None
 
 
 @dataclass(frozen=True, slots=True)

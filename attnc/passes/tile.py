@@ -145,7 +145,7 @@ class Lowering:
         for n in postorder(self.roots):
             if isinstance(n, Call) and n.fn == "reciprocal_or_zero":
                 names |= {t: "l" for t in terms_of(n.args[0]) if t in self.reductions}
-        for store, _, node in self.item.stores:
+        for store, _, node in self.item.stores if self.item.part is None else ():
             stem = re.sub("^grad_", "d", store)
             if not isinstance(node, Load | Const):
                 names.setdefault(node, stem)
@@ -199,6 +199,7 @@ class Lowering:
             runs=self.runs,
             longest=self.longest,
             fixed=self.fixed,
+            exact=self.program.options.deterministic,
         )
         verify(kernel)
         return kernel
@@ -225,9 +226,10 @@ class Lowering:
         arguments = []
         tables = () if self.runs is None else (self.runs.spans, self.runs.table)
         for tensor in (t for t in reads if t not in tables):
-            declared = {t.name: t.dims for t in self.program.tensors}
-            dims = declared[tensor] if tensor in declared else self.plan.buffer(tensor).dims
-            arguments.append(Argument(tensor, self.dtypes[tensor], dims))
+            given = next((t for t in self.program.tensors if t.name == tensor), None)
+            dims = self.plan.buffer(tensor).dims if given is None else given.dims
+            made = given is None or given.role == "saved"
+            arguments.append(Argument(tensor, self.dtypes[tensor], dims, made=made))
         added = {s.tensor for s in statements(tuple(body)) if isinstance(s, Scatter)}
         for buffer, _, _ in self.item.stores:
             mode = "add" if buffer in added else "out"
@@ -267,6 +269,8 @@ class Lowering:
         emitter = self.emitter
         emitter.running = {r: self._accumulator(r) for r in self.reductions if not getattr(r, "scatter", ())}
         start, stop = self._outside(inner, cover.bounds)
+        if self.item.part is not None:
+            start, stop = self._share(inner, self.item.part, start, stop)
         if cover.runs is not None:
             return self._runs(inner, cover, start, stop)
         bounds, conditions = cover.bounds, cover.conditions
@@ -295,6 +299,15 @@ class Lowering:
         if bounds.low is not const(0):
             start = self._bound(start, f"{inner}_start")
         return start, self._bound(bounds.high, f"{inner}_stop") if bounds.high is not extent else extent
+
+    def _share(self, inner: str, part: str, start: Node, stop: Node) -> tuple[Node, Node]:
+        """Where the loop of one part starts and stops: whole blocks of what there is, shared out evenly."""
+        block, parts = size(f"BLOCK_{inner.upper()}"), self.program.extent(part)
+        length = call("maximum", add(stop, neg(start)), const(0))
+        blocks = neg(call("floordiv", neg(length), mul(block, parts)))
+        share = self._bound(mul(block, blocks), f"{inner}_share")
+        low = self._bound(add(start, mul(axis(part), share)), f"{inner}_start")
+        return low, self._bound(call("minimum", add(low, share), stop), f"{inner}_stop")
 
     def _bound(self, node: Node, name: str) -> Node:
         """A bound as a variable, where it is worth one."""
@@ -330,7 +343,10 @@ class Lowering:
         partial = self._loop(
             inner, call("maximum", low, start), call("minimum", turn, stop), cover.conditions, masked=True
         )
-        full = self._loop(inner, turn, high, cover.conditions, masked=False)
+        span: tuple[Node, Node] = turn, high
+        if self.item.part is not None:
+            span = call("maximum", turn, start), call("minimum", high, stop)
+        full = self._loop(inner, *span, cover.conditions, masked=False)
         emitter.blocks.pop()
         note = f"runs of blocks that the mask leaves to this block of {self.outer}"
         return [Each(here.axis, begin, end, (*here.body, partial, full), note)]
@@ -388,7 +404,7 @@ class Lowering:
                 self._follow(r, target, block, accumulators)
                 emitter.accumulate(r, target, conditions, inner)
         for r in self._leaders():
-            block.body.append(Assign(_as_var(accumulators[r]), emitter.running[r]))
+            block.body.append(Assign(as_var(accumulators[r]), emitter.running[r]))
         for name, axes, node in self.plane_stores:
             if any(a in self.tables for a in axes):
                 for term in terms_of(node):
@@ -419,7 +435,7 @@ class Lowering:
     def _lead(self, r: Reduction, block: Block, old: Node, inner: str, common: Sequence[Node], masked: bool) -> None:
         assert isinstance(r, Max)
         emitter = self.emitter
-        accumulator = _as_var(old)
+        accumulator = as_var(old)
         part = emitter.largest(r, self._conditions(r, inner, common, masked), inner, accumulator.axes)
         assert isinstance(part, Max)
         here = var(emitter.name(r, "block_max", inside=True), accumulator.axes)
@@ -432,7 +448,7 @@ class Lowering:
     def _locate(self, r: Node, maximum: Max, block: Block, accumulators: Mapping[Node, Node], inner: str) -> None:
         """Where this block's maximum is, if it is larger than every earlier one."""
         emitter = self.emitter
-        accumulator = _as_var(accumulators[r])
+        accumulator = as_var(accumulators[r])
         part, largest = self.found[maximum]
         hit = raw_call("eq", (part.body, largest), "b")
         place = raw_prod([const(-1.0), axis(inner)])
@@ -447,18 +463,12 @@ class Lowering:
 
     def _follow(self, r: Sum, target: Var, block: Block, accumulators: Mapping[Node, Node]) -> None:
         """Rescale an accumulator whose running reductions have moved in this block."""
-        moving: list[Node] = []
-        for leader in self._leaders():
-            if self.planes.mentions(r, leader) and position_of(leader) is None:
-                change = self.planes.rescale(r, leader)
-                assert change is not None, "the scheduler put a reduction into a pass it cannot follow"
-                moving.append(change)
-        if not moving:
+        change = self._change(r)
+        if change is None:
             return
         emitter = self.emitter
-        change = add(*dict.fromkeys(moving))
-        old = rewrite([change], lambda n: _unguarded(n, accumulators), canonical=True)[0]
-        new = _guarded(change, self._leaders())
+        old = rewrite([change], lambda n: unguarded(n, accumulators), canonical=True)[0]
+        new = guarded(change, self._leaders())
         moved = with_unit(add(new, neg(old)))
         factor = raw_call("exp2", (moved,), "f")
         if factor not in block.values:
@@ -467,6 +477,16 @@ class Lowering:
             block.body.append(Assign(alpha, value, "how far the running maximum moved"))
             block.values[factor] = alpha
         block.body.append(Assign(target, raw_prod([target, block.values[factor]])))
+
+    def _change(self, r: Sum) -> Node | None:
+        """The exponent by which a sum follows the running reductions of this pass; None if it follows none."""
+        moving: list[Node] = []
+        for leader in self._leaders():
+            if self.planes.mentions(r, leader) and position_of(leader) is None:
+                change = self.planes.rescale(r, leader)
+                assert change is not None, "the scheduler put a reduction into a pass it cannot follow"
+                moving.append(change)
+        return add(*dict.fromkeys(moving)) if moving else None
 
     def _scatter(self, r: Sum, conditions: list[Node]) -> None:
         for name, axes, node in self.item.stores:
@@ -561,18 +581,18 @@ def _within_chunks(program: Program, item: Pass) -> Pass:
     return dataclasses.replace(item, reductions=tuple(nodes[:count]), stores=stores)
 
 
-def _as_var(node: Node) -> Var:
+def as_var(node: Node) -> Var:
     assert isinstance(node, Var)
     return node
 
 
-def _guarded(node: Node, leaders: Sequence[Node]) -> Node:
+def guarded(node: Node, leaders: Sequence[Node]) -> Node:
     """While no key has been seen the new maximum is -inf too: 0 in its place makes the factor exp2(-inf), not NaN."""
     guards: dict[Node, Node] = {m: call("finite_or_zero", m) for m in leaders}
     return replace([node], guards | {g: g for g in guards.values()})[0]
 
 
-def _unguarded(node: Node, accumulators: Mapping[Node, Node]) -> Node | None:
+def unguarded(node: Node, accumulators: Mapping[Node, Node]) -> Node | None:
     """Before the first key a running maximum is -inf and must rescale by exp2(-inf) = 0, so its guard is dropped."""
     if node in accumulators:
         return accumulators[node]

@@ -8,14 +8,19 @@ from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
+import torch
+
 from attnc.codegen.tile import Kernel
 from attnc.diagnostics.diagnostic import CallError, Diagnostic
 from attnc.passes.bias_form import TargetName
+from attnc.passes.split import Form
 from attnc.runtime.execute import Executor, KernelBackend, KernelLaunch, PlanExecutor
 
 if TYPE_CHECKING:
     from attnc.runtime.computation import Computation
 
+SINGLE = 2
+"""Rows up to which a kernel in C++ takes them one by one: its vectors then run along channels."""
 NAMES = ("auto", "cpp", "triton", "tiled", "dense")
 
 
@@ -129,6 +134,14 @@ class CppBackend:
 
         return build(kernels)
 
+    def form(self, rows: int, programs: int) -> Form | None:
+        """One row per program where there are too few to fill a vector with them."""
+        return "single" if rows <= SINGLE else "block" if programs < torch.get_num_threads() else None
+
+    def processors(self, device: torch.device) -> int:
+        """The threads that kernels run on."""
+        return torch.get_num_threads()
+
 
 class TritonBackend:
     """Triton, compiled on a GPU and interpreted on a CPU."""
@@ -144,6 +157,14 @@ class TritonBackend:
             raise CallError(Diagnostic("E203", message, remedy="use float32, or backend='auto' on the CPU"))
         return build(kernels)
 
+    def form(self, rows: int, programs: int) -> Form | None:
+        """A block of rows, which a matrix product takes together: those of all heads that read the same keys."""
+        return "packed"
+
+    def processors(self, device: torch.device) -> int:
+        """Two programs per multiprocessor; in the interpreter, as many as on a small device."""
+        return 2 * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 32
+
 
 class TiledBackend:
     """Tile programs interpreted by PyTorch, in large blocks, because each statement costs Python time."""
@@ -155,3 +176,11 @@ class TiledBackend:
         from attnc.runtime.tiled import TiledKernel
 
         return [TiledKernel(k) for k in kernels]
+
+    def form(self, rows: int, programs: int) -> Form | None:
+        """Programs run one after another: there is nothing to gain."""
+        return None
+
+    def processors(self, device: torch.device) -> int:
+        """One."""
+        return 1

@@ -25,11 +25,14 @@ from attnc.ir.program import Output, Program
 from attnc.ir.sizes import Evaluator, evaluator
 from attnc.ir.walk import postorder
 from attnc.passes.plan import Finish, Plan
+from attnc.passes.split import is_splittable
 from attnc.runtime.cache import Compiling
 from attnc.runtime.pages import in_huge_pages, is_long
-from attnc.runtime.runs import Planned, operands
+from attnc.runtime.runs import operands, planned
+from attnc.runtime.split import SplitLaunch
 
 if TYPE_CHECKING:
+    from attnc.passes.split import Form
     from attnc.runtime.computation import Computation
 
 KEPT = 256
@@ -80,6 +83,19 @@ class KernelBackend(Protocol):
 
     def build(self, kernels: Sequence[Kernel]) -> Sequence[KernelLaunch]:
         """The kernels of one plan, compiled."""
+        ...
+
+    def form(self, rows: int, programs: int) -> Form | None:
+        """How a pass with few rows is split; None if it is not.
+
+        Args:
+            rows: positions of its outer axis.
+            programs: blocks of rows, over the whole grid.
+        """
+        ...
+
+    def processors(self, device: torch.device) -> int:
+        """How many programs run side by side."""
         ...
 
 
@@ -185,7 +201,9 @@ class Prepared:
                 self._steps.append(Step(finish, tuple(slot[n] for n in (*finish.reads, item.buffer))))
             else:
                 kernel, launch = next(launches)
-                ready: Launch = launch if kernel.runs is None else Planned(kernel, kernel.runs, launch)
+                ready = planned(kernel, launch)
+                if is_splittable(plan, item):
+                    ready = SplitLaunch(plan, item, kernel, ready, owner.backend, dtypes, constants, self.real)
                 self._steps.append(Step(ready, tuple(slot[a.name] for a in operands(kernel))))
         self._results = tuple(slot[r.name] for r in computation.results)
         self._release([slot[b.name] for b in plan.buffers if b.role == "scratch"])

@@ -20,7 +20,7 @@ from attnc.runtime.planner import Table, plan
 from attnc.runtime.tiles import Mask
 
 if TYPE_CHECKING:
-    from attnc.runtime.execute import KernelLaunch
+    from attnc.runtime.execute import KernelLaunch, Launch
 
 WORTH = {"cpu": 256, "cuda": 1 << 16}
 """Blocks of the plane, over all heads, below which a kernel that visits them all is done before a table is made."""
@@ -97,6 +97,11 @@ class Kept:
 def operands(kernel: Kernel) -> tuple[Argument, ...]:
     """The arguments of a kernel that a plan provides: all but its table, which comes last."""
     return kernel.arguments if kernel.runs is None else kernel.arguments[:-2]
+
+
+def planned(kernel: Kernel, launch: KernelLaunch) -> Launch:
+    """A launch on the operands of a kernel; its table, if it follows one, is found or made."""
+    return launch if kernel.runs is None else Planned(kernel, kernel.runs, launch)
 
 
 @dataclass(frozen=True, slots=True)

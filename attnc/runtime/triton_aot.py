@@ -14,7 +14,7 @@ from typing import Any
 
 from attnc.codegen.tile import Kernel
 from attnc.codegen.triton.configuration import Configuration, candidates, preferred
-from attnc.codegen.triton.parameters import parameters, values
+from attnc.codegen.triton.parameters import COUNTER, parameters, values
 from attnc.runtime.triton_backend import function, interpreting, load
 from attnc.runtime.worker import Worker
 
@@ -122,7 +122,7 @@ def compile_request(request: Any) -> Artefact:
 
     kernel, source, target, sizes, chosen, directory = request
     called = function(kernel, load(source, directory))
-    described = _describe(kernel, {**dict.fromkeys(kernel.sizes, 0), **sizes}, chosen)
+    described = _describe(kernel, {**dict.fromkeys((*kernel.sizes, COUNTER), 0), **sizes}, chosen)
     ast = ASTSource(called, described.signature, constexprs=described.constants, attrs=described.hints)
     gpu = GPUTarget("hip", target, 64) if target.startswith("gfx") else GPUTarget("cuda", int(target[3:]), 32)
     options = {"num_warps": chosen.num_warps, "num_stages": chosen.num_stages}
@@ -150,7 +150,9 @@ def _describe(kernel: Kernel, sizes: Mapping[str, int], configuration: Configura
         elif p.constant:
             signature[p.name], constants[p.name] = "constexpr", fixed[p.name]
         elif p.role == "pointer":
-            signature[p.name] = "*" + TRITON_TYPES[kernel.argument(p.of).dtype]
+            argument = kernel.argument(p.of)
+            counted = kernel.exact and argument.mode == "add"
+            signature[p.name] = "*" + ("i64" if counted else TRITON_TYPES[argument.dtype])
             hints[k,] = [["tt.divisibility", 16]]
         else:
             signature[p.name] = "i32"

@@ -33,6 +33,7 @@ from attnc.codegen.triton.configuration import (
 from attnc.codegen.triton.names import identifier
 from attnc.codegen.triton.parameters import evaluate, padded, parameters, programs, values
 from attnc.codegen.triton.printer import print_module
+from attnc.runtime.exact_sums import added
 from attnc.settings import Settings
 
 _modules: dict[tuple[str, Path], ModuleType] = {}
@@ -196,8 +197,9 @@ def launch(
     device = ordered[0].device
     if device.type == "cpu" and not is_interpreted(called):
         raise RuntimeError("CPU tensors need Triton's interpreter: set TRITON_INTERPRET=1 before Triton is imported")
+    chosen = configuration or default_configuration(kernel, sizes, _target(device))
     with _current(device):
-        Call(kernel)(called, ordered, sizes, configuration or default_configuration(kernel, sizes, _target(device)))
+        added(kernel, ordered, sizes, lambda given, known: Call(kernel)(called, given, known, chosen))
 
 
 def _current(device: torch.device) -> AbstractContextManager[object]:
@@ -238,16 +240,20 @@ class TritonKernel:
 
     def __call__(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> None:
         """Run on one tensor per argument, in order; else as `launch`."""
+        if tensors[0].device.type == "cpu" and not interpreting():
+            self._elsewhere(tensors, sizes)
+        else:
+            added(self.kernel, tensors, sizes, self._launch)
+
+    def _launch(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> None:
         device = tensors[0].device
         if device.type == "cuda":
             with _current(device):
                 called = self._function("wide" if any(_span(t) > 2**31 for t in tensors) else "plain")
                 self._call(called, tensors, sizes, self._configuration(device, called, tensors, sizes))
-        elif interpreting():
+        else:
             configuration = default_configuration(self.kernel, sizes, "interpreter")
             self._call(self._function("widened"), tensors, sizes, configuration)
-        else:
-            self._elsewhere(tensors, sizes)
 
     def blocks(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> Mapping[str, int]:
         """Block lengths of the configuration that a call chooses."""

@@ -17,9 +17,11 @@ from attnc.codegen.triton.parameters import evaluate, padded, paddings
 from attnc.ir.node import Sum
 from attnc.runtime.triton_aot import SHARED_LIMITS, Artefact
 from attnc.testing.listing import Loop, loops
+from attnc.testing.model import cycles
 
 TENSOR_CORES = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA", "gfx942": "v_mfma"}
-"""The instruction that multiplies matrices."""
+"""The instruction that multiplies matrices. Blocks of fewer than `ROWS` rows take sm_80's on later devices too."""
+ROWS = 64
 ASYNCHRONOUS = {"sm_80": ("LDGSTS",), "sm_90": ("LDGSTS", "UTMALDG"), "sm_100": ("LDGSTS", "UTMALDG")}
 """Instructions that copy from global to shared memory without waiting."""
 THREADS = {"HMMA": 32, "HGMMA": 128, "v_mfma": 64}
@@ -45,6 +47,8 @@ class Report:
         loop: the hot loop, if there is one with matrix products.
         work: floating-point operations of the loop's matrix instructions over those of the tile program's products;
             None where instructions do not tell their size, or there are no products.
+        share: of the tensor cores' peak that the static model expects (`attnc.testing.model`); None where it says
+            nothing.
         problems: gates that fail, in words.
     """
 
@@ -56,6 +60,7 @@ class Report:
     programs: int | None
     loop: Loop | None
     work: float | None
+    share: float | None
     problems: tuple[str, ...]
 
 
@@ -67,7 +72,7 @@ def report(kernel: Kernel, artefact: Artefact, budget: int | None = None) -> Rep
         artefact: what `attnc.runtime.triton_aot.aot` made of it.
         budget: recorded instructions of the hot loop.
     """
-    loop = hot_loop(artefact)
+    loop = hot_loop(artefact, matrix_instruction(kernel, artefact))
     work = _work(kernel, artefact, loop) if loop else None
     problems = [*_problems(kernel, artefact, loop)]
     if work is not None and abs(work - 1) > 0.01:
@@ -75,6 +80,8 @@ def report(kernel: Kernel, artefact: Artefact, budget: int | None = None) -> Rep
     if budget is not None and loop is not None and loop.length > LONGER * budget:
         problems.append(f"the hot loop has {loop.length} instructions, {budget} were recorded")
     programs = _programs(artefact) if artefact.target.startswith("sm_") else None
+    flops = _loop_flops(kernel, artefact)
+    model = cycles(loop, artefact.target, artefact.configuration.num_warps, flops) if loop and flops else None
     return Report(
         kernel.name,
         artefact.target,
@@ -84,13 +91,20 @@ def report(kernel: Kernel, artefact: Artefact, budget: int | None = None) -> Rep
         programs,
         loop,
         work,
+        model.share if model else None,
         tuple(problems),
     )
 
 
-def hot_loop(artefact: Artefact) -> Loop | None:
+def matrix_instruction(kernel: Kernel, artefact: Artefact) -> str:
+    """The instruction that a kernel's matrix products should be."""
+    name = TENSOR_CORES[artefact.target]
+    rows = artefact.configuration.blocks.get(kernel.outer or "", ROWS)
+    return TENSOR_CORES["sm_80"] if name.startswith(("HG", "UTC")) and rows < ROWS else name
+
+
+def hot_loop(artefact: Artefact, wanted: str) -> Loop | None:
     """The shortest loop with matrix products that has no other such loop inside."""
-    wanted = TENSOR_CORES[artefact.target]
     found = [x for x in loops(artefact.assembly) if x.count(wanted)]
     deepest = max((x.depth for x in found), default=0)
     return min((x for x in found if x.depth == deepest), key=lambda x: x.length, default=None)
@@ -108,7 +122,7 @@ def _problems(kernel: Kernel, artefact: Artefact, loop: Loop | None) -> list[str
     if not uses_tensor_cores(kernel):
         return found
     if loop is None:
-        found.append(f"no loop with {TENSOR_CORES[artefact.target]}")
+        found.append(f"no loop with {matrix_instruction(kernel, artefact)}")
     elif artefact.target in ASYNCHRONOUS and not loop.count(*ASYNCHRONOUS[artefact.target]):
         found.append("no asynchronous copies in the hot loop")
     return found
@@ -133,14 +147,20 @@ def _products(body: tuple[Stmt, ...], kernel: Kernel) -> list[Sum]:
 
 
 def _work(kernel: Kernel, artefact: Artefact, loop: Loop) -> float | None:
-    name = TENSOR_CORES[artefact.target]
+    name = matrix_instruction(kernel, artefact)
     if name not in THREADS:
         return None
     threads = artefact.configuration.num_warps * (64 if name == "v_mfma" else 32)
     done = sum(n * instruction_flops(x) for x, n in loop.names.items() if x.startswith(name)) * threads / THREADS[name]
-    bodies = [s.body for s in statements(kernel.body) if isinstance(s, TileLoop) and not s.masked]
-    wanted = max((_product_flops(kernel, artefact, body) for body in bodies), default=0)
+    wanted = _loop_flops(kernel, artefact)
     return done / wanted if wanted else None
+
+
+def _loop_flops(kernel: Kernel, artefact: Artefact) -> int:
+    """Floating-point operations of the products of the loop over full blocks, or of the only loop, per turn."""
+    bodies = [s.body for s in statements(kernel.body) if isinstance(s, TileLoop)]
+    full = [s.body for s in statements(kernel.body) if isinstance(s, TileLoop) and not s.masked]
+    return max((_product_flops(kernel, artefact, body) for body in full or bodies), default=0)
 
 
 def _product_flops(kernel: Kernel, artefact: Artefact, body: tuple[Stmt, ...]) -> int:

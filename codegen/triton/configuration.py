@@ -52,6 +52,8 @@ LADDER = (
     (32, 32, 8), (32, 16, 8), (32, 16, 4), (32, 16, 2), (16, 64, 4), (16, 32, 4), (16, 16, 4), (16, 16, 1),
 )  # fmt: skip
 """Lanes of the outer and the inner axis, and warps."""
+FEW = (64, 32)
+"""Lanes of the inner axis where a loop serves few rows: it waits for memory, so several programs shall fit."""
 LONGEST_BLOCK = max(max(outer, inner) for outer, inner, _ in LADDER)
 BUDGETS = {
     "sm_80": _Budget(96, 73, 32, 163 * 1024),
@@ -87,9 +89,12 @@ def candidates(kernel: Kernel, sizes: Mapping[str, int], target: str) -> tuple[C
         wanted = {x.axis: _interpreted(kernel, x, sizes) for x in kernel.lanes if x.role != "channel"}
         return (Configuration(_capped(kernel, sizes, wanted)),)
     budget = BUDGETS.get(target, FALLBACK)
+    if _has_few_rows(kernel, sizes):
+        few = [_capped(kernel, sizes, {x.axis: n for x in kernel.lanes}) for n in FEW]
+        return tuple(Configuration(b, 4, budget.stages) for b in few)
     lanes = 64 if target.startswith("gfx") else 32
     load = _load(kernel, sizes)
-    found: list[Configuration] = []
+    found: list[tuple[float, Configuration]] = []
     fixed = {x.role: kernel.fixed[x.axis] for x in kernel.lanes if x.axis in kernel.fixed}
     for outer, inner, warps in LADDER:
         outer, inner = fixed.get("outer", outer), fixed.get("inner", inner)
@@ -98,13 +103,27 @@ def candidates(kernel: Kernel, sizes: Mapping[str, int], target: str) -> tuple[C
         choice = Configuration(blocks, warps, budget.stages if deep else 2)
         if target.startswith("gfx") and warps > 4 and load.products > 1:
             continue  # waves of such programs have half the registers
-        if warps < budget.warps or load.repeats(outer, warps, budget):
+        if warps < budget.warps or load.repeats(outer, inner, warps, budget):
             continue
-        if load.fits(outer, inner, lanes * warps, budget) and all(c.blocks != blocks for c in found):
-            found.append(choice)
-    if not found:
-        found = [Configuration(_capped(kernel, sizes, {x.axis: 16 for x in kernel.lanes}), 4, 1)]
-    return tuple(found[:CHOICES])
+        if all(c.blocks != blocks or pressure > 1 for pressure, c in found):
+            found.append((load.pressure(outer, inner, lanes * warps, budget), choice))
+    fitting = [c for pressure, c in found if pressure <= 1]
+    if not fitting:
+        fitting = [c for _, c in sorted(found, key=lambda x: x[0])]
+    return tuple(fitting[:CHOICES]) or (
+        Configuration(_capped(kernel, sizes, {x.axis: 16 for x in kernel.lanes}), 4, 1),
+    )
+
+
+def _has_few_rows(kernel: Kernel, sizes: Mapping[str, int]) -> bool:
+    """Whether the rows of a loop are known to fit the smallest matrix product."""
+    known = {**kernel.constants, **sizes}
+    if kernel.outer is None or not any(isinstance(s, Loop) for s in kernel.body):
+        return False
+    try:
+        return evaluate(kernel.lane(kernel.outer).extent, known) <= 16
+    except KeyError:
+        return False
 
 
 def preferred(spills: Sequence[int]) -> int:
@@ -150,7 +169,7 @@ class _Load:
         products: matrix products over the plane in one loop.
         outer_bytes, inner_bytes: loaded per position.
         exact: whether products are taken in f32.
-        multiplies: whether there are matrix products in the loop.
+        rows: of the matrix products in the loop: a role of lanes, or a number of channels.
     """
 
     width: int
@@ -159,23 +178,25 @@ class _Load:
     outer_bytes: int
     inner_bytes: int
     exact: bool
-    multiplies: bool
+    rows: frozenset[str | int]
 
-    def repeats(self, outer: int, warps: int, budget: _Budget) -> bool:
+    def repeats(self, outer: int, inner: int, warps: int, budget: _Budget) -> bool:
         """Whether warps would compute the same rows of a matrix product."""
-        return not self.exact and self.multiplies and outer < budget.rows * warps
+        lanes = {"outer": outer, "inner": inner}
+        rows = [lanes[r] if isinstance(r, str) else r for r in self.rows]
+        return not self.exact and any(n < budget.rows * warps for n in rows)
 
     def shared(self, outer: int, inner: int, stages: int) -> int:
         return outer * self.outer_bytes + stages * inner * self.inner_bytes
 
-    def fits(self, outer: int, inner: int, threads: int, budget: _Budget) -> bool:
+    def pressure(self, outer: int, inner: int, threads: int, budget: _Budget) -> float:
+        """How much a program holds, relative to what the target offers: it fits with 1 or less."""
         elements = (outer * self.accumulated + self.products * outer * inner) / threads
-        if self.exact and (outer + inner) * self.width > EXACT * threads:
-            return False
-        return (
-            outer * inner <= budget.tile * threads
-            and elements <= (budget.elements if self.width <= 128 else budget.wide)
-            and self.shared(outer, inner, 2) <= budget.shared
+        return max(
+            (outer + inner) * self.width / (EXACT * threads) if self.exact else 0.0,
+            outer * inner / (budget.tile * threads),
+            elements / (budget.elements if self.width <= 128 else budget.wide),
+            self.shared(outer, inner, 2) / budget.shared,
         )
 
 
@@ -185,11 +206,13 @@ def _load(kernel: Kernel, sizes: Mapping[str, int]) -> _Load:
     roles = {x.axis: x.role for x in kernel.lanes}
     accumulated: dict[Var, int] = {}
     products = 0
+    rows: set[str | int] = set()
     for s in statements(kernel.body):
         if isinstance(s, Accumulate | AccumulateAt):
             accumulated[s.target] = sum(width.get(a, 0) for a in s.target.axes)
         if isinstance(s, Loop):
             products = max(products, sum(_is_plane_product(t, roles) for t in statements(s.body)))
+            rows |= {r for t in statements(s.body) for r in _rows(kernel, t, width)}
     loaded = _loaded(kernel, width)
     return _Load(
         max(width.values(), default=1),
@@ -198,7 +221,7 @@ def _load(kernel: Kernel, sizes: Mapping[str, int]) -> _Load:
         loaded.get("outer", 0),
         loaded.get("inner", 0),
         exact=not any(a.dtype in ("f16", "bf16") for a in kernel.arguments),
-        multiplies=products > 0,
+        rows=frozenset(rows),
     )
 
 
@@ -207,6 +230,18 @@ def _is_plane_product(s: object, roles: Mapping[str, str]) -> bool:
     if not (isinstance(value, Sum) and len(value.factors) == 2):
         return False
     return {roles.get(a) for a in value.axes} >= {"outer", "inner"}
+
+
+def _rows(kernel: Kernel, s: object, width: Mapping[str, int]) -> list[str | int]:
+    """What the rows of a statement's matrix product run over, if it is one: the earlier of its two free axes."""
+    value = getattr(s, "value", None)
+    if not (isinstance(value, Sum) and len(value.factors) == 2):
+        return []
+    a, b = (f.axes & {x.axis for x in kernel.lanes} - value.bound for f in value.factors)
+    if not a or not b or a == b:
+        return []
+    first = kernel.layout(a | b)[0]
+    return [width[first] if first in width else kernel.lane(first).role]
 
 
 def _loaded(kernel: Kernel, width: Mapping[str, int]) -> dict[str, int]:

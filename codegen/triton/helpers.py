@@ -33,6 +33,20 @@ def floor_mod(a, b):
     rest = a % b
     return tl.where((rest != 0) & ((rest < 0) != (b < 0)), rest + b, rest)
 ''',
+    "add_exactly": '''
+@triton.jit
+def add_exactly(counters, value, shift, mask):
+    """Add reals as integers: each to the counter of its exponent, so that the order of additions does not matter."""
+    bits = value.to(tl.int32, bitcast=True)
+    exponent = (bits >> 23) & 255
+    place = tl.maximum(exponent, 1) - 1
+    mantissa = (bits & 8388607) | tl.where(exponent > 0, 8388608, 0)
+    whole = tl.where(bits < 0, -mantissa, mantissa).to(tl.int64)
+    finite = exponent < 255
+    counter = tl.where(finite, place, 253 + (1 << shift)) >> shift
+    amount = tl.where(finite, whole << (place & ((1 << shift) - 1)).to(tl.int64), 1)
+    tl.atomic_add(counters + counter, amount, mask=mask, sem="relaxed")
+''',
     "hash": '''
 @triton.jit
 def hash(x, y):

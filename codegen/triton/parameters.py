@@ -12,6 +12,9 @@ from attnc.codegen.triton.names import Names
 from attnc.ir.node import Add, Call, Const, Node, Prod, Size, Sum, Var
 from attnc.ir.walk import postorder
 
+COUNTER = "COUNTER_SHIFT"
+"""The size that tells how many exponents of reals share a counter: 2 to this power (`attnc.runtime.exact_sums`)."""
+
 Role = Literal["pointer", "stride", "size", "extent", "pad", "block"]
 
 
@@ -50,6 +53,11 @@ class Padding:
 def padded(extent: int, least: int) -> int:
     """The next power of two, at least `least`."""
     return max(least, 1 << max(extent - 1, 0).bit_length())
+
+
+def counts(kernel: Kernel) -> bool:
+    """Whether a kernel adds to tensors exactly, to counters in place of reals."""
+    return kernel.exact and any(a.mode == "add" for a in kernel.arguments)
 
 
 def stride_suffixes(argument: Argument) -> tuple[str, ...]:
@@ -106,6 +114,8 @@ def parameters(kernel: Kernel) -> tuple[Parameter, ...]:
     for s in kernel.sizes:
         if s not in constants:
             give("size", s, s)
+    if counts(kernel):
+        give("size", COUNTER, COUNTER)
     for s in constants:
         give("extent", s, s)
     for p in paddings(kernel).values():

@@ -7,6 +7,7 @@ from attnc.codegen.triton.access import Addresses, Scope
 from attnc.codegen.triton.emitter import Emitter
 from attnc.codegen.triton.environment import REAL, Environment
 from attnc.codegen.triton.facts import HALF, Fact, has_shared, sources, usage, zero_lanes
+from attnc.codegen.triton.parameters import COUNTER
 from attnc.codegen.triton.product import TRITON_TYPES, Reductions
 from attnc.codegen.triton.text import SUM, Text
 from attnc.ir.node import Axis, Iverson, Load, Max, Node, Sum, Var, is_const
@@ -25,6 +26,8 @@ class Statements:
         self.usage = usage(env.kernel)
         self.addresses = Addresses(env, [Scope(frozenset(env.kernel.grid))], wide)
         self.reductions = Reductions(env)
+        halves = {a.dtype for a in env.kernel.arguments} & HALF
+        self.half = frozenset(halves if len(halves) == 1 else ())
         self.settled: list[str] = []
         self.anchors: list[str] = []
 
@@ -188,6 +191,8 @@ class Statements:
         )
         code, storage = self._converted(code, argument.dtype, target)
         read = frozenset({"f32" if self.widen else argument.dtype}) if target.kind == "f" else frozenset()
+        if argument.made and read == {"f32"} and not self.widen:
+            read |= self.half
         return Text(code, address.axes), Fact(axes, storage, zero, read)
 
     def _converted(self, code: str, dtype: str, target: Var) -> tuple[str, str]:
@@ -223,8 +228,13 @@ class Statements:
         bounds = dict.fromkeys([*self.addresses.lanes_inside(axes), *self.addresses.inside(s.tensor, s.index)])
         parts = [self.addresses.conjunction(list(bounds), axes), condition]
         chosen = [self.layout.spread(p, axes) for p in parts if p is not None]
-        guard = f", mask={self.expressions.conjunction(chosen).code}" if chosen else ""
-        self.out.line(f'tl.atomic_add({address.code}, {self.layout.spread(value, axes).code}{guard}, sem="relaxed")')
+        added = f"{address.code}, {self.layout.spread(value, axes).code}"
+        mask = self.expressions.conjunction(chosen).code if chosen else "None"
+        if self.env.kernel.exact:
+            helper = self.env.helper("add_exactly")
+            self.out.line(f"{helper}({added}, {self.env.size(COUNTER).code}, {mask})")
+        else:
+            self.out.line(f'tl.atomic_add({added}, mask={mask}, sem="relaxed")')
 
     # -------------------------------------------------------------------------------------------------- loops
 

@@ -10,6 +10,7 @@ import triton
 
 from attnc import driver
 from attnc.codegen.triton.printer import print_module
+from attnc.passes.split import split
 from attnc.runtime.triton_aot import aot
 from attnc.testing.artefacts import instruction_flops, report
 from attnc.testing.listing import loops
@@ -116,6 +117,26 @@ def test_alibi_passes_the_gates(target: str, request: pytest.FixtureRequest) -> 
     if update:
         budgets[target] = lengths
         BUDGETS.write_text(json.dumps(recorded, indent=2) + "\n")
+
+
+@pytest.mark.parametrize("target", ["sm_90", pytest.param("gfx942", marks=pytest.mark.sweep)])
+def test_few_queries_pass_the_gates(target: str) -> None:
+    """The parts of a split loop, the rows of eight query heads packed; on AMD the smallest product has 32 rows."""
+    source = driver.read(EXAMPLES / "causal.attn")
+    plan = driver.plans(driver.lower(driver.definition(source), source), "gpu")[0]
+    two = split(plan, plan.passes[0], "packed")
+    declared = [*((t.name, t.dtype) for t in two.plan.program.tensors), *((b.name, b.dtype) for b in two.plan.buffers)]
+    dtypes = {name: {"q": "bf16", "real": "f32"}.get(d, d) for name, d in declared}
+    channels = {"D": 128, "E": 128}
+    sizes = {**channels, "B": 1, "H": 32, "G": 4, "M": 1, "N": 32768, "PARTS": 16, "q_start": 32767}
+    parts, merge = driver.split_kernels(two, dtypes, "f32", channels, 64)
+    found = [report(k, aot(k, print_module([k]), target, sizes)) for k in (parts, merge)]
+    assert found[0].loop is not None and found[0].loop.count("HMMA", "v_mfma")
+    if target == "sm_90":
+        assert not [p for r in found for p in r.problems]
+        assert (found[0].programs or 0) >= 2
+    else:
+        assert all(not r.spilled for r in found)
 
 
 @pytest.mark.sweep

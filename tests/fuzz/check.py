@@ -25,7 +25,7 @@ from attnc.ir.program import Program
 from attnc.ir.verify import verify
 from attnc.passes.derive import gradient_program
 from attnc.passes.plan import Plan
-from attnc.runtime.backends import kernel_backend
+from attnc.runtime.backends import TiledBackend, kernel_backend
 from attnc.runtime.computation import Computation
 from attnc.runtime.execute import KernelBackend, KernelLaunch, PlanExecutor
 from attnc.runtime.tiled import TiledKernel
@@ -239,7 +239,7 @@ class _Computation(Computation):
         return self.run
 
 
-class _SmallBlocks:
+class _SmallBlocks(TiledBackend):
     """The tiled interpreter with blocks so small that short sequences have several, which overhang their axes."""
 
     blocks: tuple[int, int] = (8, 4)
