@@ -313,20 +313,19 @@ static inline pairs every_pair(const bf16 *p) {
 EXP2 = """\
 // 2^x with a relative error below 3e-6, far below what rounding to bf16 leaves; -inf gives 0, NaN stays.
 static inline vec exp2_of_weight(vec x) {
-    vec r, y;
+    vec r;
     asm("vreduceps $9, %1, %0" : "=v"(r) : "v"(x));  // x less its floor
     vec p = r * 1.353416787e-2f + 5.201146277e-2f;
     p = p * r + 2.414427539e-1f;
     p = p * r + 6.930038356e-1f;
     p = p * r + 1.000002593f;
-    asm("vscalefps %2, %1, %0" : "=v"(y) : "v"(p), "v"(x));
-    return y;
+    return scaled(p, x, x);
 }
 """
 
 SECTION: dict[str, tuple[tuple[str, ...], str]] = {
     "pairs": (("element_types", "spans"), PACK),
-    "exp2_of_weight": (("vectors",), EXP2),
+    "exp2_of_weight": (("exp2",), EXP2),
     "product_of_pairs": (
         ("pairs",),
         "\n".join([PRODUCT, INSTRUCTIONS, micro_kernel(8, 2), micro_kernel(8, 1), DRIVER]),

@@ -23,7 +23,7 @@ floordiv mod sign absolute maximum minimum finite_or_zero reciprocal_or_zero to_
 tensors strides sizes threads workspace task main int8_t int16_t int32_t int64_t uint8_t uint16_t uint32_t
 uint64_t f32 f64 sum_across largest_across lane unix linux real_division
 memory failed tasks blocks rest measure tiles rounded hash unit narrow_bits
-floor_log2 power_of_two pairs pack_rows pack_pairs product_of_pairs Tiles registers exp2_of_weight
+floor_log2 power_of_two pairs pack_rows pack_pairs product_of_pairs Tiles registers exp2_of_weight scaled
 """
 
 RESERVED = frozenset(_KEYWORDS.split()) | frozenset(_OWN.split())

@@ -1,8 +1,15 @@
 //@ exp2: vectors
 // 2^x within 1 ulp, NaN kept. Minimax polynomial on [-1/2, 1/2].
 #if defined(__AVX512DQ__)
+// p 2^n; 0 where x is below -126, because arithmetic with subnormal numbers is slow.
+static inline vec scaled(vec p, vec n, vec x) {
+    uint16_t normal;
+    asm("vcmpps $5, %2, %1, %0" : "=Yk"(normal) : "v"(x), "v"(splat(-126.0f)));  // not less than
+    asm("vscalefps %1, %0, %0%{%2%}%{z%}" : "+v"(p) : "v"(n), "Yk"(normal));
+    return p;
+}
 static inline vec exp2(vec x) {
-    vec r, y;
+    vec r;
     asm("vreduceps $8, %1, %0" : "=v"(r) : "v"(x));  // x less the nearest integer, 0 for infinities
     vec p = r * 1.535367635e-4f + 1.33989226e-3f;
     p = p * r + 9.61843645e-3f;
@@ -10,8 +17,7 @@ static inline vec exp2(vec x) {
     p = p * r + 2.40226479e-1f;
     p = p * r + 6.93147205e-1f;
     p = p * r + 1.0f;
-    asm("vscalefps %2, %1, %0" : "=v"(y) : "v"(p), "v"(x - r));
-    return y;
+    return scaled(p, x - r, x);
 }
 #else
 // 0 below -125.5. The value is built as (2 p) 2^(n - 1), so that n = 128 does not overflow early.
