@@ -15,6 +15,7 @@ from attnc.codegen.tile import Accumulate, Assign, Each, Kernel, verify
 from attnc.ir.node import Node, Sum, Var, add, axis, const, load, neg, position_of, raw_call, raw_prod, var
 from attnc.ir.walk import rewrite
 from attnc.passes.emit import Block
+from attnc.passes.exponents import with_unit
 from attnc.passes.split import Split
 from attnc.passes.tile import Lowering, Reduction, as_var, guarded, unguarded
 
@@ -142,5 +143,5 @@ class MergeLowering(Lowering):
             return here[r]
         own = rewrite([change], lambda n: unguarded(n, here), canonical=True)[0]
         new = guarded(change, self._leaders())
-        factor = raw_call("exp2", (self.emitter.value(add(new, neg(own))),), "f")
+        factor = raw_call("exp2", (self.emitter.value(with_unit(add(new, neg(own)))),), "f")
         return raw_prod([here[r], factor])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -68,6 +68,14 @@ class SplitLaunch:
             self.whole(tensors, sizes)
         else:
             self._launch(*chosen, tensors, sizes)
+
+    def bind(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> Callable[[Sequence[Tensor]], object]:
+        """As the launch itself, for tensors of these shapes and strides."""
+        from attnc.runtime.execute import Bindable
+
+        if self._rows(sizes) > ROWS and isinstance(self.whole, Bindable):
+            return self.whole.bind(tensors, sizes)
+        return lambda tensors: self(tensors, sizes)
 
     def choice(self, rows: int, sizes: Mapping[str, int], device: torch.device) -> tuple[Form, int] | None:
         """The form and the number of parts for a call; None: one kernel does it all."""
