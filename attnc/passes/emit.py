@@ -9,10 +9,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from attnc.codegen.tile import Accumulate, AccumulateAt, Assign, Each, Scatter, Stmt
-from attnc.diagnostics.diagnostic import InternalError
 from attnc.ir.node import (
     NO_AXES,
     ZERO,
@@ -31,6 +30,7 @@ from attnc.ir.node import (
     Var,
     call,
     const,
+    free_axes,
     iverson,
     load,
     max_over,
@@ -46,6 +46,7 @@ from attnc.ir.node import (
 )
 from attnc.ir.program import Note, Program
 from attnc.ir.walk import postorder
+from attnc.ir.walk import replace as replace_nodes
 
 
 @dataclass(eq=False)
@@ -80,6 +81,8 @@ class Emitter:
     all_loop_names: set[str] = field(default_factory=set)
     depends: dict[Node, bool] = field(default_factory=dict)
     scores: set[Node] = field(default_factory=set)
+    others: dict[str, list[str]] = field(default_factory=dict)
+    """Further names of axes, for reductions inside a loop over the axis."""
 
     # ------------------------------------------------------------------------------------------------- names
 
@@ -321,9 +324,10 @@ class Emitter:
 
     def _contraction(self, node: Sum | Max, home: Block) -> Node:
         """A sum or maximum over one channel, or a sum over batch axes."""
-        for axis in node.bound:
+        for axis in sorted(node.bound):
             if any(b.axis == axis for b in self.blocks):
-                raise InternalError(f"a sum over {axis} inside a loop over {axis}: {node}")
+                home.values[node] = self._contraction(self._renamed(node, axis), home)
+                return home.values[node]
         if isinstance(node, Sum) and any(a not in self.lanes for a in node.bound):
             return self._sum_over_batch(node, home)
         (axis,) = node.bound
@@ -339,6 +343,31 @@ class Emitter:
         total = self.assign(node, ZERO, "total", home)
         self.each(axis, home, lambda: self._add_product(total, factors))
         return total
+
+    def _renamed(self, node: Sum | Max, name: str) -> Sum | Max:
+        """A reduction over another axis like `name`, of which an enclosing loop has fixed the position."""
+        info = self.program.axis(name)
+        taken = {b.axis for b in self.blocks} | node.axes | free_axes(node.children) | node.bound
+        known = self.others.setdefault(name, [])
+        other = next((a for a in known if a not in taken), None)
+        if other is None:
+            other = self.name(axis_node(name), name)
+            known.append(other)
+            self.program = replace(self.program, axes={**self.program.axes, other: replace(info, name=other)})
+            if name in self.lanes:
+                self.lanes = (*self.lanes, other)
+        inside = [n for n in postorder(node.children) if isinstance(n, Sum | Max) and name in n.bound]
+        mapping: dict[Node, Node] = {axis_node(name): axis_node(other), **{n: n for n in inside}}
+        children = tuple(replace_nodes(node.children, mapping, canonical=False))
+        bound = node.bound - {name} | {other}
+        if isinstance(node, Max):
+            found = max_over(bound, children[0], children[1:])
+            assert isinstance(found, Max)
+            return found
+        factors, domain = children[: len(node.factors)], children[len(node.factors) :]
+        places = domain[len(node.domain) :]
+        scatter = [(a, x) for (a, _), x in zip(node.scatter, places, strict=True)]
+        return raw_sum(bound, factors, domain[: len(node.domain)], scatter)
 
     def _sum_over_batch(self, node: Sum, home: Block) -> Node:
         """A sum over the batch, or over heads, of tiles: the gradient of a bias that they share."""
@@ -518,15 +547,17 @@ class Emitter:
         return max_over({axis}, body)
 
     def place(self, node: Sum, buffer: str, axes: Sequence[str]) -> None:
-        """Add a plane value, summed over the batch, into a buffer with a table axis."""
+        """Add a plane value, summed over the batch, into a buffer with table axes: where it belongs along those that it
+        scatters into, and at every place of the others."""
         index_of = dict(node.scatter)
+        open_axes = [a for a in axes if a not in index_of and self.program.axis(a).role == "table"]
 
         def emit() -> None:
             index = tuple(self.value(index_of.get(a, axis_node(a))) for a in axes)
             factors = [*node.factors, *map(iverson, node.domain)]
             self.blocks[-1].body.append(Scatter(buffer, index, self.product(factors), None, self.note(node)))
 
-        self._nested(sorted(node.bound), emit)
+        self._nested([*sorted(node.bound), *open_axes], emit)
 
     def scatter(self, node: Sum, buffer: str, axes: Sequence[str], conditions: Sequence[Node]) -> None:
         """Add a plane value into a table."""

@@ -12,7 +12,23 @@ from dataclasses import dataclass, field, replace
 
 from attnc.diagnostics.diagnostic import Diagnostic, SpecError
 from attnc.diagnostics.source import Span
-from attnc.ir.node import NO_AXES, Add, Axes, Load, Max, Node, Sum, axis, free_axes, load, position_of, raw_add, raw_sum
+from attnc.ir.node import (
+    NO_AXES,
+    Add,
+    Axes,
+    Const,
+    Load,
+    Max,
+    Node,
+    Sum,
+    axis,
+    const,
+    free_axes,
+    load,
+    position_of,
+    raw_add,
+    raw_sum,
+)
 from attnc.ir.program import Program
 from attnc.ir.walk import postorder, rebuild
 from attnc.ir.walk import replace as replace_nodes
@@ -467,9 +483,11 @@ class _Scheduler:
                 available[node] = load(finish.buffer, [axis(a) for a in axes])
             steps.append(self._pass(draft, available))
             for name, axes, node in draft.stores:
-                if node not in available and not isinstance(node, Load):
+                if node not in available and not isinstance(node, Load | Const):
                     chunks = self.scans.chunks(node) if draft.scans else None
                     numbers = {chunks.axis: chunks.number} if chunks else {}
+                    # A value is the same all along an axis it is only spread over: it is read at the first place.
+                    numbers |= {a: const(0) for a in axes if a not in numbers and a not in node.axes}
                     available[node] = load(name, [numbers.get(a, axis(a)) for a in axes])
         steps += [self._finish(f, available) for f in finals]
         return Plan(self.program, tuple(steps), tuple(self.buffers.values()), tuple(self.scans.decisions))
