@@ -30,6 +30,7 @@ from attnc.ir.node import (
     Var,
     call,
     const,
+    factors_of,
     free_axes,
     iverson,
     load,
@@ -233,6 +234,11 @@ class Emitter:
     def _grouped(self, node: Add | Prod) -> Node:
         """Children that live further out are combined there, so that the loop multiplies by one number."""
         build = raw_add if isinstance(node, Add) else raw_prod
+        late = [t for t in node.terms if _is_late(t)] if isinstance(node, Add) else []
+        if late and len(late) < len(node.children):
+            first = [t for t in node.children if t not in late]
+            whole = self.value(raw_add(first) if len(first) > 1 else first[0])
+            return raw_add([whole, *(self._signed(_unmarked(t)) for t in late)])
         home = self.home(node)
         outer: dict[int, list[Node]] = {}
         here: list[Node] = []
@@ -576,6 +582,16 @@ class Emitter:
             self.each(channel[0], block, emit)
         else:
             emit()
+
+
+def _is_late(term: Node) -> bool:
+    """Whether a term of a sum is small, and added after the others: these may cancel, and leave it its digits."""
+    return any(isinstance(f, Call) and f.fn == "rounded" for f in factors_of(term))
+
+
+def _unmarked(term: Node) -> Node:
+    parts = [f.args[0] if isinstance(f, Call) and f.fn == "rounded" else f for f in factors_of(term)]
+    return raw_prod(parts) if len(parts) > 1 else parts[0]
 
 
 def _selected(node: Sum) -> list[Node]:

@@ -17,6 +17,7 @@ from attnc.passes.plan import Plan
 from attnc.passes.planes import Planes
 from attnc.passes.reuse import Saved, reuse
 from attnc.passes.schedule import schedule
+from attnc.passes.stages import table_values
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,9 @@ def saved_values(program: Program, gradient: Program) -> tuple[Program, tuple[Sa
         named = [(o.name, o.parts[0][1]) for o in forward.outputs if len(o.parts) == 1]
         units = planes.plane_reductions(forward.roots())
         exact = any(_sums_rows(gradient, o) for o in gradient.outputs)
-        roots, saved = reuse(named, gradient.roots(), [u for u in units if not _scatters(u)], exact=exact)
+        again = table_values(units, planes)
+        kept = [u for u in units if u not in again and not _scatters(u)]
+        roots, saved = reuse(named, gradient.roots(), kept, exact=exact)
     tensors = [*gradient.tensors]
     for s in saved:
         dims = tuple(forward.extent(a) for a in s.axes)

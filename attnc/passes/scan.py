@@ -212,6 +212,11 @@ class _Splitter:
         return value
 
 
+def lost(state: Node) -> Node:
+    """What rounding has taken from a state."""
+    return call("lost", state)
+
+
 def with_chunks(program: Program, scans: Scans) -> Program:
     """The program with the axes of chunks."""
     return replace(program, axes=scans.axes(program)) if scans.states else program
