@@ -469,15 +469,18 @@ class Emitter:
         joint = any(c in condition.axes for condition in conditions)
         if len(channel) == 1 and not joint and all(not (self.spread(f) - {axis, c}) for f in with_channel):
             weight = self._plane_variable(self.guarded(without, conditions), axis, result - {c})
-            other = self._seen(self._operand(with_channel, axis), conditions, axis)
+            other = self._seen(self._operand(with_channel, axis), with_channel, conditions, axis)
             home.body.append(Accumulate(target, raw_sum({axis}, [weight, other]), self.note(node)))
             return
         self.each(c, home, lambda: self._accumulate_channel(target, c, without, with_channel, conditions, axis))
 
-    def _seen(self, operand: Var, conditions: Sequence[Node], axis: str) -> Var:
-        """The rows of a product's operand that no lane of this block may read are taken as 0: 0 times NaN is NaN."""
+    def _seen(self, operand: Var, factors: Sequence[Node], conditions: Sequence[Node], axis: str) -> Var:
+        """The rows of a product's operand that no lane of this block may read are taken as 0: 0 times NaN is NaN.
+
+        Beyond the end of the axis tensors read as 0, and so does the operand unless it is computed from that.
+        """
         domain = [c for c in conditions if c is not call("lt", axis_node(axis), self.program.extent(axis))]
-        if not domain:
+        if not domain and not (conditions and any(_may_be_infinite(n, axis) for n in postorder(factors))):
             return operand
         block = self.blocks[-1]
         allowed = self.condition(conditions)
@@ -587,6 +590,11 @@ class Emitter:
 def _is_late(term: Node) -> bool:
     """Whether a term of a sum is small, and added after the others: these may cancel, and leave it its digits."""
     return any(isinstance(f, Call) and f.fn == "rounded" for f in factors_of(term))
+
+
+def _may_be_infinite(node: Node, axis: str) -> bool:
+    """Whether a function of what varies along an axis has no finite value at 0."""
+    return isinstance(node, Call) and node.fn in ("reciprocal", "rsqrt", "log", "log2", "pow") and axis in node.axes
 
 
 def _unmarked(term: Node) -> Node:
