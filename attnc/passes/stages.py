@@ -88,9 +88,7 @@ def shared(program: Program) -> Staged | None:
                 mapping[node] = mul(const(1 / scale), value)
                 mapping |= {mul(const(scale), node): value, mul(const(-scale), node): neg(value)}
     remaining = _replaced(program, mapping)
-    return Staged(
-        program.with_outputs(tuple(outputs)), replace(remaining, tensors=(*program.tensors, *tensors)), rests
-    )
+    return Staged(program.with_outputs(tuple(outputs)), replace(remaining, tensors=(*program.tensors, *tensors)), rests)
 
 
 def _unused(name: str, taken: set[str]) -> str:

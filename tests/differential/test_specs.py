@@ -43,7 +43,11 @@ QUICK_SHAPES = {
 INEXACT = {
     ("triton", "f32", "alibi"): "slope, 1.0e-4 where 7.1e-5 is allowed: log2(e) is folded into it before it is rounded",
     ("triton", "f32", "cosformer"): "keys, 5.2e-6 where 3.3e-6 is allowed: multiplied-out sums cancel",
-    ("dense", "f32", "scalar_decay"): "g, 2.1e-4 where 1.8e-4 is allowed: sums at queries and at keys are subtracted late",
+    (
+        "dense",
+        "f32",
+        "scalar_decay",
+    ): "g, 2.1e-4 where 1.8e-4 is allowed: sums at queries and at keys are subtracted late",
     ("tiled", "f32", "aaren"): "keys, 2.1e-6 where 1.9e-6 is allowed: multiplied-out sums cancel",
 }
 
