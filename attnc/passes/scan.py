@@ -1,7 +1,7 @@
 """Linear time: a causal sum whose weights separate becomes a sum over near positions plus a carried state.
 
 The outer axis is cut into chunks. For a query i of chunk c and a key before the chunk, the weight separates at the
-chunk's edge (`attnc.passes.separable`), so that all keys before the chunk act through one matrix:
+chunk's edge (`attnc.passes.scan_factors`), so that all keys before the chunk act through one matrix:
 
 o[i, e] = sum_j[cut(c) <= j <= i](weight * v)  +  sum_d(q'[i, d] * state[c, d, e])
 state[c, d, e] = sum_j[j < cut(c)](k'[j, d] * v[j, e])

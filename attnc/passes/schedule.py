@@ -616,9 +616,10 @@ class _Scheduler:
         assert draft.key is not None and draft.key.scan is not None
         chunks = draft.key.scan
         states = [n for n in numbered(reductions, chunks, chunks.visited(self.program)) if isinstance(n, Sum | Max)]
-        new: dict[Node, Node] = dict(zip(draft.reductions, states, strict=True))
-        new |= {lost(r): lost(state) for r, state in new.items()}
-        stores = tuple((name, axes, new[n]) for name, axes, n in draft.stores)
+        new = dict(zip(draft.reductions, states, strict=True))
+        values: dict[Node, Node] = {lost(r): lost(state) for r, state in new.items()}
+        values |= {r: state for r, state in new.items()}
+        stores = tuple((name, axes, values[n]) for name, axes, n in draft.stores)
         return Pass(
             "_".join(["scan", *(name for name, _, _ in stores[:2])]),
             "scan",

@@ -80,7 +80,7 @@ def shared(program: Program) -> Staged | None:
             tensors.append(replace(tensors[-1], name=rest))
         for node, key in ((unit, axis(KEY)), (at_queries, _position())):
             place = [key if a == KEY else axis(a) for a in axes]
-            value = load(name, place)
+            value: Node = load(name, place)
             if name in rests:
                 value = add(value, call("rounded", load(rest, place)))
             mapping[node] = value

@@ -1,4 +1,4 @@
-"""Specs that carry a state, in PyTorch's own machinery: opcheck, torch.compile and torch.export, with it and without."""
+"""Specs that carry a state in PyTorch's own machinery: opcheck, torch.compile, torch.export, with it and without."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def op(name: str = "scalar_decay") -> attnc.Op:
     return attnc.compile(EXAMPLES / f"{name}.attn", backend="tiled")
 
 
-def arguments(n: int = N) -> dict[str, Tensor]:
+def arguments(n: int = N) -> dict[str, Any]:
     q, k, v = (torch.randn(1, 2, n, 4, requires_grad=True) for _ in range(3))
     return {"q": q, "k": k, "v": v, "g": (-0.3 * torch.rand(1, 2, n)).requires_grad_()}
 
@@ -53,7 +53,7 @@ def test_opcheck_with_a_state() -> None:
     assert set(found.values()) == {"SUCCESS"}
 
 
-def pieces(run: attnc.Op, tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
+def pieces(run: attnc.Op, tensors: dict[str, Any]) -> tuple[Tensor, ...]:
     """Two pieces of a sequence, and the state after them."""
     first = {n: t[:, :, :40] for n, t in tensors.items()}
     rest = {n: t[:, :, 40:] for n, t in tensors.items()}
@@ -67,7 +67,7 @@ def pieces(run: attnc.Op, tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
 def test_compile_in_one_graph(streamed: bool) -> None:
     run = op()
 
-    def block(tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    def block(tensors: dict[str, Any]) -> tuple[Tensor, ...]:
         return pieces(run, tensors) if streamed else (run(**tensors),)
 
     tensors = arguments()
@@ -87,7 +87,7 @@ class Model(torch.nn.Module):
         self.run, self.streamed = op(), streamed
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> tuple[Tensor, ...]:
-        tensors = {"q": q, "k": k, "v": v, "g": g}
+        tensors: dict[str, Any] = {"q": q, "k": k, "v": v, "g": g}
         return pieces(self.run, tensors) if self.streamed else (self.run(**tensors),)
 
 
