@@ -617,8 +617,8 @@ class _Scheduler:
         chunks = draft.key.scan
         states = [n for n in numbered(reductions, chunks, chunks.visited(self.program)) if isinstance(n, Sum | Max)]
         new = dict(zip(draft.reductions, states, strict=True))
-        values: dict[Node, Node] = {lost(r): lost(state) for r, state in new.items()}
-        values |= {r: state for r, state in new.items()}
+        pairs: list[tuple[Node, Node]] = [*new.items()]
+        values = dict([*pairs, *((lost(r), lost(state)) for r, state in pairs)])
         stores = tuple((name, axes, values[n]) for name, axes, n in draft.stores)
         return Pass(
             "_".join(["scan", *(name for name, _, _ in stores[:2])]),

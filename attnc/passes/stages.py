@@ -53,7 +53,17 @@ class Staged:
 
 def table_values(units: Sequence[Reduction], planes: Planes) -> set[Node]:
     """The reductions that are read at keys and at queries, at both: every program makes its own table of them."""
-    return {x for u in units if (q := _at_queries(u, planes)) in units for x in (u, q) if x is not None}
+    return {x for pair in _pairs(units, planes) for x in pair}
+
+
+def _pairs(units: Sequence[Reduction], planes: Planes) -> list[tuple[Reduction, Node]]:
+    """Reductions with a value per key, and the same at queries, where both are read."""
+    found: list[tuple[Reduction, Node]] = []
+    for unit in units:
+        at_queries = _at_queries(unit, planes)
+        if at_queries is not None and at_queries in units:
+            found.append((unit, at_queries))
+    return found
 
 
 def shared(program: Program) -> Staged | None:
@@ -61,7 +71,7 @@ def shared(program: Program) -> Staged | None:
     at queries has a check that these exist."""
     planes = Planes(program)
     units = planes.plane_reductions(program.roots())
-    pairs = [(u, q) for u in units if (q := _at_queries(u, planes)) in units and q is not None]
+    pairs = _pairs(units, planes)
     if not pairs:
         return None
     taken = {t.name for t in program.tensors} | {o.name for o in program.outputs}
