@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("--specs", default=SPECS, help="which, with commas")
     parser.add_argument("--lengths", default=LENGTHS, help="which, with commas")
     parser.add_argument("--quadratic", default="2048", help="lengths for all pairs, with commas")
-    parser.add_argument("--seconds", type=float, default=7.0, help="for each row of times (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="for each row of times (%(default)s)")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "linear.json")
     parser.add_argument("--peaks", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
