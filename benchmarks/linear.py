@@ -3,9 +3,10 @@
     python benchmarks/linear.py [--specs retention,gla] [--lengths 2048,8192] [--out benchmarks/results/linear.json]
 
 Times are CPU time of one thread, so that what else the machine does counts less. Every call covers the same number of
-tokens, that of the longest length, in as many sequences as it takes; lengths take turns within a round, and medians are
-printed. Memory is the peak of a process of its own that runs one sequence. The peer is the same spec with
-`disable="scan"`, one sequence a call, in the same rounds.
+tokens, that of the longest length, in as many sequences as it takes, so that all lengths use as much memory; lengths
+take turns within a round, rounds go on for some seconds, and each length's least time is printed. Memory is the peak of
+a process that runs one sequence of each length, shortest first. The peer is the same spec with `disable="scan"`, one
+sequence a call, in the same rounds.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import json
 import os
 import platform
 import resource
-import statistics
 import subprocess
 import sys
 import time
@@ -26,9 +26,11 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 EXAMPLES = HERE.parent / "examples"
-SPECS = "retention,linear_attention,scalar_decay,gla"
-LENGTHS = "2048,8192,32768,131072"
-HEADS, CHANNELS = 2, 64
+SPECS = "linear_attention,retention,lightning,scalar_decay,gla,cosformer,aaren"
+LENGTHS = "2048,16384,131072"
+HEADS, CHANNELS = 1, 64
+ROUNDS = 2
+"""At the least."""
 KINDS = {"forward": "forward", "both": "with backward"}
 
 
@@ -73,8 +75,8 @@ def per_token(call: Callable[[], object], tokens: int) -> float:
     return (time.process_time() - start) / tokens / HEADS * 1e6
 
 
-def times(spec: str, lengths: list[int], quadratic: list[int], rounds: int) -> list[dict[str, Any]]:
-    """Medians per length, for states and for all pairs; every contestant takes its turn in every round."""
+def times(spec: str, lengths: list[int], quadratic: list[int], seconds: float) -> list[dict[str, Any]]:
+    """Least times per length, for states and for all pairs; every contestant takes its turn in every round."""
     rows = []
     for kind in KINDS:
         batches = {("states", n): max(lengths) // n for n in lengths} | {("all pairs", n): 1 for n in quadratic}
@@ -85,38 +87,44 @@ def times(spec: str, lengths: list[int], quadratic: list[int], rounds: int) -> l
         samples: dict[tuple[str, int], list[float]] = {key: [] for key in contestants}
         for call in contestants.values():
             call()
-        for _ in range(rounds):
+        end, rounds = time.monotonic() + seconds, 0
+        while rounds < ROUNDS or time.monotonic() < end:
+            rounds += 1
             for key, call in contestants.items():
                 samples[key].append(per_token(call, key[1] * batches[key]))
-        found = {way: {n: statistics.median(samples[way, n]) for w, n in samples if w == way} for way, _ in samples}
+        found = {way: {n: min(samples[way, n]) for w, n in samples if w == way} for way, _ in samples}
         states = found["states"]
         spread = max(states.values()) / min(states.values()) - 1
         pairs = found.get("all pairs", {})
         ratios = {n: pairs[n] / states[n] for n in pairs if n in states}
-        rows.append({"spec": spec, "kind": kind, **found, "spread": spread, "ratios": ratios})
+        rows.append({"spec": spec, "kind": kind, **found, "spread": spread, "ratios": ratios, "rounds": rounds})
     return rows
 
 
-def peak(spec: str, length: int) -> float:
-    """Megabytes of a process that runs forward and backward once."""
-    command = [sys.executable, str(Path(__file__).resolve()), "--peak", f"{spec}:{length}"]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return float(done.stdout.splitlines()[-1])
+def peak() -> float:
+    """Peak memory of this process in megabytes. What `getrusage` says would include its parent's on Linux."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return next(int(x.split()[1]) / 1024 for x in status.read_text().splitlines() if x.startswith("VmHWM"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def print_peak(spec: str, length: int) -> None:
+def print_peaks(spec: str, lengths: list[int]) -> None:
     import torch
 
     torch.set_num_threads(1)
-    calls(spec, length)["both"]()
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    for n in lengths:
+        calls(spec, n)["both"]()
+        print(peak())
 
 
 def memory(spec: str, lengths: list[int]) -> dict[str, Any]:
-    """Peak memory by length, and by how much each further thousand tokens raises it."""
-    peaks = {n: peak(spec, n) for n in lengths}
-    steps = list(itertools.pairwise(lengths))
-    growth = {b: (peaks[b] - peaks[a]) / (b - a) * 1000 for a, b in steps}
+    """Peak memory in megabytes by length, and by how much each further thousand tokens raises it."""
+    script = str(Path(__file__).resolve())
+    command = [sys.executable, script, "--specs", spec, "--lengths", ",".join(map(str, lengths)), "--peaks"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    peaks = dict(zip(lengths, map(float, done.stdout.split()), strict=True))
+    growth = {b: (peaks[b] - peaks[a]) / (b - a) * 1000 for a, b in itertools.pairwise(lengths)}
     return {"spec": spec, "peak_mb": peaks, "mb_per_1000_tokens": growth}
 
 
@@ -137,18 +145,17 @@ def main() -> None:
     parser.add_argument("--specs", default=SPECS, help="which, with commas")
     parser.add_argument("--lengths", default=LENGTHS, help="which, with commas")
     parser.add_argument("--quadratic", default="2048", help="lengths for all pairs, with commas")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=5.0, help="for each row of times (%(default)s)")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "linear.json")
-    parser.add_argument("--peak", help=argparse.SUPPRESS)
+    parser.add_argument("--peaks", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.peak:
-        spec, _, length = given.peak.partition(":")
-        print_peak(spec, int(length))
+    lengths, quadratic = ([int(n) for n in text.split(",")] for text in (given.lengths, given.quadratic))
+    if given.peaks:
+        print_peaks(given.specs, lengths)
         return
     import torch
 
     torch.set_num_threads(1)
-    lengths, quadratic = ([int(n) for n in text.split(",")] for text in (given.lengths, given.quadratic))
     if not set(quadratic) <= set(lengths):
         parser.error("--quadratic names lengths that --lengths does not")
     machine = {
@@ -165,7 +172,7 @@ def main() -> None:
     head = "".join(f"{n:9d}" for n in lengths)
     print(f"\nmicroseconds of CPU time per token and head\n{'spec':18}{'':14}{head}   spread   all pairs take")
     for spec in given.specs.split(","):
-        for row in times(spec, lengths, quadratic, given.rounds):
+        for row in times(spec, lengths, quadratic, given.seconds):
             report["times"].append(row)
             print(time_line(row), flush=True)
     print(f"\npeak memory, MB, forward and backward\n{'spec':18}{'':14}{head}            MB per 1000 further tokens")

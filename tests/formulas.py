@@ -424,12 +424,12 @@ SPECS: dict[str, Spec] = {
     "lightning": Spec(lightning, lambda r: {"slope": r.uniform(r.dims.H, low=0.02, high=0.5)}),
     "scalar_decay": Spec(
         scalar_decay,
-        lambda r: {"g": r.uniform(r.dims.B, r.dims.H, r.dims.N, low=-0.06, high=0)},
+        lambda r: {"g": r.uniform(r.dims.B, r.dims.H, r.dims.N, low=-0.3, high=0)},
         queries_within_keys=True,
     ),
     "gla": Spec(
         gla,
-        lambda r: {"g": r.uniform(r.dims.B, r.dims.H, r.dims.N, r.dims.D, low=-0.06, high=0)},
+        lambda r: {"g": r.uniform(r.dims.B, r.dims.H, r.dims.N, r.dims.D, low=-0.3, high=0)},
         queries_within_keys=True,
         costly=True,
     ),

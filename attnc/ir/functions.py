@@ -121,6 +121,8 @@ _unary("sin", math.sin, lambda x, y: call("cos", x), "sine, radians")
 _unary("cos", math.cos, lambda x, y: neg(call("sin", x)), "cosine, radians")
 _unary("sign", _sign, None, "-1, 0 or 1")
 _unary("finite_or_zero", lambda x: x if x != -math.inf else 0.0, lambda x, y: ONE, "x, and 0 where x is -inf")
+_unary("rounded", lambda x: x, None, "x by itself: no factor moves across, and a sum adds it after its other terms")
+_unary("lost", lambda x: 0.0, None, "what rounding takes from a running sum: 0, but for kernels")
 _unary("detach", lambda x: x, None, "x, treated as a constant by derivatives")
 
 

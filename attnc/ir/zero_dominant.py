@@ -79,6 +79,8 @@ _VALUES: dict[str, Callable[[Tensor], Tensor]] = {
     "abs": torch.abs,
     "sign": lambda x: torch.sign(x.detach()),
     "finite_or_zero": _finite_or_zero,
+    "rounded": lambda x: x,
+    "lost": torch.zeros_like,
     "detach": torch.detach,
 }
 

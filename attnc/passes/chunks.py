@@ -67,7 +67,7 @@ def chunks(program: Program, outer: str, inner: str, ordering: Causal, length: i
     """The chunks for an ordering of two axes. Where either axis fits into one chunk, nothing is far."""
     start = mul(const(length), call("floordiv", axis(outer), const(length)))
     if ordering.forward:
-        cut = edge = add(ordering.reach, start)
+        cut = add(ordering.reach, start)
         edge = sub(cut, const(1))
     else:
         cut = edge = add(start, const(length), neg(ordering.reach))

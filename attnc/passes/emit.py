@@ -9,10 +9,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from attnc.codegen.tile import Accumulate, AccumulateAt, Assign, Each, Scatter, Stmt
-from attnc.diagnostics.diagnostic import InternalError
 from attnc.ir.functions import is_block
 from attnc.ir.node import (
     NO_AXES,
@@ -32,6 +31,8 @@ from attnc.ir.node import (
     Var,
     call,
     const,
+    factors_of,
+    free_axes,
     iverson,
     load,
     max_over,
@@ -47,6 +48,7 @@ from attnc.ir.node import (
 )
 from attnc.ir.program import Note, Program
 from attnc.ir.walk import postorder
+from attnc.ir.walk import replace as replace_nodes
 from attnc.passes.exponents import unit_and_terms
 
 
@@ -84,6 +86,8 @@ class Emitter:
     depends: dict[Node, bool] = field(default_factory=dict)
     scores: set[Node] = field(default_factory=set)
     ordered: set[Node] = field(default_factory=set)
+    others: dict[str, list[str]] = field(default_factory=dict)
+    """Further names of axes, for reductions inside a loop over the axis."""
 
     # ------------------------------------------------------------------------------------------------- names
 
@@ -235,9 +239,16 @@ class Emitter:
 
     def _grouped(self, node: Add | Prod) -> Node:
         """Children that live further out are combined there, so that the loop multiplies by one number."""
+        build = raw_add if isinstance(node, Add) else raw_prod
+        late = [t for t in node.terms if _is_late(t)] if isinstance(node, Add) else []
+        if late and len(late) < len(node.children):
+            first = [t for t in node.children if t not in late]
+            start = raw_add(first) if len(first) > 1 else first[0]
+            if node in self.ordered and len(first) > 1:
+                self.ordered.add(start)
+            return raw_add([self.value(start), *(self._signed(_unmarked(t)) for t in late)])
         if node in self.ordered:
             return self._in_order(node)
-        build = raw_add if isinstance(node, Add) else raw_prod
         home = self.home(node)
         outer: dict[int, list[Node]] = {}
         here: list[Node] = []
@@ -371,9 +382,10 @@ class Emitter:
 
     def _contraction(self, node: Sum | Max, home: Block) -> Node:
         """A sum or maximum over one channel, or a sum over batch axes."""
-        for axis in node.bound:
+        for axis in sorted(node.bound):
             if any(b.axis == axis for b in self.blocks):
-                raise InternalError(f"a sum over {axis} inside a loop over {axis}: {node}")
+                home.values[node] = self._contraction(self._renamed(node, axis), home)
+                return home.values[node]
         if isinstance(node, Sum) and any(a not in self.lanes for a in node.bound):
             return self._sum_over_batch(node, home)
         (axis,) = node.bound
@@ -389,6 +401,31 @@ class Emitter:
         total = self.assign(node, ZERO, "total", home)
         self.each(axis, home, lambda: self._add_product(total, factors))
         return total
+
+    def _renamed(self, node: Sum | Max, name: str) -> Sum | Max:
+        """A reduction over another axis like `name`, of which an enclosing loop has fixed the position."""
+        info = self.program.axis(name)
+        taken = {b.axis for b in self.blocks} | node.axes | free_axes(node.children) | node.bound
+        known = self.others.setdefault(name, [])
+        other = next((a for a in known if a not in taken), None)
+        if other is None:
+            other = self.name(axis_node(name), name)
+            known.append(other)
+            self.program = replace(self.program, axes={**self.program.axes, other: replace(info, name=other)})
+            if name in self.lanes:
+                self.lanes = (*self.lanes, other)
+        inside = [n for n in postorder(node.children) if isinstance(n, Sum | Max) and name in n.bound]
+        mapping: dict[Node, Node] = {axis_node(name): axis_node(other), **{n: n for n in inside}}
+        children = tuple(replace_nodes(node.children, mapping, canonical=False))
+        bound = node.bound - {name} | {other}
+        if isinstance(node, Max):
+            found = max_over(bound, children[0], children[1:])
+            assert isinstance(found, Max)
+            return found
+        factors, domain = children[: len(node.factors)], children[len(node.factors) :]
+        places = domain[len(node.domain) :]
+        scatter = [(a, x) for (a, _), x in zip(node.scatter, places, strict=True)]
+        return raw_sum(bound, factors, domain[: len(node.domain)], scatter)
 
     def _sum_over_batch(self, node: Sum, home: Block) -> Node:
         """A sum over the batch, or over heads, of tiles: the gradient of a bias that they share."""
@@ -484,15 +521,18 @@ class Emitter:
         joint = any(c in condition.axes for condition in conditions)
         if len(channel) == 1 and not joint and all(not (self.spread(f) - {axis, c}) for f in with_channel):
             weight = self._plane_variable(self.guarded(without, conditions), axis, result - {c})
-            other = self._seen(self._operand(with_channel, axis), conditions, axis)
+            other = self._seen(self._operand(with_channel, axis), with_channel, conditions, axis)
             home.body.append(Accumulate(target, raw_sum({axis}, [weight, other]), self.note(node)))
             return
         self.each(c, home, lambda: self._accumulate_channel(target, c, without, with_channel, conditions, axis))
 
-    def _seen(self, operand: Var, conditions: Sequence[Node], axis: str) -> Var:
-        """The rows of a product's operand that no lane of this block may read are taken as 0: 0 times NaN is NaN."""
+    def _seen(self, operand: Var, factors: Sequence[Node], conditions: Sequence[Node], axis: str) -> Var:
+        """The rows of a product's operand that no lane of this block may read are taken as 0: 0 times NaN is NaN.
+
+        Beyond the end of the axis tensors read as 0, and so does the operand unless it is computed from that.
+        """
         domain = [c for c in conditions if c is not call("lt", axis_node(axis), self.program.extent(axis))]
-        if not domain:
+        if not domain and not (conditions and any(_may_be_infinite(n, axis) for n in postorder(factors))):
             return operand
         block = self.blocks[-1]
         allowed = self.condition(conditions)
@@ -568,15 +608,17 @@ class Emitter:
         return max_over({axis}, body)
 
     def place(self, node: Sum, buffer: str, axes: Sequence[str]) -> None:
-        """Add a plane value, summed over the batch, into a buffer with a table axis."""
+        """Add a plane value, summed over the batch, into a buffer with table axes: where it belongs along those that it
+        scatters into, and at every place of the others."""
         index_of = dict(node.scatter)
+        open_axes = [a for a in axes if a not in index_of and self.program.axis(a).role == "table"]
 
         def emit() -> None:
             index = tuple(self.value(index_of.get(a, axis_node(a))) for a in axes)
             factors = [*node.factors, *map(iverson, node.domain)]
             self.blocks[-1].body.append(Scatter(buffer, index, self.product(factors), None, self.note(node)))
 
-        self._nested(sorted(node.bound), emit)
+        self._nested([*sorted(node.bound), *open_axes], emit)
 
     def scatter(self, node: Sum, buffer: str, axes: Sequence[str], conditions: Sequence[Node]) -> None:
         """Add a plane value into a table."""
@@ -595,6 +637,21 @@ class Emitter:
             self.each(channel[0], block, emit)
         else:
             emit()
+
+
+def _is_late(term: Node) -> bool:
+    """Whether a term of a sum is small, and added after the others: these may cancel, and leave it its digits."""
+    return any(isinstance(f, Call) and f.fn == "rounded" for f in factors_of(term))
+
+
+def _may_be_infinite(node: Node, axis: str) -> bool:
+    """Whether a function of what varies along an axis has no finite value at 0."""
+    return isinstance(node, Call) and node.fn in ("reciprocal", "rsqrt", "log", "log2", "pow") and axis in node.axes
+
+
+def _unmarked(term: Node) -> Node:
+    parts = [f.args[0] if isinstance(f, Call) and f.fn == "rounded" else f for f in factors_of(term)]
+    return raw_prod(parts) if len(parts) > 1 else parts[0]
 
 
 def _selected(node: Sum) -> list[Node]:

@@ -18,6 +18,7 @@ from attnc.passes.plan import Plan
 from attnc.passes.planes import Planes
 from attnc.passes.reuse import Saved, reuse
 from attnc.passes.schedule import schedule
+from attnc.passes.stages import table_values
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,9 @@ def saved_values(program: Program, gradient: Program) -> tuple[Program, tuple[Sa
         wanted = gradient.roots()
         if program.options.applies("balance"):
             wanted = balance(wanted, Planes(gradient), rows=exact)
-        roots, saved = reuse(named, wanted, [u for u in units if not _scatters(u)], planes, exact=exact)
+        again = table_values(units, planes)
+        kept = [u for u in units if u not in again and not _scatters(u)]
+        roots, saved = reuse(named, wanted, kept, planes, exact=exact)
     tensors = [*gradient.tensors]
     for s in saved:
         dims = tuple(forward.extent(a) for a in s.axes)

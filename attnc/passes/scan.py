@@ -1,7 +1,7 @@
 """Linear time: a causal sum whose weights separate becomes a sum over near positions plus a carried state.
 
 The outer axis is cut into chunks. For a query i of chunk c and a key before the chunk, the weight separates at the
-chunk's edge (`attnc.passes.separable`), so that all keys before the chunk act through one matrix:
+chunk's edge (`attnc.passes.scan_factors`), so that all keys before the chunk act through one matrix:
 
 o[i, e] = sum_j[cut(c) <= j <= i](weight * v)  +  sum_d(q'[i, d] * state[c, d, e])
 state[c, d, e] = sum_j[j < cut(c)](k'[j, d] * v[j, e])
@@ -205,6 +205,11 @@ class _Splitter:
             factors = [*outer, value]
             value = product(factors) if channel is None else raw_sum({channel}, factors)
         return value
+
+
+def lost(state: Node) -> Node:
+    """What rounding has taken from a state."""
+    return call("lost", state)
 
 
 def with_chunks(program: Program, scans: Scans) -> Program:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from attnc.codegen.tile import Accumulate, Assign, Each, Kernel, Loop, Stmt, Store, verify
 from attnc.ir.node import (
     ONE,
+    Call,
     Node,
     Sum,
     Var,
@@ -83,7 +84,7 @@ class ScanLowering(Lowering):
         visit.body += self._far_loops()
         emitter.depends = {}
         for buffer, axes, node in self.item.stores:
-            visit.body.append(Store(buffer, self._place(axes), emitter.value(node)))
+            visit.body.append(Store(buffer, self._place(axes), self._stored(node)))
         body = (*prologue.body, Each(self.chunks.axis, const(0), self.count, tuple(visit.body), self._note()))
         arguments = self._arguments(body)
         kernel = Kernel(
@@ -103,6 +104,12 @@ class ScanLowering(Lowering):
         )
         verify(kernel)
         return kernel
+
+    def _stored(self, node: Node) -> Node:
+        """A state, or what rounding has taken from it."""
+        if not (isinstance(node, Call) and node.fn == "lost"):
+            return self.emitter.value(node)
+        return next((x for r, x in self.lost.items() if r is node.args[0]), const(0.0))
 
     def _only_grows(self, r: Reduction) -> bool:
         """Whether a state is a plain running sum of numbers, which has every position's rounding error in it."""

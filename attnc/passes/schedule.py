@@ -7,14 +7,33 @@ sums over batch or rows of what passes stored are left to tensor operations (`Fi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from attnc.diagnostics.diagnostic import Diagnostic, SpecError
 from attnc.diagnostics.source import Span
 from attnc.ir.functions import is_block
-from attnc.ir.node import NO_AXES, Add, Axes, Load, Max, Node, Sum, axis, free_axes, load, position_of, raw_add, raw_sum
-from attnc.ir.program import Program
+from attnc.ir.node import (
+    NO_AXES,
+    Add,
+    Axes,
+    Const,
+    Load,
+    Max,
+    Node,
+    Sum,
+    add,
+    axis,
+    call,
+    const,
+    free_axes,
+    load,
+    position_of,
+    raw_add,
+    raw_sum,
+    sub,
+)
+from attnc.ir.program import Output, Program
 from attnc.ir.walk import postorder, rebuild
 from attnc.ir.walk import replace as replace_nodes
 from attnc.passes.associate import associate, group_range, product
@@ -23,7 +42,7 @@ from attnc.passes.gather import RowSums, row_terms
 from attnc.passes.plan import Buffer, Direction, Finish, Pass, Plan
 from attnc.passes.planes import Planes, Reduction
 from attnc.passes.reuse import ordered
-from attnc.passes.scan import Scans, split, with_chunks
+from attnc.passes.scan import Scans, lost, split, with_chunks
 from attnc.passes.stages import shared
 
 
@@ -104,8 +123,8 @@ def schedule(program: Program) -> Plan:
     stages = shared(program)
     if stages is None:
         return _Scheduler(program).plan()
-    first = _Scheduler(stages[0]).plan()
-    scheduler = _Scheduler(stages[1])
+    first = _Scheduler(stages.tables, stages.rests).plan()
+    scheduler = _Scheduler(stages.program)
     scheduler.names |= {b.name for b in first.buffers}
     second = scheduler.plan()
     tables = tuple(replace(b, role="scratch") for b in first.buffers)
@@ -119,20 +138,35 @@ def schedule(program: Program) -> Plan:
 
 
 class _Scheduler:
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, rests: Mapping[str, str] | None = None) -> None:
         self.planes = Planes(program)
         self.scans = Scans()
         roots = iter(self._associated(program.roots()))
         program = with_chunks(program, self.scans)
         self.planes = Planes(program)
-        self.program = program.with_outputs(
-            tuple(replace(o, parts=tuple((axes, next(roots)) for axes, _ in o.parts)) for o in program.outputs)
-        )
+        outputs = [replace(o, parts=tuple((axes, next(roots)) for axes, _ in o.parts)) for o in program.outputs]
+        self.program = program.with_outputs(tuple(x for o in outputs for x in self._in_parts(o, rests or {})))
         self.levels: dict[Node, int] = {}
         self.drafts: list[Draft] = []
         self.buffers: dict[str, Buffer] = {}
         self.finishes: list[tuple[int, Finish]] = []
         self.names: set[str] = {t.name for t in program.tensors} | {o.name for o in program.outputs}
+
+    def _in_parts(self, output: Output, rests: Mapping[str, str]) -> list[Output]:
+        """An output in the two parts it is wanted in: the state of its chunk, and the rest."""
+        if output.name not in rests:
+            return [output]
+        ((axes, whole),) = output.parts
+        near = self.scans.wholes.get(whole)
+        if near is None:
+            return [output, replace(output, name=rests[output.name], parts=((axes, const(0.0)),))]
+        state = sub(whole, near)
+        assert state in self.scans.states
+        rest = add(near, call("lost", state))
+        return [
+            replace(output, parts=((axes, call("rounded", state)),)),
+            replace(output, name=rests[output.name], parts=((axes, rest),)),
+        ]
 
     def _associated(self, roots: Sequence[Node]) -> list[Node]:
         """Sums over the heads of a group stay in their pass, unless that would split the pass in two, or it is a scan,
@@ -466,12 +500,18 @@ class _Scheduler:
                 available[node] = load(finish.buffer, [axis(a) for a in axes])
             steps.append(self._pass(draft, available))
             for name, axes, node in draft.stores:
-                if node not in available and not isinstance(node, Load):
-                    chunks = self.scans.chunks(node) if draft.scans else None
+                if node not in available and not isinstance(node, Load | Const):
+                    chunks = self._chunks_of(node) if draft.scans else None
                     numbers = {chunks.axis: chunks.number} if chunks else {}
+                    # A value is the same all along an axis it is only spread over: it is read at the first place.
+                    numbers |= {a: const(0) for a in axes if a not in numbers and a not in node.axes}
                     available[node] = load(name, [numbers.get(a, axis(a)) for a in axes])
         steps += [self._finish(f, available) for f in finals]
         return Plan(self.program, tuple(steps), tuple(self.buffers.values()), tuple(self.scans.decisions))
+
+    def _chunks_of(self, stored: Node) -> Chunks | None:
+        """The chunks of a state, or of what rounding has taken from it."""
+        return self.scans.chunks(stored if isinstance(stored, Sum | Max) else stored.children[0])
 
     def _store_shared(self, finals: list[Finish]) -> None:
         """Reductions read outside their own pass get a buffer."""
@@ -483,6 +523,8 @@ class _Scheduler:
                 axes = tuple(chunks.axis if chunks and a == chunks.outer else a for a in ordered(r.axes))
                 name = self._scratch(self._fresh("state" if chunks else self._hint(r, "partial")), axes)
                 draft.stores.append((name, axes, r))
+                if chunks and any(lost(r) in postorder([n]) for n, _ in self._stored()):
+                    draft.stores.append((self._scratch(self._fresh("state_lost"), axes), axes, lost(r)))
 
     def _unstored(self, finals: list[Finish], owner: dict[Node, Draft]) -> list[Node]:
         """Reductions that are read outside their own pass and have no buffer yet."""
@@ -574,7 +616,9 @@ class _Scheduler:
         chunks = draft.key.scan
         states = [n for n in numbered(reductions, chunks, chunks.visited(self.program)) if isinstance(n, Sum | Max)]
         new = dict(zip(draft.reductions, states, strict=True))
-        stores = tuple((name, axes, new[r]) for name, axes, n in draft.stores for r in new if r is n)
+        pairs: list[tuple[Node, Node]] = [*new.items()]
+        values = dict([*pairs, *((lost(r), lost(state)) for r, state in pairs)])
+        stores = tuple((name, axes, values[n]) for name, axes, n in draft.stores)
         return Pass(
             "_".join(["scan", *(name for name, _, _ in stores[:2])]),
             "scan",

@@ -288,8 +288,12 @@ def under(node: Node, conditions: Iterable[Node]) -> Node:
                 negated = mul(const(-1), x)
                 return x if nonnegative(x) else negated if nonnegative(negated) else None
             case Call(fn="maximum" | "minimum") if n.kind == "i":
-                a, b = n.args if n.fn == "maximum" else n.args[::-1]
-                return a if nonnegative(sub(a, b)) else b if nonnegative(sub(b, a)) else None
+                a, b = n.args
+                if nonnegative(sub(b, a)):
+                    a, b = b, a
+                elif not nonnegative(sub(a, b)):
+                    return None
+                return a if n.fn == "maximum" else b
             case _:
                 return None
 

@@ -206,9 +206,9 @@ class Lowering:
 
     def _lanes(self) -> tuple[Lane, ...]:
         lanes = []
-        for a in self.lanes:
+        for a in self.emitter.lanes:
             role = "outer" if a == self.outer else "inner" if a == self.inner else "channel"
-            lanes.append(Lane(a, role, self.program.extent(a)))  # type: ignore[arg-type]
+            lanes.append(Lane(a, role, self.emitter.program.extent(a)))  # type: ignore[arg-type]
         return tuple(lanes)
 
     def _doc(self) -> str:
@@ -247,7 +247,7 @@ class Lowering:
 
     def _sizes(self, body: Sequence[Stmt], arguments: Sequence[Argument]) -> tuple[str, ...]:
         nodes: list[Node] = [d for a in arguments for d in a.dims]
-        nodes += [self.program.extent(a) for a in (*self.item.grid, *self.lanes)]
+        nodes += [self.emitter.program.extent(a) for a in (*self.item.grid, *self.emitter.lanes)]
         for s in statements(tuple(body)):
             match s:
                 case Loop() | Each():

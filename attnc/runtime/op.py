@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,11 +20,18 @@ from attnc.ir.printer import show
 from attnc.ir.program import Program
 from attnc.runtime.arguments import FIXED, Signature, check_names, position
 from attnc.runtime.backends import requested, targets_of
-from attnc.runtime.state import State, States, streamed
+from attnc.runtime.state import State, States, carried, state_after, streamed
 from attnc.runtime.variant import Variant
 
 ops: weakref.WeakValueDictionary[str, Op] = weakref.WeakValueDictionary()
 """All ops by the name that traced code knows them by."""
+
+
+def _known_when_traced(function: Callable[..., tuple[str, ...]]) -> Callable[..., tuple[str, ...]]:
+    """Mark a function whose result is a constant to dynamo: as `torch.compiler.assume_constant_result`, which would
+    import dynamo at once."""
+    setattr(function, "_dynamo_marked_constant", True)  # noqa: B010
+    return function
 
 
 class Op:
@@ -101,20 +108,22 @@ class Op:
             if state is None and not return_state:
                 results = self._run(observe, False, q_start, tuple(tensors), q, k, v, *tensors.values())
             else:
-                states = self._states(tuple(tensors), observe)
-                past = () if state is None else states.given(state, q_start)
+                names = self._state_names(tuple(tensors), observe)
+                past = () if state is None else carried(state, names, q_start)
                 start = q_start if state is None else state.position
                 results = self._run(observe, True, start, tuple(tensors), q, k, v, *tensors.values(), *past)
-                after = (states.state(results, start + k.shape[2]),) if return_state else ()
+                after = (state_after(results, names, start + k.shape[2]),) if return_state else ()
         except AttncError as error:
             raise error.with_traceback(None) from None
         seen = (dict(zip(self.program.observed, results[1:], strict=False)),) if observe else ()
         return (results[0], *seen, *after) if seen or after else results[0]
 
-    def _states(self, names: tuple[str, ...], observe: bool) -> States:
+    @_known_when_traced
+    def _state_names(self, names: tuple[str, ...], observe: bool) -> tuple[str, ...]:
+        """The states of calls that give the tensors `names`; known when a call is traced."""
         states = self._found(names, observe, streams=True).states
         assert states is not None
-        return states
+        return states.names
 
     def _run(self, *arguments: Any) -> tuple[Tensor, ...]:
         if torch.compiler.is_dynamo_compiling():

@@ -50,7 +50,7 @@ def streamed(program: Program) -> Streaming:
 
 
 class States:
-    """Makes the states of a streamed program into tensors, and back.
+    """The states of a streamed program as tensors.
 
     Attributes:
         names: of the states, in order.
@@ -74,24 +74,26 @@ class States:
             made.append(torch.full(shape, state.initial, dtype=real(query.dtype), device=query.device))
         return made
 
-    def given(self, state: State, q_start: int) -> list[Tensor]:
-        """The tensors of a state, in order.
 
-        Raises:
-            CallError: E214, if it is no state of this op, or a start was given too.
-        """
-        given = cast("object", state)
-        if not isinstance(given, State) or set(given.tensors) != set(self.names):
-            held = ", ".join(given.tensors) if isinstance(given, State) else type(given).__name__
-            message = f"the state does not belong to this op: it has {held}, and the op carries {', '.join(self.names)}"
-            remedy = "pass what this op returned with return_state=True, and nothing to start a sequence"
-            raise CallError(Diagnostic("E214", message, remedy=remedy))
-        if q_start != 0:
-            message = f"the state ends at position {state.position}, and q_start = {q_start} was given too"
-            raise CallError(Diagnostic("E214", message, remedy="leave q_start out: the state holds it"))
-        return [state.tensors[n] for n in self.names]
+def carried(state: State, names: Sequence[str], q_start: int) -> list[Tensor]:
+    """The tensors of a state, in the order of `names`, those of the states an op carries.
 
-    def state(self, results: Sequence[Tensor], position: int) -> State:
-        """The state among an op's results, which it ends."""
-        after = results[len(results) - len(self.names) :]
-        return State(dict(zip(self.names, after, strict=True)), position)
+    Raises:
+        CallError: E214, if it is no state of this op, or a start was given too.
+    """
+    given = cast("object", state)
+    if not isinstance(given, State) or set(given.tensors) != set(names):
+        held = ", ".join(given.tensors) if isinstance(given, State) else type(given).__name__
+        message = f"the state does not belong to this op: it has {held}, and the op carries {', '.join(names)}"
+        remedy = "pass what this op returned with return_state=True, and nothing to start a sequence"
+        raise CallError(Diagnostic("E214", message, remedy=remedy))
+    if q_start != 0:
+        message = f"the state ends at position {state.position}, and q_start = {q_start} was given too"
+        raise CallError(Diagnostic("E214", message, remedy="leave q_start out: the state holds it"))
+    return [state.tensors[n] for n in names]
+
+
+def state_after(results: Sequence[Tensor], names: Sequence[str], position: int) -> State:
+    """The state among an op's results, which it ends."""
+    after = results[len(results) - len(names) :]
+    return State(dict(zip(names, after, strict=True)), position)

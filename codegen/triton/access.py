@@ -143,4 +143,9 @@ class Addresses:
             return None
         layout = self.expressions.layout
         conditions = [self.expressions.compare(b.operator, layout.spread(b.left, axes), b.right) for b in bounds]
-        return self.expressions.conjunction(conditions)
+        found = self.expressions.conjunction(conditions)
+        if found.axes or not axes:
+            return found
+        # The interpreter would spread a scalar condition as an integer, which is no mask.
+        everywhere = Text(f"tl.full({self.env.shape(axes)}, True, tl.int1)", axes)
+        return layout.call("tl.where", found, everywhere, Text("False"))

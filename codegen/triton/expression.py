@@ -164,7 +164,19 @@ class Expressions:
         return whole
 
     def conjunction(self, conditions: list[Text]) -> Text:
-        return self.layout.infix("&", conditions, AND)
+        """All of the conditions. Scalars choose rather than combine: the interpreter spreads them as integers."""
+        parts = self._by_spread("&", conditions, AND)
+        return parts[0] if len(parts) == 1 else self.layout.call("tl.where", *parts, Text("False"))
+
+    def disjunction(self, conditions: list[Text]) -> Text:
+        """Any of the conditions, likewise."""
+        parts = self._by_spread("|", conditions, OR)
+        return parts[0] if len(parts) == 1 else self.layout.call("tl.where", parts[0], Text("True"), parts[1])
+
+    def _by_spread(self, operator: str, conditions: list[Text], binds: int) -> list[Text]:
+        """The scalars among some conditions joined by an operator, then those with lanes."""
+        groups = [c for c in conditions if not c.axes], [c for c in conditions if c.axes]
+        return [self.layout.infix(operator, group, binds) for group in groups if group]
 
     def compare(self, operator: str, a: Text, b: Text) -> Text:
         return self.layout.infix(operator, [a, b], OR).rated(COMPARE)
@@ -174,7 +186,7 @@ class Expressions:
             case "and":
                 return self.conjunction([self.text(a) for a in node.args])
             case "or":
-                return self.layout.infix("|", [self.text(a) for a in node.args], OR)
+                return self.disjunction([self.text(a) for a in node.args])
             case "not":
                 return self._not(node.args[0])
             case "lt" | "le" | "eq":

@@ -68,16 +68,16 @@ def selection(node: Node) -> Var | None:
 
 
 def scalar_definitions(kernel: Kernel, *, loops: bool = False) -> dict[Var, Node]:
-    """Integer scalars assigned once, outside all loops or (`loops`) anywhere, and what they are assigned; in order."""
-    counts: dict[Var, int] = {}
+    """Integer scalars that have one value, outside all loops or (`loops`) anywhere, and that value; in order."""
+    values: dict[Var, set[Node | None]] = {}
     for s in statements(kernel.body):
         if isinstance(s, Assign | Accumulate | AccumulateAt):
-            counts[s.target] = counts.get(s.target, 0) + 1
+            values.setdefault(s.target, set()).add(s.value if isinstance(s, Assign) else None)
     return {
         s.target: s.value
         for s in (statements(kernel.body) if loops else kernel.body)
         if isinstance(s, Assign)
-        and counts[s.target] == 1
+        and len(values[s.target]) == 1
         and s.target.kind == "i"
         and not s.target.axes
         and is_pointwise(s.value)

@@ -90,3 +90,15 @@ def test_low_rank_biases(tmp_path: Path) -> None:
     assert table["forward_ratio"]["loaded"] > 0
     assert [row["way"] for row in found["memory"]] == ["auto", "factors", "SDPA"]
     assert found["points"]["peak"] > 0
+
+
+def test_linear(tmp_path: Path) -> None:
+    out = tmp_path / "linear.json"
+    lengths = ("--lengths", "64,128", "--quadratic", "128", "--seconds", "0")
+    done = run("linear.py", "--specs", "aaren", *lengths, "--out", out)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    assert [row["kind"] for row in found["times"]] == ["forward", "both"]
+    assert all(row["states"]["64"] > 0 and row["ratios"]["128"] > 0 for row in found["times"])
+    (memory,) = found["memory"]
+    assert memory["peak_mb"]["128"] >= memory["peak_mb"]["64"] > 0

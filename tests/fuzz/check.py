@@ -207,18 +207,29 @@ def _agree(what: str, value: Tensor, exact: Tensor, allowed: float) -> None:
 def run(
     program: Program, backend: str, tensors: Mapping[str, Tensor], seeds: Mapping[str, Tensor], q_start: int
 ) -> Results:
-    """Outputs and all gradients by kernels, in the dtype of the tensors."""
+    """Outputs and all gradients by kernels, in the dtype of the tensors; factors of the bias, if any, first."""
     forward, backward = driver.plans(program)
+    split, first = driver.choose(program).split, driver.bias_plans(program)
     with poisoned_memory():
-        known = dict(tensors) | _run(forward, program, backend, tensors, q_start)
-        known |= {f"grad_{n}": g for n, g in seeds.items()}
-        found = _run(backward, backward.program, backend, known, q_start)
-    gradients = {o.of: found[o.name] for o in backward.program.outputs if o.of}
+        known = dict(tensors)
+        if split.first is not None:
+            known |= _run(first[0], split.first, backend, known, q_start)
+        known |= _run(forward, split.attention, backend, known, q_start)
+        gradients = _gradients(backward, backend, known | {f"grad_{n}": g for n, g in seeds.items()}, q_start)
+        if len(first) > 1:
+            known |= {f"grad_{n}": gradients.get(n, torch.zeros_like(known[n])) for n in split.made}
+            for name, more in _gradients(first[1], backend, known, q_start).items():
+                gradients[name] = gradients[name] + more if name in gradients else more
     reals = (t.name for t in program.tensors if t.is_real)
     return Results(
         {o.name: known[o.name] for o in program.outputs},
         {n: gradients.get(n, torch.zeros_like(tensors[n])) for n in reals},
     )
+
+
+def _gradients(plan: Plan, backend: str, given: Mapping[str, Tensor], q_start: int) -> dict[str, Tensor]:
+    found = _run(plan, plan.program, backend, given, q_start)
+    return {o.of: found[o.name] for o in plan.program.outputs if o.of}
 
 
 def _run(plan: Plan, program: Program, backend: str, given: Mapping[str, Tensor], q_start: int) -> dict[str, Tensor]:

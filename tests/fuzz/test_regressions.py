@@ -10,15 +10,7 @@ from attnc.ir.options import REWRITES
 from tests.fuzz.check import check
 from tests.fuzz.specs import Case
 
-OPEN = sorted((Path(__file__).parent / "open").glob("*.attn"))
 FILES = sorted((Path(__file__).parent / "regressions").glob("*.attn"))
-
-
-@pytest.mark.xfail(reason="found and not fixed yet", strict=True)
-@pytest.mark.parametrize("path", OPEN, ids=lambda p: p.stem)
-def test_open(path: Path) -> None:
-    """Once fixed, the file belongs among the regressions."""
-    assert check(Case.parse(path.read_text()), ("tiled", "triton")) == "agrees"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
