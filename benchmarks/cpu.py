@@ -297,15 +297,6 @@ def least_time(call: Any, count: int = 2000) -> float:
     return min(taken)
 
 
-def processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer lengths, specs and rounds; under four minutes")
@@ -335,6 +326,7 @@ def run(given: argparse.Namespace) -> int:
     import torch
 
     from attnc.testing.cpu_report import Report
+    from attnc.testing.machine import processor
 
     bench = Bench(given)
     machine = {

@@ -34,15 +34,6 @@ ROUNDS = 2
 KINDS = {"forward": "forward", "both": "with backward"}
 
 
-def processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
 def inputs(spec: str, length: int, batch: int) -> dict[str, Any]:
     """Seeded tensors of a spec; decays are between 0.75 and 1."""
     import torch
@@ -154,6 +145,8 @@ def main() -> None:
         print_peaks(given.specs, lengths)
         return
     import torch
+
+    from attnc.testing.machine import processor
 
     torch.set_num_threads(1)
     if not set(quadratic) <= set(lengths):

@@ -31,6 +31,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 import attnc
 from attnc import driver
+from attnc.testing.machine import processor
 from attnc.testing.timing import interleaved, spell
 
 HERE = Path(__file__).resolve().parent
@@ -285,10 +286,8 @@ def peak() -> float:
 
 
 def machine() -> dict[str, Any]:
-    info = Path("/proc/cpuinfo")
-    names = [x.partition(":")[2].strip() for x in info.read_text().splitlines() if x.startswith("model name")]
     return {
-        "processor": names[0] if names else platform.processor() or platform.machine(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),

@@ -183,15 +183,6 @@ def measure(what: str, *arguments: Any) -> dict[str, Any]:
     return runners[what](*arguments)
 
 
-def processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
 def line(name: str, row: dict[str, Any]) -> str:
     parts = [f"| {name} | {'loop bounds' if row['forward']['closed'] else 'table'} "]
     for direction in ("forward", "transposed"):
@@ -216,6 +207,8 @@ def main() -> None:
         print(json.dumps(measure(*json.loads(given.measure))))
         return
     import torch
+
+    from attnc.testing.machine import processor
 
     machine = {
         "processor": processor(),

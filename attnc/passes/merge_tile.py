@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from attnc.codegen.tile import Accumulate, Assign, Each, Kernel, verify
+from attnc.codegen.tile import Accumulate, Assign, Each, Kernel
 from attnc.ir.node import Node, Sum, Var, add, axis, const, load, neg, position_of, raw_call, raw_prod, var
 from attnc.ir.walk import rewrite
 from attnc.passes.emit import Block
@@ -76,23 +76,7 @@ class MergeLowering(Lowering):
         parts = self.program.extent(self.split.part)
         loop = Each(self.split.part, const(0), parts, tuple(visit.body), f"parts of the loop over {self._over}")
         body = (*prologue.body, loop, *epilogue.body)
-        arguments = self._arguments(body)
-        kernel = Kernel(
-            name=name or f"{self.program.name}_{self.item.name}",
-            doc=self._doc(),
-            arguments=arguments,
-            sizes=self._sizes(body, arguments),
-            grid=self.item.grid,
-            grid_extents=tuple(self.program.extent(a) for a in self.item.grid),
-            outer=self.outer,
-            lanes=self._lanes(),
-            blocks=self.blocks,
-            body=body,
-            real=self.real,
-            constants=self.constants,
-        )
-        verify(kernel)
-        return kernel
+        return self._kernel(name, body, self.outer)
 
     @property
     def _over(self) -> str | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from attnc.codegen.tile import Accumulate, Assign, Each, Kernel, Loop, Stmt, Store, verify
+from attnc.codegen.tile import Accumulate, Assign, Each, Kernel, Loop, Stmt, Store
 from attnc.ir.node import (
     ONE,
     Call,
@@ -86,24 +86,7 @@ class ScanLowering(Lowering):
         for buffer, axes, node in self.item.stores:
             visit.body.append(Store(buffer, self._place(axes), self._stored(node)))
         body = (*prologue.body, Each(self.chunks.axis, const(0), self.count, tuple(visit.body), self._note()))
-        arguments = self._arguments(body)
-        kernel = Kernel(
-            name=name or f"{self.program.name}_{self.item.name}",
-            doc=self._doc(),
-            arguments=arguments,
-            sizes=self._sizes(body, arguments),
-            grid=self.item.grid,
-            grid_extents=tuple(self.program.extent(a) for a in self.item.grid),
-            outer=None,
-            lanes=self._lanes(),
-            blocks=self.blocks,
-            body=body,
-            real=self.real,
-            constants=self.constants,
-            longest=self.longest,
-        )
-        verify(kernel)
-        return kernel
+        return self._kernel(name, body, None)
 
     def _stored(self, node: Node) -> Node:
         """A state, or what rounding has taken from it."""

@@ -180,16 +180,19 @@ class Lowering:
         emitter.blocks = [prologue, epilogue]
         self._stores(epilogue)
         body = (*prologue.body, *loops, *epilogue.body)
+        return self._kernel(name, body, self.outer)
+
+    def _kernel(self, name: str | None, body: tuple[Stmt, ...], outer: str | None) -> Kernel:
+        """The tile program of a body, with what it reads and where it runs."""
         arguments = self._arguments(body)
-        grid = self.item.grid
         kernel = Kernel(
             name=name or f"{self.program.name}_{self.item.name}",
             doc=self._doc(),
             arguments=arguments,
             sizes=self._sizes(body, arguments),
-            grid=grid,
-            grid_extents=tuple(self.program.extent(a) for a in grid),
-            outer=self.outer,
+            grid=self.item.grid,
+            grid_extents=tuple(self.program.extent(a) for a in self.item.grid),
+            outer=outer,
             lanes=self._lanes(),
             blocks=self.blocks,
             body=body,
