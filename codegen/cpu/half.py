@@ -7,6 +7,7 @@ Both instruction sets multiply pairs of neighbours along the depth. The broadcas
 from __future__ import annotations
 
 from attnc.codegen.cpu.emitter import Emitter
+from attnc.codegen.cpu.product import store_sums
 
 
 def _indices(step: int, second: bool) -> str:
@@ -264,11 +265,7 @@ def micro_kernel(rows: int, columns: int) -> str:
                 out.line(f"x = every_pair(a + {m} * a_row); {terms}")
             out.line("a += 2;")
             out.line("b += b_row;")
-        with out.block("if (accumulate)"):
-            for m, row in enumerate(sums):
-                out.line(" ".join(f"{s} += load(c + {m} * c_row + {n} * W);" for n, s in enumerate(row)))
-        for m, row in enumerate(sums):
-            out.line(" ".join(f"store(c + {m} * c_row + {n} * W, {s});" for n, s in enumerate(row)))
+        store_sums(out, sums)
     return out.text()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from attnc.codegen.cpu.emitter import Emitter
 
 
@@ -23,13 +25,18 @@ def micro_kernel(rows: int, columns: int) -> str:
                 out.line(f"x = splat(a[{m} * a_row]); {terms}")
             out.line("a += a_step;")
             out.line("b += b_row;")
-        out.note("Added at the end: a sum of sums is more accurate than one long sum.")
-        with out.block("if (accumulate)"):
-            for m, row in enumerate(sums):
-                out.line(" ".join(f"{s} += load(c + {m} * c_row + {n} * W);" for n, s in enumerate(row)))
-        for m, row in enumerate(sums):
-            out.line(" ".join(f"store(c + {m} * c_row + {n} * W, {s});" for n, s in enumerate(row)))
+        store_sums(out, sums)
     return out.text()
+
+
+def store_sums(out: Emitter, sums: Sequence[Sequence[str]]) -> None:
+    """Write the sums of a micro-kernel to its tile, or add them there."""
+    out.note("Added at the end: a sum of sums is more accurate than one long sum.")
+    with out.block("if (accumulate)"):
+        for m, row in enumerate(sums):
+            out.line(" ".join(f"{s} += load(c + {m} * c_row + {n} * W);" for n, s in enumerate(row)))
+    for m, row in enumerate(sums):
+        out.line(" ".join(f"store(c + {m} * c_row + {n} * W, {s});" for n, s in enumerate(row)))
 
 
 _MANY = "#if defined(__AVX512F__) || defined(__aarch64__)"
