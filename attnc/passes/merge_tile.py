@@ -14,8 +14,8 @@ from dataclasses import replace
 from attnc.codegen.tile import Accumulate, Assign, Each, Kernel
 from attnc.ir.node import Node, Sum, Var, add, axis, const, load, neg, position_of, raw_call, raw_prod, var
 from attnc.ir.walk import rewrite
-from attnc.passes.emit import Block
 from attnc.passes.exponents import with_unit
+from attnc.passes.scope import Block
 from attnc.passes.split import Split
 from attnc.passes.tile import Lowering, Reduction, as_var, guarded, unguarded
 

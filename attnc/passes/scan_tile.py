@@ -32,9 +32,9 @@ from attnc.ir.node import (
     var,
 )
 from attnc.passes.chunks import numbered
-from attnc.passes.emit import Block
 from attnc.passes.plan import Pass, Plan
 from attnc.passes.scan import Carry
+from attnc.passes.scope import Block
 from attnc.passes.tile import Lowering, Reduction
 
 

@@ -67,10 +67,12 @@ from attnc.passes.associate import is_group_condition
 from attnc.passes.bounds import Range, first
 from attnc.passes.chunks import Chunks, numbered
 from attnc.passes.coverage import Coverage, coverage
-from attnc.passes.emit import Block, Emitter, count_uses, scores_below
+from attnc.passes.emit import Emitter
 from attnc.passes.exponents import with_unit
 from attnc.passes.plan import Pass, Plan
 from attnc.passes.planes import Planes
+from attnc.passes.scope import Block
+from attnc.passes.values import count_uses, scores_below
 
 Reduction = Sum | Max
 DEFAULT_BLOCK = 64
@@ -130,7 +132,9 @@ class Lowering:
         channels = sorted(a for a in mentioned if self.planes.role(a) == "channel")
         self.lanes = tuple(a for a in (self.outer, self.inner) if a is not None) + tuple(channels)
         sums = tuple(n for n in postorder(self.roots) if isinstance(n, Add))
-        self.emitter = Emitter(self.program, self.lanes, self.inner, count_uses(self.roots), sums, self._names())
+        self.emitter = Emitter(
+            self.program, self.lanes, self.inner, self._names(), uses=count_uses(self.roots), sums=sums
+        )
         self.emitter.ordered |= scores_below(self.roots)
         self.plane_stores = [s for s in item.stores if self.inner is not None and self._is_plane_store(s)]
         stored = {a for _, axes, _ in item.stores for a in axes}
