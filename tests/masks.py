@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from attnc import driver
+from attnc.ir.construct import call
 from attnc.ir.dense import evaluate_nodes
-from attnc.ir.node import Max, Node, Sum, call
+from attnc.ir.node import Max, Node, Sum
 from attnc.ir.program import Program
 from attnc.ir.walk import postorder
 from attnc.lowering import lower

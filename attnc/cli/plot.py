@@ -110,7 +110,8 @@ def weights_of(program: Program, tensors: Tensors, sizes: dict[str, int], head: 
 
 def nodes_to_draw(program: Program) -> dict[str, Node]:
     """The mask, and the score without dot(q, k), as far as the spec has them."""
-    from attnc.ir.node import Load, Max, Sum, call, const
+    from attnc.ir.construct import call, const
+    from attnc.ir.node import Load, Max, Sum
     from attnc.ir.walk import postorder, replace
 
     found: dict[str, Node] = {}

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from attnc.ir import zero_dominant as zd
-from attnc.ir.node import Axes, Iverson, Node, Sum, free_axes
+from attnc.ir.construct import free_axes
+from attnc.ir.node import Axes, Iverson, Node, Sum
 
 Dims = tuple[str, ...]
 Operand = tuple[Tensor, Dims]

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from attnc.ir import hashing_torch
 from attnc.ir import zero_dominant as zd
+from attnc.ir.construct import free_axes
 from attnc.ir.contraction import Dims, Operand, Order, aligned, collect, contract, scatter_axes, split
 from attnc.ir.functions import is_block
-from attnc.ir.node import Add, Axes, Axis, Call, Const, Iverson, Kind, Load, Max, Node, Prod, Size, Sum, Var, free_axes
+from attnc.ir.node import Add, Axes, Axis, Call, Const, Iverson, Kind, Load, Max, Node, Prod, Size, Sum, Var
 
 _PRIVATE = "\0"
 """Marks the axis of a scattered sum while an axis of the same name may still be bound inside it; it sorts last."""

@@ -11,26 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from attnc.ir import hashing
-from attnc.ir.node import (
-    FALSE,
-    ONE,
-    TRUE,
-    ZERO,
-    Call,
-    Const,
-    Kind,
-    Max,
-    Node,
-    add,
-    call,
-    const,
-    is_const,
-    iverson,
-    mul,
-    neg,
-    raw_call,
-    sub,
-)
+from attnc.ir.construct import FALSE, ONE, TRUE, ZERO, add, call, const, is_const, iverson, mul, neg, raw_call, sub
+from attnc.ir.node import Call, Const, Kind, Max, Node
 
 Build = Callable[[Sequence[Node]], Node]
 Gradient = Callable[[Call, Node], "Sequence[Node | None]"]

@@ -13,10 +13,11 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from attnc.ir.construct import axis, const, load, raw_add, raw_call, raw_prod, raw_sum
 from attnc.ir.contraction import Order
 from attnc.ir.dense import assemble, axis_extents, bind_sizes, converted, with_defaults
 from attnc.ir.dense_block import Block
-from attnc.ir.node import Load, Max, Node, axis, const, load, raw_add, raw_call, raw_prod, raw_sum
+from attnc.ir.node import Load, Max, Node
 from attnc.ir.program import Program
 from attnc.ir.staged import Staged, choose_blocks
 

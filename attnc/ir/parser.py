@@ -12,24 +12,9 @@ from lark import Lark, Token, Tree
 from lark.exceptions import UnexpectedInput
 
 from attnc.diagnostics.diagnostic import InternalError
+from attnc.ir.construct import FALSE, TRUE, axis, const, free_axes, load, raw_call, size
 from attnc.ir.kinds import joint_kind, result_kind
-from attnc.ir.node import (
-    FALSE,
-    TRUE,
-    Add,
-    Iverson,
-    Kind,
-    Max,
-    Node,
-    Prod,
-    Sum,
-    axis,
-    const,
-    free_axes,
-    load,
-    raw_call,
-    size,
-)
+from attnc.ir.node import Add, Iverson, Kind, Max, Node, Prod, Sum
 from attnc.ir.printer import INFIX
 from attnc.ir.program import AxisInfo, Check, Output, Program, SizeBinding, Tensor
 

@@ -5,25 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from attnc.diagnostics.diagnostic import InternalError
+from attnc.ir.construct import free_axes
 from attnc.ir.functions import FUNCTIONS
 from attnc.ir.kinds import LOGIC, joint_kind, result_kind
-from attnc.ir.node import (
-    Add,
-    Axes,
-    Axis,
-    Call,
-    Const,
-    Iverson,
-    Kind,
-    Load,
-    Max,
-    Node,
-    Prod,
-    Size,
-    Sum,
-    Var,
-    free_axes,
-)
+from attnc.ir.node import Add, Axes, Axis, Call, Const, Iverson, Kind, Load, Max, Node, Prod, Size, Sum, Var
 from attnc.ir.printer import show
 from attnc.ir.program import Output, Program, Tensor
 from attnc.ir.walk import postorder

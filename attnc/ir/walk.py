@@ -4,18 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from attnc.ir.functions import is_block
-from attnc.ir.node import (
-    Add,
-    Axes,
-    Axis,
-    Call,
-    Iverson,
-    Load,
-    Max,
-    Node,
-    Prod,
-    Sum,
+from attnc.ir.construct import (
     add,
     axis,
     call,
@@ -30,6 +19,8 @@ from attnc.ir.node import (
     raw_sum,
     sum_over,
 )
+from attnc.ir.functions import is_block
+from attnc.ir.node import Add, Axes, Axis, Call, Iverson, Load, Max, Node, Prod, Sum
 from attnc.ir.notes import carry
 
 Rule = Callable[[Node], "Node | None"]

@@ -8,7 +8,8 @@ from itertools import combinations
 
 from attnc.diagnostics.source import Span
 from attnc.grammar.tree import Expr
-from attnc.ir.node import Axes, Load, Node, call, const, sub
+from attnc.ir.construct import call, const, sub
+from attnc.ir.node import Axes, Load, Node
 from attnc.ir.walk import postorder
 from attnc.lowering import checks
 from attnc.lowering.forms import Form, form_of, spell

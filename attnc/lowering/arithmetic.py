@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 
 from attnc.diagnostics.source import Span
 from attnc.grammar.tree import Apply, Binary, Expr, Number, Unary
+from attnc.ir.construct import ZERO, add, call, const, is_const, mul, neg, sub
 from attnc.ir.functions import contains_reduction
-from attnc.ir.node import ZERO, Const, Node, add, call, const, is_const, mul, neg, sub
+from attnc.ir.node import Const, Node
 from attnc.lowering import checks
 from attnc.lowering.forms import form_of
 from attnc.lowering.proofs import relation_node, relation_text, settle

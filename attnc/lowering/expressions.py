@@ -14,7 +14,7 @@ from attnc.grammar.tree import (
     Truth,
     Unary,
 )
-from attnc.ir.node import call, conjuncts, const
+from attnc.ir.construct import call, conjuncts, const
 from attnc.lowering import arithmetic, checks, functions, lookup, reductions
 from attnc.lowering.state import Lowering
 from attnc.lowering.value import POISON, Scope, Value, join

@@ -9,7 +9,8 @@ import operator
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from attnc.ir.node import Add, Axis, Call, Const, Node, Prod, Size, add, const, mul
+from attnc.ir.construct import add, const, mul
+from attnc.ir.node import Add, Axis, Call, Const, Node, Prod, Size
 from attnc.ir.walk import postorder
 
 Monomial = tuple[Node, ...]

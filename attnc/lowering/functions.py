@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from attnc.grammar.tree import Apply, Blocks, Def, Expr, Name, Subscript
+from attnc.ir.construct import call
 from attnc.ir.functions import FUNCTIONS
-from attnc.ir.node import Const, Node, call
+from attnc.ir.node import Const, Node
 from attnc.lowering import arithmetic, checks, reductions
 from attnc.lowering.names import BUILT_IN, EXTREMES, POINTWISE
 from attnc.lowering.report import did_you_mean

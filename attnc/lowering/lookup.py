@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from attnc.grammar.tree import ConstDecl, IndexDecl, Let, Name, Section, SizeDecl, Subscript, TensorDecl
-from attnc.ir.node import Axes, Node, axis, const, load, mul, size
+from attnc.ir.construct import axis, const, load, mul, size
+from attnc.ir.node import Axes, Node
 from attnc.ir.walk import substitute
 from attnc.lowering import checks
 from attnc.lowering.access import Subject, read

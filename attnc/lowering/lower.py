@@ -9,7 +9,8 @@ from attnc.diagnostics.diagnostic import Diagnostic, SpecError
 from attnc.diagnostics.source import Source, Span
 from attnc.grammar.parser import parse_prelude, prelude_source
 from attnc.grammar.tree import ConstDecl, Def, Definition, Expr, IndexDecl, Let, Name, Section, SizeDecl, TensorDecl
-from attnc.ir.node import Const, Max, Node, Size, Sum, call, const, iverson, mul, size
+from attnc.ir.construct import call, const, iverson, mul, size
+from attnc.ir.node import Const, Max, Node, Size, Sum
 from attnc.ir.program import AxisInfo, AxisRole, Output, Program, Tensor
 from attnc.ir.walk import base_axis, postorder
 from attnc.lowering import checks, lookup, stages

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from attnc.grammar.tree import Name
-from attnc.ir.node import TRUE, Axes, Node, call, conjuncts, const, iverson, max_over
+from attnc.ir.construct import TRUE, call, conjuncts, const, iverson, max_over
+from attnc.ir.node import Axes, Node
 from attnc.lowering import checks
 from attnc.lowering.names import PLANE
 from attnc.lowering.state import Lowering, is_plane

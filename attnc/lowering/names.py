@@ -18,7 +18,8 @@ from attnc.grammar.tree import (
     SizeDecl,
     TensorDecl,
 )
-from attnc.ir.node import Node, size
+from attnc.ir.construct import size
+from attnc.ir.node import Node
 from attnc.lowering.report import Report
 from attnc.lowering.value import Scope
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Literal
 
-from attnc.ir.node import Node, Size, add, call, const, mul
+from attnc.ir.construct import add, call, const, mul
+from attnc.ir.node import Node, Size
 from attnc.ir.walk import postorder
 from attnc.lowering.forms import Form, form_of, spell, value_of
 from attnc.lowering.ranges import NO_FACTS, Facts, Ranges

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from attnc.ir.construct import call, conjuncts, size
 from attnc.ir.hashing import LARGEST
-from attnc.ir.node import Axis, Call, Load, Node, Size, call, conjuncts, size
+from attnc.ir.node import Axis, Call, Load, Node, Size
 from attnc.lowering.forms import Form, atom, form_of, is_fixed, number
 
 MOST_BOUNDS = 12

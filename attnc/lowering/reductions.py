@@ -6,23 +6,9 @@ import math
 from collections.abc import Sequence
 
 from attnc.grammar.tree import Apply, Blocks, Name
+from attnc.ir.construct import FALSE, ONE, axis, call, const, free_axes, iverson, max_over, mul, neg, sum_over
 from attnc.ir.functions import BLOCK_LENGTHS
-from attnc.ir.node import (
-    FALSE,
-    ONE,
-    Axes,
-    Const,
-    Node,
-    axis,
-    call,
-    const,
-    free_axes,
-    iverson,
-    max_over,
-    mul,
-    neg,
-    sum_over,
-)
+from attnc.ir.node import Axes, Const, Node
 from attnc.ir.walk import fresh_axis, substitute
 from attnc.lowering import arithmetic, checks
 from attnc.lowering.masks import domain

@@ -8,7 +8,8 @@ from numbers import Integral, Real
 
 from attnc.diagnostics.diagnostic import Diagnostic
 from attnc.grammar.tree import ConstDecl, Expr, IndexDecl, Name, SizeDecl, TensorDecl
-from attnc.ir.node import Const, Node, call, const, size
+from attnc.ir.construct import call, const, size
+from attnc.ir.node import Const, Node
 from attnc.ir.program import SizeBinding
 from attnc.ir.walk import postorder
 from attnc.lowering import arithmetic, checks

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from attnc.grammar.tree import Name
-from attnc.ir.node import Axes, Node, add, call, const, mul, size, var
+from attnc.ir.construct import add, call, const, mul, size, var
+from attnc.ir.node import Axes, Node
 from attnc.lowering import checks
 from attnc.lowering.masks import SCORE_AXES, allowed, domain, has_uniform_rows, mask
 from attnc.lowering.normalisers import weights_of

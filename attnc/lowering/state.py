@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 from attnc.diagnostics.source import Source, Span
 from attnc.grammar.tree import NOWHERE, Def, Expr, Name
-from attnc.ir.node import Axis, Const, Load, Node, Size, add, axis, call, size
+from attnc.ir.construct import add, axis, call, size
+from attnc.ir.node import Axis, Const, Load, Node, Size
 from attnc.ir.program import Check, Note
 from attnc.lowering.names import PLANE, Names
 from attnc.lowering.ranges import GROUP, Ranges

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from attnc.diagnostics.source import Source, Span
-from attnc.ir.node import NO_AXES, Axes, Node, const
+from attnc.ir.construct import const
+from attnc.ir.node import NO_AXES, Axes, Node
 
 
 @dataclass(frozen=True, slots=True)

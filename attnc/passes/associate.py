@@ -11,24 +11,8 @@ from collections.abc import Iterable, Sequence
 from itertools import permutations
 
 from attnc.diagnostics.diagnostic import InternalError
-from attnc.ir.node import (
-    Axes,
-    Axis,
-    Call,
-    Max,
-    Node,
-    Sum,
-    add,
-    axis,
-    call,
-    const,
-    free_axes,
-    iverson,
-    max_over,
-    mul,
-    raw_prod,
-    raw_sum,
-)
+from attnc.ir.construct import add, axis, call, const, free_axes, iverson, max_over, mul, raw_prod, raw_sum
+from attnc.ir.node import Axes, Axis, Call, Max, Node, Sum
 from attnc.ir.walk import postorder, replace, rewrite
 from attnc.passes.planes import Planes
 

@@ -19,7 +19,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from attnc.ir.node import Add, Axes, Call, Node, Sum, add, factors_of, mul, neg, sum_over
+from attnc.ir.construct import add, factors_of, mul, neg, sum_over
+from attnc.ir.node import Add, Axes, Call, Node, Sum
 from attnc.ir.walk import postorder, rewrite
 from attnc.passes.planes import Planes
 

@@ -10,21 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from attnc.ir.node import (
-    Add,
-    Call,
-    Max,
-    Node,
-    add,
-    call,
-    coefficient,
-    const,
-    is_const,
-    max_over,
-    mul,
-    neg,
-    terms_of,
-)
+from attnc.ir.construct import add, call, coefficient, const, is_const, max_over, mul, neg, terms_of
+from attnc.ir.node import Add, Call, Max, Node
 from attnc.ir.notes import carry
 from attnc.ir.walk import rewrite
 from attnc.passes.exponents import exponent_of, keeps_unit, unit_and_terms

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
-from attnc.ir.node import Axes, Axis, Call, Const, Iverson, Load, Node, Prod, Size, Sum, axis
+from attnc.ir.construct import axis
+from attnc.ir.node import Axes, Axis, Call, Const, Iverson, Load, Node, Prod, Size, Sum
 from attnc.ir.program import Program
 from attnc.ir.walk import postorder
 

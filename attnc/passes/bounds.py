@@ -12,29 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from attnc.ir.node import (
-    FALSE,
-    Add,
-    Axes,
-    Axis,
-    Call,
-    Const,
-    Load,
-    Node,
-    Prod,
-    Size,
-    Var,
-    add,
-    axis,
-    call,
-    coefficient,
-    const,
-    mul,
-    neg,
-    sub,
-    terms_of,
-    var,
-)
+from attnc.ir.construct import FALSE, add, axis, call, coefficient, const, mul, neg, sub, terms_of, var
+from attnc.ir.node import Add, Axes, Axis, Call, Const, Load, Node, Prod, Size, Var
 from attnc.ir.walk import postorder, replace, rewrite
 from attnc.passes.interval_bits import as_division
 

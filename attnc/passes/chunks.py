@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from attnc.ir.node import Node, add, axis, call, const, mul, neg, sub
+from attnc.ir.construct import add, axis, call, const, mul, neg, sub
+from attnc.ir.node import Node
 from attnc.ir.program import Program
 from attnc.ir.walk import replace as replace_nodes
 from attnc.passes.scan_factors import Causal

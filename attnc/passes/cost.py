@@ -23,28 +23,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import gcd
 
-from attnc.ir.node import (
-    NO_AXES,
-    ONE,
-    Add,
-    Axes,
-    Axis,
-    Call,
-    Const,
-    Iverson,
-    Load,
-    Max,
-    Node,
-    Prod,
-    Sum,
-    add,
-    call,
-    const,
-    mul,
-    neg,
-    sub,
-)
-from attnc.ir.node import axis as axis_node
+from attnc.ir.construct import ONE, add, call, const, mul, neg, sub
+from attnc.ir.construct import axis as axis_node
+from attnc.ir.node import NO_AXES, Add, Axes, Axis, Call, Const, Iverson, Load, Max, Node, Prod, Sum
 from attnc.ir.program import Program
 from attnc.ir.walk import postorder, replace
 from attnc.passes.associate import is_group_condition

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from attnc.ir.node import Add, Axis, Call, Const, Iverson, Load, Max, Node, Prod, Size, Sum, axis, call, const, sub
+from attnc.ir.construct import axis, call, const, sub
+from attnc.ir.node import Add, Axis, Call, Const, Iverson, Load, Max, Node, Prod, Size, Sum
 from attnc.ir.printer import show
 from attnc.ir.program import Program
 from attnc.ir.walk import postorder

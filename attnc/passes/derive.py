@@ -11,30 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from attnc.ir.construct import ZERO, add, axis, call, first_attained, is_const, iverson, load, mul, sum_over
 from attnc.ir.functions import FUNCTIONS
-from attnc.ir.node import (
-    NO_AXES,
-    ZERO,
-    Add,
-    Axes,
-    Axis,
-    Call,
-    Load,
-    Max,
-    Node,
-    Prod,
-    Size,
-    Sum,
-    add,
-    axis,
-    call,
-    first_attained,
-    is_const,
-    iverson,
-    load,
-    mul,
-    sum_over,
-)
+from attnc.ir.node import NO_AXES, Add, Axes, Axis, Call, Load, Max, Node, Prod, Size, Sum
 from attnc.ir.program import AxisInfo, Output, Program, Tensor
 from attnc.ir.walk import postorder, substitute
 

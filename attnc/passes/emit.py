@@ -10,28 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from attnc.codegen.tile import Accumulate, AccumulateAt, Assign, Each, Scatter
-from attnc.ir.node import (
-    ZERO,
-    Axes,
-    Axis,
-    Call,
-    Max,
-    Node,
-    Sum,
-    Var,
-    call,
-    const,
-    free_axes,
-    iverson,
-    max_over,
-    raw_call,
-    raw_prod,
-    raw_sum,
-    var,
-)
-from attnc.ir.node import (
-    axis as axis_node,
-)
+from attnc.ir.construct import ZERO, call, const, free_axes, iverson, max_over, raw_call, raw_prod, raw_sum, var
+from attnc.ir.construct import axis as axis_node
+from attnc.ir.node import Axes, Axis, Call, Max, Node, Sum, Var
 from attnc.ir.walk import postorder
 from attnc.ir.walk import replace as replace_nodes
 from attnc.passes.scope import Block

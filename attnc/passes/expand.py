@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from attnc.ir.node import Add, Node, Sum, add, sum_over
+from attnc.ir.construct import add, sum_over
+from attnc.ir.node import Add, Node, Sum
 from attnc.ir.walk import rewrite
 from attnc.passes.planes import Planes
 

@@ -8,22 +8,8 @@ adds up. Behind the difference it is multiplied by what is small where weights a
 
 from __future__ import annotations
 
-from attnc.ir.node import (
-    Add,
-    Call,
-    Const,
-    Load,
-    Node,
-    Prod,
-    add,
-    coefficient,
-    const,
-    factors_of,
-    mul,
-    raw_add,
-    raw_prod,
-    terms_of,
-)
+from attnc.ir.construct import add, coefficient, const, factors_of, mul, raw_add, raw_prod, terms_of
+from attnc.ir.node import Add, Call, Const, Load, Node, Prod
 from attnc.ir.walk import postorder
 
 

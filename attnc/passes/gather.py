@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from attnc.ir.node import Axes, Const, Node, raw_add, terms_of
+from attnc.ir.construct import raw_add, terms_of
+from attnc.ir.node import Axes, Const, Node
 from attnc.passes.planes import Planes
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from attnc.ir.node import Call, Const, Node, call, const, mul
+from attnc.ir.construct import call, const, mul
+from attnc.ir.node import Call, Const, Node
 from attnc.passes.intervals import Arithmetic, Flag, Interval, Number
 
 Ends = tuple[Number, Number]

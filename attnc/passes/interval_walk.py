@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from attnc.ir.node import Add, Call, Const, Iverson, Node, Prod, add, call, sub
+from attnc.ir.construct import add, call, sub
+from attnc.ir.node import Add, Call, Const, Iverson, Node, Prod
 from attnc.passes import interval_bits as bits
 from attnc.passes.interval_rules import Rules
 from attnc.passes.intervals import UNKNOWN, Interval, Truth

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from attnc.codegen.tile import Accumulate, Assign, Each, Kernel
-from attnc.ir.node import Node, Sum, Var, add, axis, const, load, neg, position_of, raw_call, raw_prod, var
+from attnc.ir.construct import add, axis, const, load, neg, position_of, raw_call, raw_prod, var
+from attnc.ir.node import Node, Sum, Var
 from attnc.ir.walk import rewrite
 from attnc.passes.exponents import with_unit
 from attnc.passes.scope import Block

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
-from attnc.ir.node import ZERO, Load, Node, load
+from attnc.ir.construct import ZERO, load
+from attnc.ir.node import Load, Node
 from attnc.ir.program import Program
 from attnc.ir.walk import Rule, postorder, rewrite
 from attnc.passes.derive import gradient_program

@@ -10,19 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
-from attnc.ir.node import (
-    Add,
-    Call,
-    Node,
-    Sum,
-    add,
-    call,
-    factors_of,
-    mul,
-    neg,
-    sum_over,
-    terms_of,
-)
+from attnc.ir.construct import add, call, factors_of, mul, neg, sum_over, terms_of
+from attnc.ir.node import Add, Call, Node, Sum
 from attnc.ir.walk import rewrite
 from attnc.passes.associate import associate
 from attnc.passes.planes import Planes, Reduction

@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from attnc.ir.construct import add, coefficient, free_axes
 from attnc.ir.functions import is_block
-from attnc.ir.node import Axes, Call, Max, Node, Sum, add, coefficient, free_axes
+from attnc.ir.node import Axes, Call, Max, Node, Sum
 from attnc.ir.program import Program
 from attnc.ir.walk import postorder
 from attnc.passes.exponents import exponent_terms

@@ -20,15 +20,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from attnc.ir.node import (
-    Add,
-    Call,
-    Const,
-    Load,
-    Max,
-    Node,
-    Prod,
-    Sum,
+from attnc.ir.construct import (
     add,
     axis,
     call,
@@ -42,6 +34,7 @@ from attnc.ir.node import (
     sum_over,
     terms_of,
 )
+from attnc.ir.node import Add, Call, Const, Load, Max, Node, Prod, Sum
 from attnc.ir.notes import suggest
 from attnc.ir.program import Note
 from attnc.ir.walk import postorder, rebuild, rewrite

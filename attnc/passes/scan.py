@@ -18,21 +18,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from attnc.ir.node import (
-    ONE,
-    Axes,
-    Max,
-    Node,
-    Sum,
-    add,
-    axis,
-    call,
-    const,
-    max_over,
-    mul,
-    raw_sum,
-    sub,
-)
+from attnc.ir.construct import ONE, add, axis, call, const, max_over, mul, raw_sum, sub
+from attnc.ir.node import Axes, Max, Node, Sum
 from attnc.ir.program import AxisInfo, Program
 from attnc.ir.walk import postorder, rebuild
 from attnc.passes.associate import product

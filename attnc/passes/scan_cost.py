@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from attnc.ir.node import Node, Sum, add, call, const, mul
+from attnc.ir.construct import add, call, const, mul
+from attnc.ir.node import Node, Sum
 from attnc.ir.printer import show
 from attnc.ir.program import Program
 from attnc.ir.walk import postorder

@@ -13,14 +13,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
-from attnc.ir.node import (
+from attnc.ir.construct import (
     ONE,
     ZERO,
-    Add,
-    Call,
-    Node,
-    Prod,
-    Sum,
     add,
     axis,
     call,
@@ -33,6 +28,7 @@ from attnc.ir.node import (
     sub,
     terms_of,
 )
+from attnc.ir.node import Add, Call, Node, Prod, Sum
 from attnc.passes.exponents import exponent_of, unit_and_terms
 from attnc.passes.planes import Planes
 

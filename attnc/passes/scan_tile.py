@@ -12,25 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from attnc.codegen.tile import Accumulate, Assign, Each, Kernel, Loop, Stmt, Store
-from attnc.ir.node import (
-    ONE,
-    Call,
-    Node,
-    Sum,
-    Var,
-    add,
-    axis,
-    call,
-    const,
-    iverson,
-    mul,
-    raw_add,
-    raw_prod,
-    raw_sum,
-    size,
-    sub,
-    var,
-)
+from attnc.ir.construct import ONE, add, axis, call, const, iverson, mul, raw_add, raw_prod, raw_sum, size, sub, var
+from attnc.ir.node import Call, Node, Sum, Var
 from attnc.passes.chunks import numbered
 from attnc.passes.plan import Pass, Plan
 from attnc.passes.scan import Carry

@@ -12,27 +12,9 @@ from dataclasses import dataclass, field, replace
 
 from attnc.diagnostics.diagnostic import Diagnostic, SpecError
 from attnc.diagnostics.source import Span
+from attnc.ir.construct import add, axis, call, const, free_axes, load, position_of, raw_add, raw_sum, sub
 from attnc.ir.functions import is_block
-from attnc.ir.node import (
-    NO_AXES,
-    Add,
-    Axes,
-    Const,
-    Load,
-    Max,
-    Node,
-    Sum,
-    add,
-    axis,
-    call,
-    const,
-    free_axes,
-    load,
-    position_of,
-    raw_add,
-    raw_sum,
-    sub,
-)
+from attnc.ir.node import NO_AXES, Add, Axes, Const, Load, Max, Node, Sum
 from attnc.ir.program import Output, Program
 from attnc.ir.walk import postorder, rebuild
 from attnc.ir.walk import replace as replace_nodes

@@ -10,17 +10,8 @@ import re
 from dataclasses import dataclass, field
 
 from attnc.codegen.tile import Assign, Stmt
-from attnc.ir.node import (
-    NO_AXES,
-    Axes,
-    Const,
-    Load,
-    Max,
-    Node,
-    Sum,
-    Var,
-    var,
-)
+from attnc.ir.construct import var
+from attnc.ir.node import NO_AXES, Axes, Const, Load, Max, Node, Sum, Var
 from attnc.ir.program import Note, Program
 from attnc.ir.walk import postorder
 

@@ -13,27 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from attnc.ir.node import (
-    NO_AXES,
-    ONE,
-    ZERO,
-    Add,
-    Axes,
-    Call,
-    Const,
-    Iverson,
-    Node,
-    Prod,
-    Sum,
-    add,
-    call,
-    coefficient,
-    const,
-    iverson,
-    mul,
-    sub,
-    sum_over,
-)
+from attnc.ir.construct import ONE, ZERO, add, call, coefficient, const, iverson, mul, sub, sum_over
+from attnc.ir.node import NO_AXES, Add, Axes, Call, Const, Iverson, Node, Prod, Sum
 from attnc.ir.printer import show
 from attnc.ir.program import Program
 from attnc.ir.walk import rewrite, substitute

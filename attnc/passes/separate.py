@@ -12,18 +12,9 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from attnc.ir.node import (
+from attnc.ir.construct import (
     ONE,
     ZERO,
-    Add,
-    Axes,
-    Const,
-    Iverson,
-    Load,
-    Max,
-    Node,
-    Prod,
-    Sum,
     add,
     axis,
     call,
@@ -38,6 +29,7 @@ from attnc.ir.node import (
     size,
     sum_over,
 )
+from attnc.ir.node import Add, Axes, Const, Iverson, Load, Max, Node, Prod, Sum
 from attnc.ir.program import AxisInfo, Note, Output, Program, SizeBinding, Tensor
 from attnc.ir.walk import postorder, rebuild, rewrite
 from attnc.passes.planes import Planes

@@ -16,7 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from attnc.ir.node import Axis, Call, Max, Node, Size, Sum, add, axis, call, const, mul, position_of, size, sub
+from attnc.ir.construct import add, axis, call, const, mul, position_of, size, sub
+from attnc.ir.node import Axis, Call, Max, Node, Size, Sum
 from attnc.ir.program import AxisInfo
 from attnc.ir.walk import postorder
 from attnc.ir.walk import replace as replace_nodes

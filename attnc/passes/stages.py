@@ -14,22 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from attnc.ir.node import (
-    Load,
-    Max,
-    Node,
-    Sum,
-    add,
-    axis,
-    call,
-    coefficient,
-    const,
-    load,
-    mul,
-    neg,
-    size,
-    sum_over,
-)
+from attnc.ir.construct import add, axis, call, coefficient, const, load, mul, neg, size, sum_over
+from attnc.ir.node import Load, Max, Node, Sum
 from attnc.ir.program import Output, Program, Tensor
 from attnc.ir.walk import postorder, substitute
 from attnc.ir.walk import replace as replace_nodes

@@ -14,25 +14,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from attnc.ir.node import (
-    Axis,
-    Load,
-    Max,
-    Node,
-    Size,
-    Sum,
-    add,
-    axis,
-    call,
-    const,
-    load,
-    max_over,
-    mul,
-    neg,
-    size,
-    sub,
-    sum_over,
-)
+from attnc.ir.construct import add, axis, call, const, load, max_over, mul, neg, size, sub, sum_over
+from attnc.ir.node import Axis, Load, Max, Node, Size, Sum
 from attnc.ir.program import Check, Output, Program, Tensor
 from attnc.ir.walk import postorder, rebuild
 from attnc.passes.associate import associate

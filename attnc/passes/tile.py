@@ -26,22 +26,7 @@ from attnc.codegen.tile import (
     statements,
     verify,
 )
-from attnc.ir.functions import is_block
-from attnc.ir.node import (
-    NO_AXES,
-    Add,
-    Axes,
-    Axis,
-    Call,
-    Const,
-    Iverson,
-    Load,
-    Max,
-    Node,
-    Prod,
-    Size,
-    Sum,
-    Var,
+from attnc.ir.construct import (
     add,
     axis,
     call,
@@ -60,6 +45,8 @@ from attnc.ir.node import (
     terms_of,
     var,
 )
+from attnc.ir.functions import is_block
+from attnc.ir.node import NO_AXES, Add, Axes, Axis, Call, Const, Iverson, Load, Max, Node, Prod, Size, Sum, Var
 from attnc.ir.notes import tracking
 from attnc.ir.program import Program
 from attnc.ir.walk import postorder, replace, rewrite

@@ -5,29 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from attnc.ir.construct import const, factors_of, iverson, load, raw_add, raw_call, raw_prod, size
 from attnc.ir.functions import is_block
-from attnc.ir.node import (
-    Add,
-    Axis,
-    Call,
-    Const,
-    Iverson,
-    Load,
-    Max,
-    Node,
-    Prod,
-    Size,
-    Sum,
-    Var,
-    const,
-    factors_of,
-    iverson,
-    load,
-    raw_add,
-    raw_call,
-    raw_prod,
-    size,
-)
+from attnc.ir.node import Add, Axis, Call, Const, Iverson, Load, Max, Node, Prod, Size, Sum, Var
 from attnc.ir.walk import postorder
 from attnc.passes.exponents import unit_and_terms
 from attnc.passes.scope import Block, Scope

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
-from attnc.ir.node import Add, Call, Max, Node, Prod, Sum, coefficient, const, mul
+from attnc.ir.construct import coefficient, const, mul
+from attnc.ir.node import Add, Call, Max, Node, Prod, Sum
 from attnc.ir.options import REWRITES
 from attnc.ir.printer import show
 from attnc.ir.program import Program

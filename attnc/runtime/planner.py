@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from attnc.ir.node import Axis, Call, Node, conjuncts, sub
+from attnc.ir.construct import conjuncts, sub
+from attnc.ir.node import Axis, Call, Node
 from attnc.ir.sizes import evaluator
 from attnc.ir.walk import postorder
 from attnc.runtime.tiles import FACTOR, SHIFT, Cells, Level, Mask, Pieces, reads_tensor

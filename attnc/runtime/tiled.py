@@ -25,7 +25,8 @@ from attnc.codegen.tile import (
     Store,
     statements,
 )
-from attnc.ir.node import Axis, Node, Var, free_axes
+from attnc.ir.construct import free_axes
+from attnc.ir.node import Axis, Node, Var
 from attnc.ir.sizes import evaluator
 from attnc.ir.walk import postorder
 from attnc.runtime.tiled_values import Scope

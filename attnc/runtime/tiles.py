@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attnc.ir.construct import axis, call, sub
 from attnc.ir.dense import evaluate_nodes
-from attnc.ir.node import Axis, Load, Node, Size, axis, call, sub
+from attnc.ir.node import Axis, Load, Node, Size
 from attnc.ir.sizes import evaluator
 from attnc.ir.walk import postorder
 from attnc.passes.interval_rules import Rules

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnc.ir.node import Axis, Load, Size, size
+from attnc.ir.construct import size
+from attnc.ir.node import Axis, Load, Size
 from attnc.ir.walk import postorder
 from attnc.runtime.computation import Computation
 

@@ -7,7 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from attnc.ir.node import Call, Const, Load, Node, Size, const, is_const
+from attnc.ir.construct import const, is_const
+from attnc.ir.node import Call, Const, Load, Node, Size
 from attnc.ir.program import Program, Tensor
 from attnc.ir.walk import postorder, replace
 

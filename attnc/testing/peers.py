@@ -12,24 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from attnc.ir.node import (
-    ONE,
-    Add,
-    Const,
-    Load,
-    Max,
-    Node,
-    Prod,
-    Sum,
-    add,
-    axis,
-    call,
-    const,
-    is_const,
-    mul,
-    sum_over,
-    var,
-)
+from attnc.ir.construct import ONE, add, axis, call, const, is_const, mul, sum_over, var
+from attnc.ir.node import Add, Const, Load, Max, Node, Prod, Sum
 from attnc.ir.program import Program
 from attnc.ir.walk import postorder, replace
 from attnc.testing.pointwise import NotPointwise, python_function, unrolled, with_sizes

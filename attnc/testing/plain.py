@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from attnc.ir.node import call
+from attnc.ir.construct import call
 from attnc.ir.program import Program
 from attnc.testing.peers import GRID, NotExpressible, Peer, softmax_form
 from attnc.testing.pointwise import python_function

@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from attnc.ir.node import Add, Axis, Call, Const, Iverson, Load, Node, Prod, Size, Sum, Var, add, const, mul
+from attnc.ir.construct import add, const, mul
+from attnc.ir.node import Add, Axis, Call, Const, Iverson, Load, Node, Prod, Size, Sum, Var
 from attnc.ir.walk import postorder, replace, substitute
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from attnc.codegen.cpu.segments import NestStmt, shape
 from attnc.codegen.cpu.storage import Trace
 from attnc.codegen.cpu.transfer import Transfer, affine
 from attnc.codegen.tile import Accumulate, Assign, Each, Loop, Scatter, Stmt, Store
-from attnc.ir.node import NO_AXES, Call, Const, Load, Node, Var, const, var
+from attnc.ir.construct import const, var
+from attnc.ir.node import NO_AXES, Call, Const, Load, Node, Var
 
 
 class Body:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from attnc.codegen.tile import Accumulate, AccumulateAt, Assign, Each, Kernel, Loop, Scatter, Stmt, Store, statements
-from attnc.ir.node import Node, Var, var
+from attnc.ir.construct import var
+from attnc.ir.node import Node, Var
 from attnc.ir.walk import replace as replace_nodes
 
 

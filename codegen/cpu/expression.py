@@ -375,7 +375,7 @@ def _single(v: float) -> float:
 
 def _without_minus(term: Node) -> tuple[bool, Node]:
     """Whether a term is subtracted, and what is."""
-    from attnc.ir.node import const, raw_prod
+    from attnc.ir.construct import const, raw_prod
 
     if isinstance(term, Prod):
         first = next((f for f in term.factors if isinstance(f, Const) and f.kind != "b"), None)

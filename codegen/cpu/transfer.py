@@ -8,7 +8,8 @@ from attnc.codegen.cpu.bounds import within
 from attnc.codegen.cpu.emitter import Emitter
 from attnc.codegen.cpu.expression import UNARY, Expressions, Value
 from attnc.codegen.cpu.layout import C_TENSOR, Layout, Pack, Tile
-from attnc.ir.node import Add, Axis, Node, add
+from attnc.ir.construct import add
+from attnc.ir.node import Add, Axis, Node
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from attnc.codegen.triton.bounds import below, never_negative
 from attnc.codegen.triton.environment import Environment
 from attnc.codegen.triton.text import ATOM, SUM, TERM, Text
-from attnc.ir.node import Axis, Call, Const, Node, Var, add, axis, call, const, is_const, size
+from attnc.ir.construct import add, axis, call, const, is_const, size
+from attnc.ir.node import Axis, Call, Const, Node, Var
 from attnc.ir.walk import postorder, replace
 
 OFFSET = "tl.int64"

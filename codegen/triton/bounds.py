@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from attnc.ir.node import Add, Axis, Call, Const, Node, Prod, Size, Var, add, const, mul
+from attnc.ir.construct import add, const, mul
+from attnc.ir.node import Add, Axis, Call, Const, Node, Prod, Size, Var
 
 
 def low(node: Node) -> int | None:

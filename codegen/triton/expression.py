@@ -7,7 +7,8 @@ from typing import Protocol
 
 from attnc.codegen.triton.bounds import never_negative
 from attnc.codegen.triton.text import AND, ATOM, COMPARE, FLOOR, OR, SIGN, SUM, TERM, Layout, Text, number
-from attnc.ir.node import Add, Axis, Call, Const, Iverson, Node, Prod, Size, Var, const, neg, raw_prod
+from attnc.ir.construct import const, neg, raw_prod
+from attnc.ir.node import Add, Axis, Call, Const, Iverson, Node, Prod, Size, Var
 
 
 class Leaves(Protocol):

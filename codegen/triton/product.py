@@ -5,7 +5,8 @@ from __future__ import annotations
 from attnc.codegen.triton.environment import Environment
 from attnc.codegen.triton.facts import HALF
 from attnc.codegen.triton.text import ATOM, TERM, Text
-from attnc.ir.node import Max, Sum, Var, axis
+from attnc.ir.construct import axis
+from attnc.ir.node import Max, Sum, Var
 
 EXACT = 'input_precision="ieee"'
 TRITON_TYPES = {

@@ -10,7 +10,8 @@ from attnc.codegen.triton.facts import HALF, Fact, has_shared, sources, usage, z
 from attnc.codegen.triton.parameters import COUNTER
 from attnc.codegen.triton.product import TRITON_TYPES, Reductions
 from attnc.codegen.triton.text import SUM, Text
-from attnc.ir.node import Axis, Iverson, Load, Max, Node, Sum, Var, is_const
+from attnc.ir.construct import is_const
+from attnc.ir.node import Axis, Iverson, Load, Max, Node, Sum, Var
 from attnc.ir.walk import postorder
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from attnc.codegen.tile import Accumulate, Argument, Assign, Kernel, Lane, Loop, Stmt, Store
-from attnc.ir.node import ZERO, Max, Node, add, axis, call, const, iverson, load, mul, raw_sum, size, sub, var
+from attnc.ir.construct import ZERO, add, axis, call, const, iverson, load, mul, raw_sum, size, sub, var
+from attnc.ir.node import Max, Node
 
 LOG2E = 1.4426950408889634
 b, h, i, j, d, e = (axis(x) for x in "bhijde")

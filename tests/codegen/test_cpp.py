@@ -13,7 +13,7 @@ from torch import Tensor
 
 from attnc.codegen.cpu.printer import print_kernel
 from attnc.codegen.tile import Accumulate, AccumulateAt, Argument, Assign, Each, Kernel, Loop, Scatter, Store
-from attnc.ir.node import ZERO, add, axis, call, const, iverson, load, mul, size, sub, var
+from attnc.ir.construct import ZERO, add, axis, call, const, iverson, load, mul, size, sub, var
 from attnc.runtime.cpu import build
 from attnc.runtime.toolchain import FLAGS, Toolchain, find
 from tests.codegen.kernels import contract, largest, softmax_columns, softmax_forward, vectors

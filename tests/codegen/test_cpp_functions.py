@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from attnc.codegen.tile import Argument, Assign, Kernel, Lane, Store
-from attnc.ir.node import Node, axis, call, load, size, var
+from attnc.ir.construct import axis, call, load, size, var
+from attnc.ir.node import Node
 from attnc.runtime.cpu import build
 
 # name: reference, range of inputs, units in the last place allowed

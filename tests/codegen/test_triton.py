@@ -16,7 +16,8 @@ from torch import Tensor
 from attnc.codegen.tile import Accumulate, AccumulateAt, Argument, Assign, Each, Kernel, Loop, Scatter, Store
 from attnc.codegen.triton.configuration import Configuration, candidates
 from attnc.codegen.triton.printer import print_kernel
-from attnc.ir.node import ZERO, Node, add, axis, call, const, iverson, load, mul, size, sub, var
+from attnc.ir.construct import ZERO, add, axis, call, const, iverson, load, mul, size, sub, var
+from attnc.ir.node import Node
 from attnc.runtime.triton_aot import Artefact, aot
 from attnc.runtime.triton_interpreter import Interpreter
 from attnc.runtime.worker import Worker

@@ -7,12 +7,7 @@ from typing import Any, cast
 import torch
 from hypothesis import strategies as st
 
-from attnc.ir.kinds import result_kind
-from attnc.ir.node import (
-    Iverson,
-    Kind,
-    Max,
-    Node,
+from attnc.ir.construct import (
     add,
     axis,
     call,
@@ -29,6 +24,8 @@ from attnc.ir.node import (
     size,
     sum_over,
 )
+from attnc.ir.kinds import result_kind
+from attnc.ir.node import Iverson, Kind, Max, Node
 from tests.ir.naive import Number, World
 
 Recipe = tuple[Any, ...]

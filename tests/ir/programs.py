@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from attnc.ir.node import Node, add, axis, call, load, max_over, mul, size, sub, sum_over
+from attnc.ir.construct import add, axis, call, load, max_over, mul, size, sub, sum_over
+from attnc.ir.node import Node
 from attnc.ir.program import AxisInfo, AxisRole, Note, Output, Program, SizeBinding, Tensor
 
 AXES: dict[str, tuple[str, AxisRole]] = {

@@ -7,27 +7,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from attnc.ir.node import (
-    ONE,
-    ZERO,
-    Add,
-    Call,
-    Max,
-    Node,
-    Prod,
-    Sum,
-    add,
-    axis,
-    call,
-    const,
-    iverson,
-    load,
-    max_over,
-    mul,
-    raw_sum,
-    sub,
-    sum_over,
-)
+from attnc.ir.construct import ONE, ZERO, add, axis, call, const, iverson, load, max_over, mul, raw_sum, sub, sum_over
+from attnc.ir.node import Add, Call, Max, Node, Prod, Sum
 from attnc.ir.printer import show
 from attnc.ir.walk import postorder, substitute
 from tests.ir import expressions as ex

@@ -14,7 +14,8 @@ from threading import Barrier
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from attnc.ir.node import Node, add, axis, call, const, load, max_over, mul, sum_over
+from attnc.ir.construct import add, axis, call, const, load, max_over, mul, sum_over
+from attnc.ir.node import Node
 from attnc.ir.walk import postorder, replace, rewrite
 from tests.ir import expressions as ex
 from tests.ir.programs import softmax_program

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from attnc.ir import staged
+from attnc.ir.construct import axis, call, const, load, max_over, mul, raw_call, raw_sum, size, sum_over
 from attnc.ir.contraction import axis_order
 from attnc.ir.dense import axis_extents, bind_sizes, evaluate, evaluate_nodes
-from attnc.ir.node import Max, axis, call, const, load, max_over, mul, raw_call, raw_sum, size, sum_over
+from attnc.ir.node import Max
 from attnc.ir.oracle import Reverse, oracle
 from attnc.ir.program import AxisInfo, Output, Program, SizeBinding
 from attnc.ir.program import Tensor as Input

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from attnc import driver
 from attnc.diagnostics.diagnostic import InternalError
-from attnc.ir.node import (
-    Node,
+from attnc.ir.construct import (
     add,
     axis,
     call,
@@ -26,6 +25,7 @@ from attnc.ir.node import (
     sum_over,
     var,
 )
+from attnc.ir.node import Node
 from attnc.ir.parser import Scope, parse_expression, parse_program
 from attnc.ir.printer import print_program, show
 from attnc.ir.program import AxisInfo, Check, Note, Output, Program, SizeBinding, Tensor

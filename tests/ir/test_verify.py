@@ -9,13 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from attnc.diagnostics.diagnostic import InternalError
-from attnc.ir.node import (
+from attnc.ir.construct import (
     TRUE,
-    Iverson,
-    Load,
-    Max,
-    Node,
-    Sum,
     add,
     axis,
     call,
@@ -29,6 +24,7 @@ from attnc.ir.node import (
     size,
     var,
 )
+from attnc.ir.node import Iverson, Load, Max, Node, Sum
 from attnc.ir.program import AxisInfo, Output, Program, SizeBinding, Tensor
 from attnc.ir.verify import verify
 from tests.ir import expressions as ex

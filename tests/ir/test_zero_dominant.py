@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from attnc.ir import zero_dominant as zd
+from attnc.ir.construct import axis, call, const, load, mul, sum_over
 from attnc.ir.dense import bind_sizes, evaluate, evaluate_nodes
 from attnc.ir.functions import FUNCTIONS
-from attnc.ir.node import Node, axis, call, const, load, mul, sum_over
+from attnc.ir.node import Node
 from attnc.ir.oracle import oracle
 from attnc.ir.program import Program
 from tests.ir.programs import at, causal, softmax_program

@@ -10,24 +10,8 @@ import z3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attnc.ir.node import (
-    Add,
-    Axis,
-    Call,
-    Const,
-    Load,
-    Node,
-    Prod,
-    Size,
-    add,
-    axis,
-    call,
-    conjuncts,
-    const,
-    mul,
-    size,
-    sub,
-)
+from attnc.ir.construct import add, axis, call, conjuncts, const, mul, size, sub
+from attnc.ir.node import Add, Axis, Call, Const, Load, Node, Prod, Size
 from attnc.ir.walk import postorder
 from attnc.lowering.forms import Form, form_of, spell
 from attnc.lowering.proofs import relation_node, relation_text, settle

@@ -8,25 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attnc.ir.node import (
-    Add,
-    Axis,
-    Call,
-    Const,
-    Load,
-    Node,
-    Prod,
-    Size,
-    Var,
-    add,
-    axis,
-    call,
-    conjuncts,
-    const,
-    mul,
-    size,
-    sub,
-)
+from attnc.ir.construct import add, axis, call, conjuncts, const, mul, size, sub
+from attnc.ir.node import Add, Axis, Call, Const, Load, Node, Prod, Size, Var
 from attnc.passes.bounds import inner_range
 from tests.masks import FAMILIES, dense, mask
 

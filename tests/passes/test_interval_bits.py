@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import z3
 
-from attnc.ir.node import Call, Const, Node, Prod, axis, call, const
+from attnc.ir.construct import axis, call, const
+from attnc.ir.node import Call, Const, Node, Prod
 from attnc.passes import interval_bits as bits
 from attnc.passes.intervals import Arithmetic, Interval
 from tests.passes.test_intervals import Symbols, prove

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from attnc.ir.node import Load, Sum, axis, load
+from attnc.ir.construct import axis, load
+from attnc.ir.node import Load, Sum
 from attnc.ir.walk import postorder
 from attnc.passes.derive import gradient_program
 from attnc.passes.pipeline import plan_forward, plan_gradient

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 import attnc
-from attnc.ir.node import Max, axis, call, const, first_attained, load, max_over, mul, neg, position_of
+from attnc.ir.construct import axis, call, const, first_attained, load, max_over, mul, neg, position_of
+from attnc.ir.node import Max
 from attnc.passes.derive import gradient_program
 from attnc.passes.pipeline import plan_forward, plan_gradient
 from tests.passes.programs import spec

@@ -8,7 +8,7 @@ import pytest
 
 import attnc
 from attnc import driver
-from attnc.ir.node import axis, call, const, size, sub
+from attnc.ir.construct import axis, call, const, size, sub
 from attnc.ir.options import REWRITES, Options
 from attnc.ir.program import Program
 from attnc.ir.sizes import evaluator

@@ -12,7 +12,7 @@ import attnc
 from attnc import driver
 from attnc.codegen.tile import Argument, Assign, Kernel, Lane, Scatter
 from attnc.codegen.triton.printer import print_module
-from attnc.ir.node import axis, call, const, load, size, var
+from attnc.ir.construct import axis, call, const, load, size, var
 from attnc.runtime.exact_sums import counters, shift_for, total
 from attnc.runtime.triton_backend import TritonKernel
 from attnc.testing.compare import dense, output_seeds, run_op

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from attnc.ir.node import Node, axis, call, const, load, mul, sub
+from attnc.ir.construct import axis, call, const, load, mul, sub
+from attnc.ir.node import Node
 from attnc.runtime import planner
 from attnc.runtime.planner import Table, plan
 from attnc.runtime.tiles import FACTOR, Level, Mask

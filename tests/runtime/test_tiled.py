@@ -9,7 +9,7 @@ import torch
 
 import attnc
 from attnc.codegen.tile import Accumulate, Argument, Assign, Each, Kernel, Lane, Loop, Scatter, Store
-from attnc.ir.node import add, axis, call, const, load, max_over, mul, raw_sum, size, sub, var
+from attnc.ir.construct import add, axis, call, const, load, max_over, mul, raw_sum, size, sub, var
 from attnc.runtime import tiled
 from attnc.runtime.tiled import TiledKernel
 from attnc.testing import compare
