@@ -400,7 +400,10 @@ class _Scheduler:
                 host.stores.append((self._scratch(self._fresh(self._hint(whole, "row_sum")), axes), axes, whole))
             groups.append(whole)
             rest = [t for t in rest if t not in terms]
-        return raw_add([*groups, *rest]) if groups and rest else groups[0] if groups else node
+        if not groups:
+            return node
+        terms = [*groups, *rest]
+        return raw_add(terms) if len(terms) > 1 else terms[0]
 
     def _host(self, axis: str, batch: Axes, needed: set[Reduction], before: int) -> Draft | None:
         """The first pass before position `before` that can write a value of this row made of the `needed`."""
