@@ -65,7 +65,8 @@ def test_softmax_forward(dtype: str, rows: int, keys: int) -> None:
         run(kernel, tensors, B=2, H=3, M=rows, N=keys, D=24, E=40, q_start=q_start)
         exact, exact_lse = softmax(q, k, v, causal, q_start)
         assert (o.double() - exact).abs().max() <= ROUNDING[dtype] * exact.abs().max()
-        assert torch.allclose(lse.double(), exact_lse, rtol=1e-6, atol=2e-6)
+        # Beside bf16, exp2 has a relative error of 3e-6, which is 4.4e-6 in the logarithm of a sum.
+        assert torch.allclose(lse.double(), exact_lse, rtol=1e-6, atol=6.4e-6 if dtype == "bf16" else 2e-6)
 
 
 class WithoutTiles(Toolchain):
