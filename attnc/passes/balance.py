@@ -50,7 +50,7 @@ def balance(roots: Iterable[Node], planes: Planes, *, rows: bool) -> list[Node]:
         if not isinstance(node, Sum) or any(planes.sequences(x.axes) for _, x in node.scatter):
             return None
         for f in node.factors:
-            if f in found and _matters(node, found[f], planes, rows=rows):
+            if isinstance(f, Add) and f in found and _matters(node, found[f], planes, rows=rows):
                 return _balanced(node, f, found[f])
         return None
 

@@ -56,5 +56,5 @@ def with_unit(node: Node) -> Node:
     unit = abs(parts[0][0])
     if unit == 1 or any(abs(k) != unit or not rest for k, rest in parts):
         return node
-    signed = [rest if k > 0 else (const(-1.0), *rest) for k, rest in parts]
-    return raw_prod([const(unit), raw_add([raw_prod(f) if len(f) > 1 else f[0] for f in signed])])
+    signed: list[tuple[Node, ...]] = [rest if k > 0 else (const(-1.0), *rest) for k, rest in parts]
+    return raw_prod([const(unit), raw_add([raw_prod(f) if len(f) > 1 else next(iter(f)) for f in signed])])

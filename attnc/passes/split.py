@@ -120,8 +120,11 @@ def _range(plan: Plan, item: Pass, packing: Packing, group: str) -> Range:
         last(item.outer): sub(program.extent(item.outer), const(1)),
         packing.key_head: axis(group),
     }
-    low, high, *full = replace_nodes(_ends(found), whole)
-    return Range(low, high, *(full or (None, None)))
+    low, high = replace_nodes([found.low, found.high], whole)
+    full_low, full_high = (
+        None if x is None else replace_nodes([x], whole)[0] for x in (found.full_low, found.full_high)
+    )
+    return Range(low, high, full_low, full_high)
 
 
 def split(plan: Plan, item: Pass, form: Form = "block") -> Split:

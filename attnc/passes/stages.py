@@ -131,8 +131,8 @@ def _scores(program: Program, planes: Planes) -> list[tuple[Node, Node]]:
     """
     every = postorder(program.roots())
     known = set(every)
-    bodies = dict.fromkeys(n.body for n in every if isinstance(n, Max) and n.bound == {KEY})
-    found = [s for s in bodies if planes.sequences(s.axes) == {KEY} and not isinstance(s, Load)]
+    bodies = dict.fromkeys(n.body for n in every if isinstance(n, Max) and n.bound == frozenset({KEY}))
+    found = [s for s in bodies if planes.sequences(s.axes) == frozenset({KEY}) and not isinstance(s, Load)]
     return [(s, at) for s in found if (at := substitute(s, {KEY: _position()})) in known]
 
 

@@ -192,7 +192,7 @@ class Statements:
         )
         code, storage = self._converted(code, argument.dtype, target)
         read = frozenset({"f32" if self.widen else argument.dtype}) if target.kind == "f" else frozenset()
-        if argument.made and read == {"f32"} and not self.widen:
+        if argument.made and read == frozenset({"f32"}) and not self.widen:
             read |= self.half
         return Text(code, address.axes), Fact(axes, storage, zero, read)
 
