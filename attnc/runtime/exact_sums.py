@@ -16,17 +16,25 @@ from torch import Tensor
 
 from attnc.codegen.tile import Kernel
 from attnc.codegen.triton.parameters import COUNTER, counts, evaluate
+from attnc.diagnostics.diagnostic import CallError, Diagnostic
 
-MANTISSA, WORD = 24, 62
+MANTISSA, WORD = 24, 63
 PLACES = 254
 HEADS = 7
 """Bits for additions that a kernel makes to one entry beyond the pairs of positions: over the heads of a group."""
 
 
 def shift_for(additions: int) -> int:
-    """How many places may share a counter, as a power of two, so that this many additions cannot overflow one."""
+    """How many places may share a counter, as a power of two, so that this many additions cannot overflow one.
+
+    Raises:
+        CallError: (E230) if they could overflow a counter of a single place.
+    """
     free = WORD - MANTISSA - additions.bit_length() - HEADS
-    return max(1, min(4, max(free, 2).bit_length() - 1))
+    if free < 0:
+        message = f"{additions} pairs of positions are more than the exact sum of a tensor's gradient can count"
+        raise CallError(Diagnostic("E230", message, remedy="split the call, or compile with `deterministic=False`"))
+    return min(4, (free + 1).bit_length() - 1)
 
 
 def counters(like: Tensor, shift: int) -> Tensor:

@@ -42,6 +42,7 @@ class Report:
         """Print the table and draw the picture; 1 if a case failed or disagrees with the oracle."""
         console = Console(width=150)
         console.print(_table(self.rows, self._title))
+        console.print(compared(self.rows), markup=False, highlight=False, soft_wrap=True)
         for name, found in self.notes.items():
             console.print(f"{name}: {json.dumps(_rounded(found))}", markup=False, highlight=False, soft_wrap=True)
         if any(not r.get("quiet", True) for r in self.rows):
@@ -92,6 +93,23 @@ def _table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
                 table.add_row(*cells(row))
         table.add_section()
     return table
+
+
+def compared(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Times of SDPA and of eager PyTorch as multiples of attnc's, one line per case, in Markdown."""
+    columns = [(dtype, both) for dtype in ("f32", "bf16") for both in (False, True)]
+    found: dict[str, dict[tuple[str, bool], str]] = {}
+    for row in rows:
+        if "problem" not in row:
+            queries = f"M = {row['m']}, " if row["m"] else ""
+            name = f"{row['spec']}, {queries}N = {row['n']}, H{row['h']} D{row['d']}"
+            sdpa, eager = (row["ratios"].get(p) for p in ("SDPA", "eager"))
+            text = ("" if row["quiet"] else "~") + ("–" if sdpa is None else f"{sdpa:.2f}")
+            found.setdefault(name, {})[row["dtype"], row["both"]] = text + (f" / {eager:.1f}" if eager else "")
+    heads = [f"{dtype} {'with backward' if both else 'forward'}" for dtype, both in columns]
+    lines = [["case", *heads], ["---", *["--:"] * len(columns)]]
+    lines += [[name, *(cases.get(c, "") for c in columns)] for name, cases in found.items()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def draw(rows: Sequence[Mapping[str, Any]], title: str, path: Path) -> Path | None:

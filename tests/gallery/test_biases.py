@@ -7,19 +7,18 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.testing import assert_close
 
 from tests.formulas import attend, positions, scores, softmax
 from tests.gallery.biases import rmt_gamma
 from tests.gallery.calls import HEADS, LENGTH, operands, run, weights_of
 
-close = torch.testing.assert_close
-
 
 def test_alibi_in_three_forms() -> None:
     qkv = operands()
     expected = run("alibi", *qkv)
-    close(run("gallery/alibi_keys", *qkv), expected)
-    close(run("gallery/alibi_factors", *qkv), expected)
+    assert_close(run("gallery/alibi_keys", *qkv), expected)
+    assert_close(run("gallery/alibi_factors", *qkv), expected)
 
 
 def test_alibi_prefers_what_is_near() -> None:
@@ -27,7 +26,7 @@ def test_alibi_prefers_what_is_near() -> None:
     q, k, v = operands()
     steep = torch.full((HEADS,), 60.0, dtype=torch.float64)
     for name in ("alibi_keys", "alibi_factors", "alibi_symmetric"):
-        close(run(f"gallery/{name}", q, k, v, slope=steep), v, rtol=0, atol=1e-6)
+        assert_close(run(f"gallery/{name}", q, k, v, slope=steep), v, rtol=0, atol=1e-6)
 
 
 def test_squared_distance_has_rank_five() -> None:
@@ -39,7 +38,7 @@ def test_squared_distance_has_rank_five() -> None:
     left = w[..., None] * torch.cat([2 * x, -size, one], -1)[:, None]
     right = torch.cat([x, one, -size], -1)[:, None].expand(-1, HEADS, -1, -1)
     factors = {"query_factor": left, "key_factor": right.contiguous()}
-    close(
+    assert_close(
         run("gallery/squared_distance", q, k, v, x=x, w=w),
         run("gallery/low_rank_bias", q, k, v, consts={"R": 5}, **factors),
     )
@@ -52,7 +51,7 @@ def test_a_cosine_has_rank_two() -> None:
     angle = frequency[:, None] * torch.arange(LENGTH)
     wave = torch.stack([angle.cos(), angle.sin()], -1).expand(2, -1, -1, -1)
     factors = {"query_factor": strength[:, None, None] * wave, "key_factor": wave.contiguous()}
-    close(
+    assert_close(
         run("gallery/cosine_bias", q, k, v, frequency=frequency, strength=strength),
         run("gallery/low_rank_bias", q, k, v, consts={"R": 2}, **factors),
     )
@@ -67,7 +66,7 @@ def test_svd_of_a_table_gives_the_table() -> None:
     u, s, vt = torch.linalg.svd(table)
     root = s[:, None, :6].sqrt()
     factors = {"query_factor": (u[..., :6] * root)[None], "key_factor": (vt.transpose(1, 2)[..., :6] * root)[None]}
-    close(
+    assert_close(
         run("gallery/low_rank_bias", q, k, v, consts={"R": 6}, **factors),
         run("gallery/dense_bias", q, k, v, table=table),
     )
@@ -85,7 +84,7 @@ def test_swin_v2_limits_its_scale() -> None:
     clamped, limit = (
         run("gallery/swin_v2", q, k, v, consts={"window": 7}, **swin_v2_inputs(x)) for x in (9.0, math.log(100))
     )
-    close(clamped, limit)
+    assert_close(clamped, limit)
 
 
 def test_swin_v2_leaks_through_its_finite_mask() -> None:
@@ -95,8 +94,8 @@ def test_swin_v2_leaks_through_its_finite_mask() -> None:
     v = torch.arange(49.0, dtype=torch.float64)[None, None, :, None].expand(1, 1, 49, 4).contiguous()
     o = run("gallery/swin_v2", q, k, v, consts={"window": 7}, **swin_v2_inputs(9.0))
     # Scores: -100 in the first region (its own keys), 100 - 100 = 0 in the second; from the second, 100 to itself.
-    close(o[0, 0, 0], v[0, 0, 21:].mean(0))
-    close(o[0, 0, 48], v[0, 0, 21:].mean(0))
+    assert_close(o[0, 0, 0], v[0, 0, 21:].mean(0))
+    assert_close(o[0, 0, 48], v[0, 0, 21:].mean(0))
 
 
 def test_shifted_windows_are_smaller_at_the_border() -> None:
@@ -105,11 +104,11 @@ def test_shifted_windows_are_smaller_at_the_border() -> None:
     p = weights_of("gallery/swin", 144, consts, table=table).view(12, 12, 12, 12)
     corner = torch.zeros(12, 12, dtype=torch.float64)
     corner[:2, :2] = 1 / 4
-    close(p[0, 0], corner)
-    close(p[1, 1], corner)
+    assert_close(p[0, 0], corner)
+    assert_close(p[1, 1], corner)
     inner = torch.zeros(12, 12, dtype=torch.float64)
     inner[2:6, 6:10] = 1 / 16
-    close(p[5, 7], inner)
+    assert_close(p[5, 7], inner)
 
 
 def test_urpe_starts_as_plain_relative_attention_and_is_not_renormalised() -> None:
@@ -125,7 +124,7 @@ def test_urpe_starts_as_plain_relative_attention_and_is_not_renormalised() -> No
     for factor in (1.0, -2.0):
         after = torch.full((HEADS, 39), factor, dtype=torch.float64)
         o = run("gallery/urpe_tables", q, k, v, consts=consts, inside=inside, after=after, present=present)
-        close(o, factor * plain)
+        assert_close(o, factor * plain)
 
 
 @pytest.mark.parametrize("name", ["t5", "t5_decoder"])
@@ -160,7 +159,7 @@ def test_manhattan_decomposes_into_rows_and_columns() -> None:
     across = per_axis(by_row, k_by_row, v_by_row, gamma)
     down = per_axis(by_row.transpose(2, 3), k_by_row.transpose(2, 3), across.transpose(2, 3), gamma)
     expected = down.transpose(2, 3).flatten(2, 3)
-    close(found, expected, rtol=1e-6, atol=1e-6)
+    assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_manhattan_inside_and_outside_the_softmax_differ() -> None:
@@ -170,7 +169,7 @@ def test_manhattan_inside_and_outside_the_softmax_differ() -> None:
     one = torch.ones_like(gamma)
     inside, outside = (run(n, q, k, v, consts=consts, gamma=gamma) for n in ("gallery/manhattan_inside", "manhattan"))
     assert (inside - outside).abs().max() > 0.1
-    close(run("manhattan", q, k, v, consts=consts, gamma=one), run("softmax", q, k, v))
+    assert_close(run("manhattan", q, k, v, consts=consts, gamma=one), run("softmax", q, k, v))
 
 
 def test_local_music_sees_its_block_and_the_one_before() -> None:
@@ -180,7 +179,7 @@ def test_local_music_sees_its_block_and_the_one_before() -> None:
         first = max(0, 9 * (i // 9 - 1))
         expected = torch.zeros(60, dtype=torch.float64)
         expected[first : i + 1] = 1 / (i + 1 - first)
-        close(p[i], expected)
+        assert_close(p[i], expected)
 
 
 def test_a_polynomial_has_one_rank_more_than_its_degree() -> None:
@@ -195,7 +194,7 @@ def test_a_polynomial_has_one_rank_more_than_its_degree() -> None:
     factors = torch.stack(left, -1).expand(2, -1, -1, -1).contiguous()
     powers = torch.stack([place**r for r in range(4)], -1).expand(2, HEADS, -1, -1).contiguous()
     o = run("gallery/polynomial_bias", q, k, v, coefficient=coefficient)
-    close(o, run("gallery/low_rank_bias", q, k, v, consts={"R": 4}, query_factor=factors, key_factor=powers))
+    assert_close(o, run("gallery/low_rank_bias", q, k, v, consts={"R": 4}, query_factor=factors, key_factor=powers))
 
 
 def test_a_multiplied_bias_is_a_product_of_two_scores() -> None:
@@ -203,7 +202,7 @@ def test_a_multiplied_bias_is_a_product_of_two_scores() -> None:
     u, w = torch.randn(2, 2, HEADS, LENGTH, 3, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     s = (q @ k.mT) * (u @ w.mT) / 4
     o = run("gallery/multiplicative_bias", q, k, v, consts={"R": 3}, query_factor=u, key_factor=w)
-    close(o, torch.softmax(s, -1) @ v)
+    assert_close(o, torch.softmax(s, -1) @ v)
 
 
 def test_a_gathered_embedding_is_the_skewed_product() -> None:
@@ -217,4 +216,4 @@ def test_a_gathered_embedding_is_the_skewed_product() -> None:
     skewed = torch.nn.functional.pad(against, (1, 0)).reshape(2, HEADS, n + 1, n)[:, :, 1:]
     s = (q @ k.mT + skewed) / 4
     s = s.masked_fill(~torch.ones(n, n, dtype=torch.bool).tril(), -math.inf)
-    close(run("music", q, k, v, rel=rel), torch.softmax(s, -1) @ v)
+    assert_close(run("music", q, k, v, rel=rel), torch.softmax(s, -1) @ v)
