@@ -5,7 +5,8 @@ replaced by an opaque saved tensor. Three rules decide in which form it is saved
 
 * a denominator Z whose terms all carry exp2(-m) is saved with its shift m as one ``lse = m + log2 Z``, so that
   ``exp2(s - m) / Z`` becomes ``exp2(s - lse)``. Where s depends on the key alone, m and Z are saved as they are: rows
-  then have nearly the same lse, and its rounding would be the same error in all of them;
+  then have nearly the same lse, and its rounding would be the same error in all of them. A weight that a row has once
+  (a sink's) is made of m and Z too, which costs nothing there and has no part in the rounding of lse;
 * a sum S that the forward divides by Z is saved as the quotient ``S / Z`` (often the output itself, at no cost), which
   turns the softmax row term into ``sum(do * o)``, FlashAttention-2's delta (Dao 2023, arXiv:2307.08691);
 * anything else is saved as it is.
@@ -256,8 +257,9 @@ def _fold_shifts(roots: list[Node], state: _State, memo: dict[Node, Node], plane
         r, z_now, m = (_rewritten(x, state, memo) for x in (node, z, shift))
         roots = rewrite(roots, lambda n, r=r, m=m, lse=lse: _pair(n, r, m, lse))  # type: ignore[misc]
         logz = call("log2", z_now)
-        rest = call("exp2", exponent_of(unit, m, neg(lse)))
-        left = {r: rest, logz: exponent_of(unit, lse, neg(m))}
+        left = {logz: exponent_of(unit, lse, neg(m))}
+        if not any(_is_weight_of_row(n, r, m) for n in postorder(roots)):
+            left[r] = call("exp2", exponent_of(unit, m, neg(lse)))
         roots = rewrite(roots, lambda n, left=left: left.get(n))  # type: ignore[misc]
     return roots
 
@@ -267,8 +269,18 @@ def _is_row_maximum(node: Node, planes: Planes) -> bool:
     return isinstance(node, Max) and len(planes.sequences(node.body.axes)) > 1
 
 
+def _is_weight_of_row(node: Node, r: Node, m: Node) -> bool:
+    """Whether a product holds 1/Z and an exp2(x - m) of a value that each row has once, as a sink is."""
+    factors = node.factors if isinstance(node, Prod | Sum) else ()
+    return r in factors and any(_of_row(f, r) and _absorb(f, m, m) is not None for f in factors)
+
+
+def _of_row(f: Node, r: Node) -> bool:
+    return isinstance(f, Call) and f.axes <= r.axes
+
+
 def _pair(node: Node, r: Node, m: Node, lse: Node) -> Node | None:
-    """Pair each factor 1/Z with one exp2(x - m), giving exp2(x - lse)."""
+    """Pair each factor 1/Z with one exp2(x - m) that has more axes, giving exp2(x - lse)."""
     if isinstance(node, Prod):
         factors = list(node.factors)
         if not _pair_in(factors, r, m, lse):
@@ -286,7 +298,7 @@ def _pair_in(factors: list[Node], r: Node, m: Node, lse: Node) -> bool:
     changed = False
     while r in factors:
         for k, f in enumerate(factors):
-            paired = _absorb(f, m, lse)
+            paired = None if _of_row(f, r) else _absorb(f, m, lse)
             if paired is not None:
                 factors[k] = paired
                 factors.remove(r)

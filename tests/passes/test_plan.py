@@ -10,7 +10,7 @@ from attnc.ir.node import Load, Sum
 from attnc.ir.walk import postorder
 from attnc.passes.derive import gradient_program
 from attnc.passes.pipeline import plan_forward, plan_gradient
-from attnc.passes.plan import Pass, Plan
+from attnc.passes.plan import Finish, Pass, Plan
 from tests.passes.programs import NAMES, example, spec
 
 
@@ -125,3 +125,13 @@ def test_the_output_is_shared_unless_rounding_it_would_show() -> None:
     """A slope's gradient sums the score's gradient over rows, where it cancels up to the rounding of the row term."""
     assert {s.name for s in plan_forward(example("causal")).saved} == {"lse", "o"}
     assert {s.name for s in plan_forward(example("alibi")).saved} == {"lse", "o_exact"}
+
+
+def test_the_weight_of_a_sink_has_no_part_in_the_rounding_of_lse() -> None:
+    """It is one number a row: made of the maximum and the sum, saved apart, while the plane's weights come from lse."""
+    (finish,) = (s for s in plan_gradient(example("sinks")).steps if isinstance(s, Finish) and s.buffer == "grad_sink")
+    read = {n.tensor for n in postorder([n for _, n in finish.parts]) if isinstance(n, Load)}
+    assert "lse" not in read
+    row, column = plan_gradient(example("sinks")).passes
+    assert "lse" in {n.tensor for p in (row, column) for n in postorder(p.reductions) if isinstance(n, Load)}
+    assert len(read & {s.name for s in plan_forward(example("sinks")).saved}) == 2
