@@ -17,7 +17,7 @@ from attnc.codegen.triton.parameters import evaluate, padded, paddings
 from attnc.ir.node import Sum
 from attnc.runtime.triton_aot import SHARED_LIMITS, Artefact
 from attnc.testing.listing import Loop, loops
-from attnc.testing.model import cycles
+from attnc.testing.model import Cycles, cycles
 
 TENSOR_CORES = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA", "gfx942": "v_mfma"}
 """The instruction that multiplies matrices. Blocks of fewer than `ROWS` rows take sm_80's on later devices too."""
@@ -47,8 +47,7 @@ class Report:
         loop: the hot loop, if there is one with matrix products.
         work: floating-point operations of the loop's matrix instructions over those of the tile program's products;
             None where instructions do not tell their size, or there are no products.
-        share: of the tensor cores' peak that the static model expects (`attnc.testing.model`); None where it says
-            nothing.
+        cycles: of a turn of the loop, by the static model (`attnc.testing.model`); None where it says nothing.
         problems: gates that fail, in words.
     """
 
@@ -60,8 +59,13 @@ class Report:
     programs: int | None
     loop: Loop | None
     work: float | None
-    share: float | None
+    cycles: Cycles | None
     problems: tuple[str, ...]
+
+    @property
+    def share(self) -> float | None:
+        """Of the tensor cores' peak that the static model expects."""
+        return self.cycles.share if self.cycles else None
 
 
 def report(kernel: Kernel, artefact: Artefact, budget: int | None = None) -> Report:
@@ -91,7 +95,7 @@ def report(kernel: Kernel, artefact: Artefact, budget: int | None = None) -> Rep
         programs,
         loop,
         work,
-        model.share if model else None,
+        model,
         tuple(problems),
     )
 
