@@ -10,10 +10,11 @@ import re
 from dataclasses import dataclass
 from math import prod
 
-from attnc.codegen.tile import Accumulate, Assign, Kernel, Stmt, statements
+from attnc.codegen.tile import Accumulate, Assign, Each, Kernel, Stmt, statements
 from attnc.codegen.tile import Loop as TileLoop
 from attnc.codegen.triton.configuration import HARMLESS
 from attnc.codegen.triton.parameters import evaluate, padded, paddings
+from attnc.codegen.triton.statements import is_unrolled
 from attnc.ir.node import Sum
 from attnc.runtime.triton_aot import SHARED_LIMITS, Artefact
 from attnc.testing.listing import Loop, loops
@@ -127,7 +128,7 @@ def _problems(kernel: Kernel, artefact: Artefact, loop: Loop | None) -> list[str
         return found
     if loop is None:
         found.append(f"no loop with {matrix_instruction(kernel, artefact)}")
-    elif artefact.target in ASYNCHRONOUS and not loop.count(*ASYNCHRONOUS[artefact.target]):
+    elif is_pipelined(kernel) and artefact.target in ASYNCHRONOUS and not loop.count(*ASYNCHRONOUS[artefact.target]):
         found.append("no asynchronous copies in the hot loop")
     return found
 
@@ -136,6 +137,12 @@ def uses_tensor_cores(kernel: Kernel) -> bool:
     """Whether a kernel multiplies matrices of half-precision tensors in a loop."""
     half = any(a.dtype in ("f16", "bf16") for a in kernel.arguments)
     return half and any(_products(s.body, kernel) for s in statements(kernel.body) if isinstance(s, TileLoop))
+
+
+def is_pipelined(kernel: Kernel) -> bool:
+    """Whether Triton can overlap loads with products: it pipelines loops that hold no other loop."""
+    inside = [t for s in statements(kernel.body) if isinstance(s, TileLoop) for t in statements(s.body)]
+    return all(is_unrolled(t) for t in inside if isinstance(t, Each))
 
 
 def _products(body: tuple[Stmt, ...], kernel: Kernel) -> list[Sum]:

@@ -79,10 +79,11 @@ def candidates(kernel: Kernel, sizes: Mapping[str, int], target: str) -> tuple[C
 def _last_resort(
     fitting: Sequence[Configuration], rungs: Sequence[tuple[float, Configuration, bool]]
 ) -> list[Configuration]:
-    """The largest tile whose rows more warps share than a product needs, where short blocks leave room for few warps:
-    repeating some work costs less than spilling what is accumulated."""
+    """The largest and the smallest tile whose rows more warps share than a product needs, where short blocks leave room
+    for few warps: repeating some work costs less than spilling what is accumulated."""
     most = max((c.num_warps for c in fitting), default=0)
-    return [c for pressure, c, repeats in rungs if repeats and pressure <= 1 and c.num_warps > most][:1]
+    found = [c for pressure, c, repeats in rungs if repeats and pressure <= 1 and c.num_warps > most]
+    return [*found[:1], *found[-1:]]
 
 
 def space(kernel: Kernel, sizes: Mapping[str, int], target: str) -> tuple[Configuration, ...]:

@@ -59,11 +59,11 @@ def test_forward_and_backward(spread: Spread, far: str) -> None:
     given = tensors | {far: spread(tensors[far])}
     assert given[far].stride()[2] * 39 > REACH
     leaves = {n: t.requires_grad_() for n, t in given.items()}
-    o = op(**leaves)
+    o = op(leaves["q"], leaves["k"], leaves["v"])
     seed = torch.randn_like(o)
     found = torch.autograd.grad(o, [leaves[n] for n in "qkv"], seed)
     exact = {n: t.double().requires_grad_() for n, t in tensors.items()}
-    want = torch.nn.functional.scaled_dot_product_attention(*exact.values(), is_causal=True)
+    want = torch.nn.functional.scaled_dot_product_attention(exact["q"], exact["k"], exact["v"], is_causal=True)
     assert torch.allclose(o.double(), want, atol=3e-6)
     for got, right in zip(found, torch.autograd.grad(want, list(exact.values()), seed.double()), strict=True):
         assert torch.allclose(got.double(), right, atol=1e-5)
