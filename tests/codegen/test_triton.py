@@ -410,6 +410,14 @@ def test_half_operands_stay_half(interpreter: Interpreter) -> None:
     assert torch.allclose(found["out"].double(), exact, atol=5e-3)
 
 
+def test_the_longest_loops_come_first() -> None:
+    """Rows of a causal mask have more keys the later they are, columns fewer queries; without a mask all are alike."""
+    backwards = "i_first = (i_blocks - 1 - pid % i_blocks) * BLOCK_I"
+    assert backwards in print_kernel(softmax_forward(causal=True))
+    assert backwards not in print_kernel(softmax_forward(causal=False))
+    assert "j_first = (pid % j_blocks) * BLOCK_J" in print_kernel(softmax_columns())
+
+
 def test_weights_of_pairs_are_rounded_beside_half_values(interpreter: Interpreter) -> None:
     """Whatever they were computed from, here from positions alone. A sum over few channels is written out."""
     y, s, w, out = var("y", "jd"), var("s", "ij"), var("w", "ij"), var("out", "id")
