@@ -10,12 +10,18 @@ import pytest
 
 # Before torch starts its pool; generated kernels read it too.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Before Triton is imported, which settles whether it interprets or compiles. What compiles has a process of its own.
-os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-goldens", action="store_true", help="write what came out as what is expected")
+    parser.addoption("--interpreted", action="store_true", help="run the tests marked gpu, tiny, on the CPU")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Before Triton is imported, which settles whether it interprets or compiles. What compiles has a process of its
+    # own, but for tests on a GPU, which are run alone.
+    if config.option.markexpr != "gpu" or config.getoption("--interpreted"):
+        os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture

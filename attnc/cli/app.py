@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from attnc.cli import bench, check, explain, fmt, inspect, listing, new, plot, report, run, verify
+from attnc.cli import bench, check, explain, fmt, inspect, listing, new, plot, report, run, tune, verify
 
 app = typer.Typer(
     name="attnc",
@@ -54,6 +54,7 @@ COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("inspect", inspect.inspect, inspect.EXAMPLE),
     ("plot", plot.plot, plot.EXAMPLE),
     ("bench", bench.bench, bench.EXAMPLE),
+    ("tune", tune.tune, tune.EXAMPLE),
     ("list", listing.listing, listing.EXAMPLE),
 )
 

@@ -15,7 +15,7 @@ from typing import Any
 from attnc.codegen.tile import Kernel
 from attnc.codegen.triton.configuration import Configuration, candidates, preferred
 from attnc.codegen.triton.parameters import COUNTER, parameters, values
-from attnc.runtime.triton_backend import function, interpreting, load
+from attnc.runtime.triton_module import function, interpreting, load
 from attnc.runtime.worker import Worker
 
 TRITON_TYPES = {

@@ -1,23 +1,18 @@
-"""Loading and launching printed Triton kernels. Triton is imported on first use.
+"""Launching printed Triton kernels: their arguments, offsets and configurations.
 
-On a GPU kernels are compiled; CPU tensors go through Triton's interpreter. Which of the two a process does is fixed
-when it imports Triton, so a process that compiles interprets in a second one (`attnc.runtime.triton_interpreter`).
+On a GPU kernels are compiled; CPU tensors go through Triton's interpreter, in this process or in a second one
+(`attnc.runtime.triton_module`).
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-import importlib.util
-import os
-import tempfile
-import threading
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,19 +20,20 @@ from torch import Tensor
 from attnc.codegen.tile import Kernel
 from attnc.codegen.triton.configuration import (
     LONGEST_BLOCK,
+    MOST,
     Configuration,
     candidates,
+    capped,
     default_configuration,
     preferred,
 )
-from attnc.codegen.triton.names import identifier
 from attnc.codegen.triton.parameters import evaluate, padded, parameters, programs, values
 from attnc.codegen.triton.printer import print_module
+from attnc.codegen.triton.table import bucket
+from attnc.runtime import tuning
 from attnc.runtime.exact_sums import added
+from attnc.runtime.triton_module import function, interpreting, is_interpreted, load
 from attnc.settings import Settings
-
-_modules: dict[tuple[str, Path], ModuleType] = {}
-_lock = threading.Lock()
 
 
 def build(kernels: Sequence[Kernel], settings: Settings | None = None) -> list[TritonKernel]:
@@ -49,52 +45,6 @@ def build(kernels: Sequence[Kernel], settings: Settings | None = None) -> list[T
     return [TritonKernel(k, source, settings.cache_dir / "triton") for k in kernels]
 
 
-def load(source: str, directory: Path | None = None) -> ModuleType:
-    """The module with this source. It is written to a file, because Triton reads its functions' source back.
-
-    The file is named by the hash of its contents and written atomically, so processes may share a directory.
-    """
-    directory = directory or Settings.read().cache_dir / "triton"
-    # Products and sums become one instruction; Triton 3.9 warns unless this is said, 3.10 would not do it.
-    os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
-    digest = hashlib.sha256(source.encode()).hexdigest()[:24]
-    with _lock:
-        found = _modules.get((digest, directory))
-        if found is None:
-            path = directory / f"attnc_{digest}.py"
-            _write(path, source)
-            if interpreting():
-                _accept_new_numpy()
-            found = _modules[digest, directory] = _import(path)
-        return found
-
-
-def _write(path: Path, source: str) -> None:
-    """Write unless an intact copy exists."""
-    try:
-        if path.read_text(encoding="utf-8") == source:
-            return
-    except (OSError, UnicodeDecodeError):
-        pass
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(source)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _import(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def _overridden(name: str, source: str, settings: Settings) -> str:
     """Write the source to ``ATTNC_DUMP`` and replace it by the file of the same name in ``ATTNC_OVERRIDE``, if any."""
     file = f"{name}.py"
@@ -104,37 +54,6 @@ def _overridden(name: str, source: str, settings: Settings) -> str:
     if settings.override is not None and Path(settings.override, file).is_file():
         return Path(settings.override, file).read_text(encoding="utf-8")
     return source
-
-
-def function(kernel: Kernel, module: ModuleType) -> Any:
-    """The Triton function of a kernel."""
-    return getattr(module, identifier(kernel.name))
-
-
-def is_interpreted(called: Any) -> bool:
-    """Whether a Triton function runs in the interpreter of this process."""
-    return type(called).__name__ == "InterpretedFunction"
-
-
-@cache
-def _accept_new_numpy() -> None:
-    """Lets loop bounds be values of a kernel. The interpreter of Triton 3.6 makes them an `int` of an array of one
-    element, which NumPy refuses from 2.4 on."""
-    from triton.runtime import interpreter
-
-    patch = interpreter._patch_lang_tensor
-
-    def patched(tensor: Any, scope: Any) -> None:
-        patch(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
-
-    interpreter._patch_lang_tensor = patched
-
-
-def interpreting() -> bool:
-    """Whether Triton interprets in this process, as ``TRITON_INTERPRET=1`` before its import asks for."""
-    knobs: Any = importlib.import_module("triton.knobs")
-    return bool(knobs.runtime.interpret)
 
 
 class Call:
@@ -216,18 +135,28 @@ def _target(device: torch.device) -> str:
     return f"sm_{properties.major}{properties.minor}"
 
 
-Variant = Literal["plain", "wide", "widened"]
-"""Ways a kernel is printed: as shown to people; with offsets of 64 bits, for tensors that span more than 32 reach; with
-products in f32, because the interpreter multiplies the bit patterns of bf16."""
+KEPT = 1024
+"""Sizes of calls that a kernel remembers."""
+REACH = 2**31
+"""Elements that offsets of 32 bits reach."""
 
 
-def _span(tensor: Tensor) -> int:
-    """Elements between the first and the last one of a tensor."""
+def is_wide(tensors: Sequence[Tensor]) -> bool:
+    """Whether some element of some tensor lies further from its first than 32 bits can say."""
+    return any(_last(t) >= REACH for t in tensors)
+
+
+def _last(tensor: Tensor) -> int:
+    """The offset of the last element of a tensor from its first."""
     return sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True) if n)
 
 
 class TritonKernel:
-    """One kernel, ready to launch."""
+    """One kernel, ready to launch.
+
+    It is printed in up to four ways: with offsets of 64 bits for tensors that span more than 32 reach, and with
+    products in f32 for the interpreter, which multiplies the bit patterns of bf16.
+    """
 
     def __init__(self, kernel: Kernel, source: str, directory: Path | None = None) -> None:
         """Bind `kernel` to the module `source` it was printed into, which is kept in `directory`."""
@@ -236,7 +165,9 @@ class TritonKernel:
         self.directory = directory
         self._call = Call(kernel)
         self._chosen: dict[tuple[Any, ...], Configuration] = {}
-        self._functions: dict[Variant, Any] = {}
+        self._functions: dict[tuple[bool, bool], Any] = {}
+        self._keys: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+        self._printed: str | None = None
 
     def __call__(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> None:
         """Run on one tensor per argument, in order; else as `launch`."""
@@ -247,13 +178,19 @@ class TritonKernel:
 
     def _launch(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> None:
         device = tensors[0].device
-        if device.type == "cuda":
-            with _current(device):
-                called = self._function("wide" if any(_span(t) > 2**31 for t in tensors) else "plain")
-                self._call(called, tensors, sizes, self._configuration(device, called, tensors, sizes))
-        else:
+        wide = is_wide(tensors)
+        if device.type != "cuda":
             configuration = default_configuration(self.kernel, sizes, "interpreter")
-            self._call(self._function("widened"), tensors, sizes, configuration)
+            self._call(self._function(wide, widen=True), tensors, sizes, configuration)
+            return
+        with _current(device):
+            called = self._function(wide)
+            configuration = self._configuration(device, called, tensors, sizes)
+            session = tuning.current()
+            if session is None:
+                self._call(called, tensors, sizes, configuration)
+            else:
+                session.launch(self._key(device, sizes), lambda: self._call(called, tensors, sizes, configuration))
 
     def blocks(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> Mapping[str, int]:
         """Block lengths of the configuration that a call chooses."""
@@ -261,16 +198,14 @@ class TritonKernel:
         if device.type != "cuda":
             return default_configuration(self.kernel, sizes, "interpreter").blocks
         with _current(device):
-            called = self._function("wide" if any(_span(t) > 2**31 for t in tensors) else "plain")
-            return self._configuration(device, called, tensors, sizes).blocks
+            return self._configuration(device, self._function(is_wide(tensors)), tensors, sizes).blocks
 
-    def _function(self, variant: Variant) -> Any:
-        if variant not in self._functions:
-            wide, widen = variant == "wide", variant == "widened"
-            printed = variant != "plain"
+    def _function(self, wide: bool, widen: bool = False) -> Any:
+        if (wide, widen) not in self._functions:
+            printed = wide or widen
             source = print_module([self.kernel], wide=wide, widen=widen) if printed else self.source
-            self._functions[variant] = function(self.kernel, load(source, self.directory))
-        return self._functions[variant]
+            self._functions[wide, widen] = function(self.kernel, load(source, self.directory))
+        return self._functions[wide, widen]
 
     def _elsewhere(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> None:
         """Run in the interpreter of a second process."""
@@ -280,13 +215,28 @@ class TritonKernel:
         for name, value in shared_interpreter().run(self.kernel, named, sizes).items():
             named[name].copy_(value)
 
+    def _key(self, device: torch.device, sizes: Mapping[str, int]) -> tuple[Any, ...]:
+        """What the choice of a configuration depends on, beside the kernel."""
+        given = (device, *sizes.values())
+        if given not in self._keys:
+            if len(self._keys) >= KEPT:
+                self._keys.clear()
+            extents = (sizes[s] for s in self._call.extents)
+            self._keys[given] = (id(self), device, bucket(self.kernel, sizes), *extents, *self._lengths(sizes))
+        return self._keys[given]
+
     def _configuration(
         self, device: torch.device, called: Any, tensors: Sequence[Tensor], sizes: Mapping[str, int]
     ) -> Configuration:
-        """The first candidate that compiles without spilling registers, else one that hardly spills (`preferred`)."""
-        key = (device, *(sizes[s] for s in self._call.extents), *self._lengths(sizes))
+        """The first choice that compiles without spilling registers, else one that hardly spills (`preferred`)."""
+        key = self._key(device, sizes)
+        session = tuning.current()
+        if session is not None:
+            self._chosen.pop(key, None)  # what is being measured may be chosen afterwards
+            spilled = partial(self._spilled, called=called, tensors=tensors, sizes=sizes)
+            return session.configuration(key, self.kernel, self._alone(), _target(device), sizes, spilled)
         if key not in self._chosen:
-            choices = candidates(self.kernel, sizes, _target(device))
+            choices = self._choices(_target(device), sizes)
             spills: list[int] = []
             for choice in choices:
                 spills.append(self._spilled(choice, called, tensors, sizes))
@@ -294,6 +244,21 @@ class TritonKernel:
                     break
             self._chosen[key] = choices[len(spills) - 1 if spills[-1] == 0 else preferred(spills)]
         return self._chosen[key]
+
+    def _choices(self, target: str, sizes: Mapping[str, int]) -> Sequence[Configuration]:
+        """What was measured here, then what is known or guessed of kernels like this one."""
+        measured = tuning.recall(self._alone(), target, bucket(self.kernel, sizes))
+        listed = candidates(self.kernel, sizes, target)
+        if measured is None or set(measured.blocks) != set(listed[0].blocks):
+            return listed[:MOST]
+        first = replace(measured, blocks=capped(self.kernel, sizes, measured.blocks))
+        return [first, *(c for c in listed if c != first)][:MOST]
+
+    def _alone(self) -> str:
+        """The source of this kernel without the others of its module."""
+        if self._printed is None:
+            self._printed = print_module([self.kernel])
+        return self._printed
 
     def _lengths(self, sizes: Mapping[str, int]) -> list[int]:
         """Extents of the blocked axes, as far as they matter to the choice of blocks."""

@@ -14,7 +14,8 @@ from torch import Tensor
 from attnc.codegen.tile import Kernel
 from attnc.codegen.triton.configuration import Configuration
 from attnc.codegen.triton.printer import print_kernel
-from attnc.runtime.triton_backend import launch, load
+from attnc.runtime.triton_backend import is_wide, launch
+from attnc.runtime.triton_module import load
 from attnc.runtime.worker import Worker
 
 
@@ -42,7 +43,7 @@ class Interpreter:
         Raises:
             RuntimeError: with the worker's traceback, if the kernel fails.
         """
-        source = source or print_kernel(kernel, widen=True)
+        source = source or print_kernel(kernel, widen=True, wide=is_wide(list(tensors.values())))
         given = {name: tensor.detach() for name, tensor in tensors.items()}
         found: dict[str, Tensor] = self._worker.ask(
             (kernel, source, given, dict(sizes), configuration, self._directory)

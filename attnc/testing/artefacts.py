@@ -10,14 +10,15 @@ import re
 from dataclasses import dataclass
 from math import prod
 
-from attnc.codegen.tile import Accumulate, Assign, Kernel, Stmt, statements
+from attnc.codegen.tile import Accumulate, Assign, Each, Kernel, Stmt, statements
 from attnc.codegen.tile import Loop as TileLoop
 from attnc.codegen.triton.configuration import HARMLESS
 from attnc.codegen.triton.parameters import evaluate, padded, paddings
+from attnc.codegen.triton.statements import is_unrolled
 from attnc.ir.node import Sum
 from attnc.runtime.triton_aot import SHARED_LIMITS, Artefact
 from attnc.testing.listing import Loop, loops
-from attnc.testing.model import cycles
+from attnc.testing.model import Cycles, cycles
 
 TENSOR_CORES = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA", "gfx942": "v_mfma"}
 """The instruction that multiplies matrices. Blocks of fewer than `ROWS` rows take sm_80's on later devices too."""
@@ -47,8 +48,7 @@ class Report:
         loop: the hot loop, if there is one with matrix products.
         work: floating-point operations of the loop's matrix instructions over those of the tile program's products;
             None where instructions do not tell their size, or there are no products.
-        share: of the tensor cores' peak that the static model expects (`attnc.testing.model`); None where it says
-            nothing.
+        cycles: of a turn of the loop, by the static model (`attnc.testing.model`); None where it says nothing.
         problems: gates that fail, in words.
     """
 
@@ -60,8 +60,13 @@ class Report:
     programs: int | None
     loop: Loop | None
     work: float | None
-    share: float | None
+    cycles: Cycles | None
     problems: tuple[str, ...]
+
+    @property
+    def share(self) -> float | None:
+        """Of the tensor cores' peak that the static model expects."""
+        return self.cycles.share if self.cycles else None
 
 
 def report(kernel: Kernel, artefact: Artefact, budget: int | None = None) -> Report:
@@ -91,7 +96,7 @@ def report(kernel: Kernel, artefact: Artefact, budget: int | None = None) -> Rep
         programs,
         loop,
         work,
-        model.share if model else None,
+        model,
         tuple(problems),
     )
 
@@ -123,7 +128,7 @@ def _problems(kernel: Kernel, artefact: Artefact, loop: Loop | None) -> list[str
         return found
     if loop is None:
         found.append(f"no loop with {matrix_instruction(kernel, artefact)}")
-    elif artefact.target in ASYNCHRONOUS and not loop.count(*ASYNCHRONOUS[artefact.target]):
+    elif is_pipelined(kernel) and artefact.target in ASYNCHRONOUS and not loop.count(*ASYNCHRONOUS[artefact.target]):
         found.append("no asynchronous copies in the hot loop")
     return found
 
@@ -132,6 +137,12 @@ def uses_tensor_cores(kernel: Kernel) -> bool:
     """Whether a kernel multiplies matrices of half-precision tensors in a loop."""
     half = any(a.dtype in ("f16", "bf16") for a in kernel.arguments)
     return half and any(_products(s.body, kernel) for s in statements(kernel.body) if isinstance(s, TileLoop))
+
+
+def is_pipelined(kernel: Kernel) -> bool:
+    """Whether Triton can overlap loads with products: it pipelines loops that hold no other loop."""
+    inside = [t for s in statements(kernel.body) if isinstance(s, TileLoop) for t in statements(s.body)]
+    return all(is_unrolled(t) for t in inside if isinstance(t, Each))
 
 
 def _products(body: tuple[Stmt, ...], kernel: Kernel) -> list[Sum]:

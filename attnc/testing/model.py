@@ -46,6 +46,10 @@ class Cycles:
         """The share of the tensor cores' peak to expect."""
         return self.tensor / max(self.tensor + self.issue, self.special)
 
+    def of_turn(self, programs: int) -> float:
+        """Cycles between two turns where so many programs share a multiprocessor: one waits while others compute."""
+        return max(self.tensor, self.issue, self.special, (self.tensor + self.issue) / max(1, programs))
+
 
 def mix(loop: Loop) -> Mapping[str, int]:
     """Instructions of a loop by kind, in the order of `KINDS`; ``other`` last."""

@@ -28,7 +28,7 @@ def plain(program: Program, tensors: Tensors, sizes: Mapping[str, int]) -> Peer 
     if isinstance(form, NotExpressible):
         return form
     detached = {n: t.detach() for n, t in tensors.items()}
-    grid = _grid(sizes, torch.arange(sizes["M"]))
+    grid = _grid(sizes, torch.arange(sizes["M"], device=tensors["q"].device))
     score = python_function(form.score, "score", ("score", "b", "h", "i", "j"), GRID, detached)
     allowed = None
     if form.mask:
@@ -55,7 +55,7 @@ def allowed_fraction(program: Program, tensors: Tensors, sizes: Mapping[str, int
         return None
     if not form.mask:
         return 1.0
-    rows = torch.linspace(0, sizes["M"] - 1, min(SAMPLED, sizes["M"])).round().long()
+    rows = torch.linspace(0, sizes["M"] - 1, min(SAMPLED, sizes["M"])).round().long().to(tensors["q"].device)
     condition = python_function(call("and", *form.mask), "mask", ("b", "h", "i", "j"), GRID, tensors)
     found = torch.as_tensor(condition(*_grid(sizes, rows)))
     return float(found.expand(*found.shape[:2], len(rows), sizes["N"]).double().mean())
@@ -64,5 +64,5 @@ def allowed_fraction(program: Program, tensors: Tensors, sizes: Mapping[str, int
 def _grid(sizes: Mapping[str, int], rows: torch.Tensor) -> list[torch.Tensor]:
     import torch
 
-    values = [rows if axis == "i" else torch.arange(sizes[size]) for axis, size in AXES]
+    values = [rows if axis == "i" else torch.arange(sizes[size], device=rows.device) for axis, size in AXES]
     return [x.reshape([-1 if k == dim else 1 for k in range(4)]) for dim, x in enumerate(values)]

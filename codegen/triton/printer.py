@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from attnc.codegen.tile import Kernel
+from attnc.codegen.tile import Kernel, Loop
 from attnc.codegen.triton.emitter import Emitter
 from attnc.codegen.triton.environment import Environment
 from attnc.codegen.triton.helpers import HELPERS
 from attnc.codegen.triton.names import identifier
 from attnc.codegen.triton.statements import Statements
 from attnc.codegen.triton.text import ATOM
+from attnc.ir.node import Node, Var
+from attnc.ir.walk import postorder
 
 HEADER = "import triton\nimport triton.language as tl\n"
 
@@ -80,7 +82,8 @@ def _docstring(doc: str, out: Emitter) -> None:
 
 
 def _grid_point(env: Environment, out: Emitter) -> None:
-    """Which block this is. Blocks of the outer axis vary fastest, so that neighbours share what they read."""
+    """Which block this is. Blocks of the outer axis vary fastest, so that neighbours share what they read; those with
+    the longest loops come first, so that short ones fill the gaps at the end."""
     kernel, outer = env.kernel, env.kernel.outer
     rest = "pid"
     if outer is not None or kernel.grid:
@@ -90,7 +93,11 @@ def _grid_point(env: Environment, out: Emitter) -> None:
         first = env.names.get("edge", f"{outer}_first")
         count = env.names.get("count", outer, f"{outer}_blocks")
         out.line(f"{count} = tl.cdiv({extent}, {block})")
-        out.line(f"{first} = (pid % {count}) * {block}")
+        if _grows(env):
+            out.note(f"the later a block of {outer}, the longer its loop: the longest first")
+            out.line(f"{first} = ({count} - 1 - pid % {count}) * {block}")
+        else:
+            out.line(f"{first} = (pid % {count}) * {block}")
         if f"{outer}_last" in env.edges:
             out.line(f"{env.edge(f'{outer}_last')} = tl.minimum({first} + {block}, {extent}) - 1")
         rest = f"pid // {count}"
@@ -102,6 +109,17 @@ def _grid_point(env: Environment, out: Emitter) -> None:
         extent = env.expressions.text(kernel.grid_extents[k]).within(ATOM)
         out.line(f"{name} = {rest} % {extent}" if k else f"{name} = {rest}")
         rest = f"{rest} // {extent}"
+
+
+def _grows(env: Environment) -> bool:
+    """Whether loops begin where they do for every block of the outer axis, and end the later the later the block."""
+    loops = [s for s in env.kernel.body if isinstance(s, Loop)]
+    edges = {f"{env.kernel.outer}_first", f"{env.kernel.outer}_last"}
+
+    def moves(node: Node) -> bool:
+        return any(isinstance(n, Var) and n.name in edges for n in postorder([env.defined(node)]))
+
+    return bool(loops) and not moves(loops[0].start) and moves(loops[-1].stop)
 
 
 def _lanes(env: Environment, out: Emitter) -> None:

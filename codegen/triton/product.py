@@ -100,9 +100,14 @@ class Reductions:
         return self.expressions.text(left), self.expressions.text(right), True
 
     def _narrows(self, operand: Var) -> bool:
-        """Whether an operand may be rounded to a half type: it was computed, from half values among others."""
+        """Whether an operand may be rounded to a half type: it was computed, from half values among others or for pairs
+        of positions. Such weights are rounded wherever they meet half values, whatever they were computed from."""
         fact = self.facts[operand]
-        return fact.storage == "f32" and bool(fact.sources & HALF)
+        return fact.storage == "f32" and (bool(fact.sources & HALF) or self._is_plane(operand))
+
+    def _is_plane(self, operand: Var) -> bool:
+        lanes = self.env.kernel.lanes
+        return {"outer", "inner"} <= {x.role for x in lanes if x.axis in self.env.kept(operand).axes}
 
     def _common_half(self, left: Var, right: Var) -> str | None:
         if not (self._narrows(left) and self._narrows(right)):

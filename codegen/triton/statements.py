@@ -11,8 +11,11 @@ from attnc.codegen.triton.parameters import COUNTER
 from attnc.codegen.triton.product import TRITON_TYPES, Reductions
 from attnc.codegen.triton.text import SUM, Text
 from attnc.ir.construct import is_const
-from attnc.ir.node import Axis, Iverson, Load, Max, Node, Sum, Var
+from attnc.ir.node import Axis, Const, Iverson, Load, Max, Node, Sum, Var
 from attnc.ir.walk import postorder
+
+UNROLLED = 4
+"""Channels of an `Each` that are written out by the compiler: only loops without loops inside are pipelined."""
 
 
 class Statements:
@@ -259,7 +262,8 @@ class Statements:
         channel = s.axis in self.layout.order
         name = self.env.names.get("single", s.axis, f"at_{s.axis}" if channel else s.axis)
         low, high = (self.expressions.text(n).code for n in (s.start, s.stop))
-        self.out.line(f"for {name} in range({low}, {high}):")
+        unrolled = channel and is_unrolled(s)
+        self.out.line(f"for {name} in {'tl.static_range' if unrolled else 'range'}({low}, {high}):")
         self.env.singles[s.axis] = name
         with self.out.indent():
             if channel:
@@ -277,3 +281,12 @@ class Statements:
         self.out.note(f"0, but not for the compiler: nothing below is hoisted out of the loop over {name}")
         self.out.line(f"{zero} = tl.minimum({name}, 0)")
         self.anchors.append(zero)
+
+
+def is_unrolled(s: Each) -> bool:
+    """Whether a loop over single channels is known to be short."""
+    match s.start, s.stop:
+        case Const(value=first), Const(value=last):
+            return int(last) - int(first) <= UNROLLED
+        case _:
+            return False

@@ -6,6 +6,8 @@ Runs in a process of its own (`attnc.runtime.worker`), because it replaces Trito
 from __future__ import annotations
 
 import contextlib
+import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,11 @@ import torch
 from torch import Tensor
 
 from attnc.codegen.tile import Kernel
+from attnc.codegen.triton.configuration import Configuration
 from attnc.codegen.triton.printer import print_kernel
 from attnc.runtime import triton_backend
+from attnc.runtime.tuning import Trial, remember
+from attnc.testing.tuning import measured
 
 
 @dataclass
@@ -105,3 +110,38 @@ def launch_twice(request: tuple[Kernel, dict[str, Tensor], dict[str, int], list[
         ready(moved, sizes)
     record.blocks = [dict(c.blocks) for c in ready._chosen.values()]
     return record
+
+
+class Shortest:
+    """A clock by which the launch with the grid nearest to a wanted one is fastest."""
+
+    def __init__(self, record: Record, wanted: int) -> None:
+        self.record, self.wanted = record, wanted
+
+    def timed(self, call: Callable[[], None]) -> Callable[[], float]:
+        call()
+        grid = self.record.launched[-1][0]
+        return lambda: 1e-3 * (1 + abs(grid - self.wanted))
+
+
+def tune_and_launch(
+    request: tuple[Kernel, dict[str, Tensor], dict[str, int], list[int], list[Configuration], int, str],
+) -> tuple[Trial, Record]:
+    """Measure some configurations, of which the n-th to be loaded spills so many registers, by a clock that wants a
+    grid; then launch the kernel anew. What was seen of that launch."""
+    kernel, tensors, sizes, spills, choices, wanted, directory = request
+    from triton.runtime import driver
+
+    record = Record()
+    driver.set_active(_driver(record, spills))
+    triton_backend._current = lambda device: contextlib.nullcontext()
+    triton_backend._target = lambda device: "sm_90"
+    os.environ["ATTNC_CACHE_DIR"] = directory
+    moved: list[Any] = [OnDevice(tensors[a.name]) for a in kernel.arguments]
+    ready = triton_backend.TritonKernel(kernel, print_kernel(kernel), Path(directory))
+    (trial,) = measured(lambda: ready(moved, sizes), Shortest(record, wanted), rounds=2, choose=lambda k, s, t: choices)
+    remember(trial, "a mock device")
+    again = triton_backend.TritonKernel(kernel, print_kernel(kernel), Path(directory))
+    again(moved, sizes)
+    chosen = [dict(c.blocks) for c in again._chosen.values()]
+    return trial, Record(launched=record.launched[-1:], blocks=chosen)

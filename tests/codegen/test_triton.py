@@ -410,6 +410,40 @@ def test_half_operands_stay_half(interpreter: Interpreter) -> None:
     assert torch.allclose(found["out"].double(), exact, atol=5e-3)
 
 
+def test_the_longest_loops_come_first() -> None:
+    """Rows of a causal mask have more keys the later they are, columns fewer queries; without a mask all are alike."""
+    backwards = "i_first = (i_blocks - 1 - pid % i_blocks) * BLOCK_I"
+    assert backwards in print_kernel(softmax_forward(causal=True))
+    assert backwards not in print_kernel(softmax_forward(causal=False))
+    assert "j_first = (pid % j_blocks) * BLOCK_J" in print_kernel(softmax_columns())
+
+
+def test_weights_of_pairs_are_rounded_beside_half_values(interpreter: Interpreter) -> None:
+    """Whatever they were computed from, here from positions alone. A sum over few channels is written out."""
+    y, s, w, out = var("y", "jd"), var("s", "ij"), var("w", "ij"), var("out", "id")
+    body = (
+        Assign(out, ZERO),
+        Loop("j", const(0), N, True, (
+            Assign(y, load("y", (j, d))),
+            Assign(s, ZERO),
+            Each("d", const(0), const(3), (Accumulate(s, mul(const(0.1), sub(i, j))),)),
+            Assign(w, mul(iverson(call("lt", j, N)), call("exp", s))),
+            Accumulate(out, contract("j", w, y)),
+        )),
+        Store("out", (i, d), out),
+    )  # fmt: skip
+    arguments = (Argument("y", "f16", (N, D)), Argument("out", "f32", (M, D), "out"))
+    kernel = vectors(arguments, body, inner=True)
+    source = print_kernel(kernel)
+    assert "tl.dot(w.to(y.dtype), y, out)" in source
+    assert "for at_d in tl.static_range(0, 3):" in source
+    columns = torch.randn(9, 16).half()
+    sizes = {"B": 1, "M": 7, "N": 9, "D": 16, "E": 1}
+    found = interpreter.run(kernel, {"y": columns, "out": poison(7, 16)}, sizes, blocks(kernel), source)
+    weights = (0.3 * (torch.arange(7.0)[:, None] - torch.arange(9.0))).exp().half()
+    assert torch.allclose(found["out"].double(), weights.double() @ columns.double(), rtol=2e-3, atol=1e-3)
+
+
 def test_failures_come_back_with_their_traceback(interpreter: Interpreter) -> None:
     kernel = softmax_forward(causal=True)
     with pytest.raises(RuntimeError, match="KeyError"):
