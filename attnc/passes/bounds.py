@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from attnc.ir.construct import FALSE, add, axis, call, coefficient, const, mul, neg, sub, terms_of, var
 from attnc.ir.node import Add, Axes, Axis, Call, Const, Load, Node, Prod, Size, Var
 from attnc.ir.walk import postorder, replace, rewrite
+from attnc.passes.inequality import all_at_most
 from attnc.passes.interval_bits import as_division
 
 Interval = tuple[Node, Node]
@@ -54,6 +55,11 @@ class End:
         return _common([None if switches is None else side * switches, rising])
 
     @property
+    def plain(self) -> bool:
+        """Whether the range always ends here."""
+        return self.open is FALSE
+
+    @property
     def axes(self) -> Axes:
         return self.value.axes | self.open.axes
 
@@ -80,20 +86,29 @@ def last(axis: str) -> Var:
 
 def inner_range(conditions: Iterable[Node], outer: str | None, inner: str, extent: Node) -> Range:
     """The range that all conditions leave, within 0 and `extent`."""
-    plain = rewrite(list(conditions), lambda n: as_division(n) if isinstance(n, Call) else None)
-    solution = _both([_solve(c, inner, extent) for c in plain])
+    solution = solved(conditions, inner, extent)
     lows = [_extremes(x, ZERO, outer, -1) for x in solution.lows]
     highs = [_extremes(x, extent, outer, 1) for x in solution.highs]
-    low = _fold("maximum", [ZERO, *(x[0] for x in lows if x)])
-    high = _fold("minimum", [extent, *(x[1] for x in highs if x)])
+    low = ends("maximum", [ZERO, *(x[0] for x in lows if x)])
+    high = ends("minimum", [extent, *(x[1] for x in highs if x)])
     if not solution.exact or None in (*lows, *highs):
         return Range(low, high, None, None)
-    full_low = _fold("maximum", [ZERO, *(x[1] for x in lows if x)])
-    full_high = _fold("minimum", [extent, *(x[0] for x in highs if x)])
+    full_low = ends("maximum", [ZERO, *(x[1] for x in lows if x)])
+    full_high = ends("minimum", [extent, *(x[0] for x in highs if x)])
     return Range(low, high, full_low, full_high, outer is None or _gapless(solution, outer))
 
 
 # -------------------------------------------------------------------------------------------------------- solving
+
+
+def solved(conditions: Iterable[Node], inner: str, extent: Node) -> Solution:
+    """What all conditions allow at one outer position."""
+    return _both([_solve(c, inner, extent) for c in without_bits(conditions)])
+
+
+def without_bits(conditions: Iterable[Node]) -> list[Node]:
+    """Conditions with masks of leading or trailing bits as divisions."""
+    return rewrite(list(conditions), lambda n: as_division(n) if isinstance(n, Call) else None)
 
 
 def _both(parts: Sequence[Solution]) -> Solution:
@@ -146,10 +161,10 @@ def _either(conditions: Sequence[Node], inner: str, extent: Node) -> Solution:
     lows: tuple[End, ...] = ()
     highs: tuple[End, ...] = ()
     if all(p.lows for p in parts):
-        value = _fold("minimum", [_fold("maximum", [ZERO, *(x.node(ZERO) for x in p.lows)]) for p in parts])
+        value = ends("minimum", [ends("maximum", [ZERO, *(x.node(ZERO) for x in p.lows)]) for p in parts])
         lows = (End(value, fixed),)
     if all(p.highs for p in parts):
-        value = _fold("maximum", [_fold("minimum", [extent, *(x.node(extent) for x in p.highs)]) for p in parts])
+        value = ends("maximum", [ends("minimum", [extent, *(x.node(extent) for x in p.highs)]) for p in parts])
         highs = (End(value, fixed),)
     one_sided = not any(p.lows for p in parts) or not any(p.highs for p in parts)
     return Solution(lows, highs, exact and (len(parts) == 1 or one_sided))
@@ -161,7 +176,8 @@ def _is_index(node: Node) -> bool:
     return all(isinstance(n, kinds) and n.kind != "f" for n in postorder([node]))
 
 
-def _fold(fn: str, nodes: Sequence[Node]) -> Node:
+def ends(fn: str, nodes: Sequence[Node]) -> Node:
+    """The least or the greatest of several numbers, by the name of the function."""
     total = nodes[0]
     for n in nodes[1:]:
         total = call(fn, total, n)
@@ -232,10 +248,21 @@ def _gapless(solution: Solution, outer: str) -> bool:
         for high in highs:
             length = sub(high.value, low.value)
             step = _step(low.value, outer)
-            plain = low.open is FALSE and high.open is FALSE
+            plain = low.plain and high.plain
             if not plain or not isinstance(length, Const) or step is None or not step <= length.value:
-                return False
+                return plain and _touching(lows, highs, outer)
     return True
+
+
+def _touching(lows: Sequence[End], highs: Sequence[End], outer: str) -> bool:
+    """As `_gapless`, where all ends move the same way: each range begins no later than its neighbour below ends."""
+    way = _common([*(x.trend(outer, -1) for x in lows), *(x.trend(outer, 1) for x in highs)])
+    if way is None or not all(x.plain for x in (*lows, *highs)):
+        return False
+    below, above = [x.value for x in lows], [x.value for x in highs]
+    after: dict[Node, Node] = {axis(outer): add(axis(outer), const(1))}
+    below, above = (replace(below, after), above) if way >= 0 else (below, replace(above, after))
+    return all_at_most(below, above)
 
 
 def _step(node: Node, outer: str) -> int | None:
