@@ -119,15 +119,17 @@ let {a}near = {j} % {a}dilation == {a}g and {a}low <= {j} // {a}dilation and {j}
 """
 
 
-def neighbourhood(axes: list[tuple[int, int, int, int, bool]]) -> Family:
+def neighbourhood(axes: list[tuple[int, int, int, int, bool]], *, wrapped: bool = False) -> Family:
     """Generalised neighbourhood attention (arXiv 2504.16922) on a grid of 1 to 3 axes.
 
-    Each axis has a size, a kernel length, a stride, a dilation, and whether it is causal.
+    Each axis has a size, a kernel length, a stride, a dilation, and whether it is causal. Where the grid is `wrapped`
+    another one like it follows, and so on.
     """
     text, grid, names = "", 1, "uvw"[: len(axes)]
     consts: dict[str, int] = {}
     for a, (extent, kernel, stride, dilation, causal) in reversed(list(zip(names, axes, strict=True))):
-        i, j = (f"({x} // {grid} % {extent})" for x in "ij")
+        rest = f" % {extent}" if a != "u" or wrapped else ""
+        i, j = (f"({x} // {grid}{rest})" for x in "ij")
         grid *= extent
         consts |= {f"{a}size": extent, f"{a}kernel": kernel, f"{a}stride": stride, f"{a}dilation": dilation}
         left = f"{a}kernel // 2"

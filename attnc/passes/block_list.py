@@ -17,6 +17,7 @@ from attnc.ir.walk import replace
 from attnc.passes.bounds import ZERO, Range, ends, first, inner_range, last, solved, without_bits
 from attnc.passes.inequality import at_most_zero
 from attnc.passes.progression import Multiples, Progression, alternatives, membership
+from attnc.passes.rows import row_ranges
 from attnc.passes.series import ONE, Names, Series, on_lattice, series
 
 MOST = 6
@@ -50,7 +51,25 @@ class BlockList:
 def closed_form(conditions: Iterable[Node], outer: str, inner: str, extent: Node) -> Range | BlockList | None:
     """What the conditions leave, where exactly the blocks that hold an allowed pair are known in closed form."""
     plain = without_bits(conditions)
-    choices = alternatives(plain, MOST)
+    return _in_parts(plain, outer, inner, extent) or _on_grid(plain, outer, inner, extent)
+
+
+def _on_grid(conditions: Sequence[Node], outer: str, inner: str, extent: Node) -> BlockList | None:
+    """What a mask on a grid leaves, row after row."""
+    lister = _Lister(Names(), inner, extent)
+    done = lister.names.variable("done", ZERO)
+    inside = Names(around=lister.names)
+    found = row_ranges(conditions, outer, inner, extent, lister.names, TURN, inside)
+    if found is None:
+        return None
+    start = call("where", call("lt", found.low, found.high), lister.down(found.low), found.high)
+    start = inside.let("start", call("maximum", start, done))
+    return lister.finished(inside, found.count, start, found.high, found.high, done)
+
+
+def _in_parts(conditions: Sequence[Node], outer: str, inner: str, extent: Node) -> Range | BlockList | None:
+    """What is left by alternatives one by one."""
+    choices = alternatives(conditions, MOST)
     if choices is None:
         return None
     names = Names()
@@ -147,10 +166,9 @@ class _Lister:
                 places.append(let("place", add(ahead, const(k))))
         else:
             places = [const(k) for k in range(len(ranges))]
-        done = _variable(self.names, "done", ZERO)
+        done = self.names.variable("done", ZERO)
         count = let("turns", add(total, const(len(ranges))))
-        inside = Names()
-        inside.values = list(self.names.values)
+        inside = Names(around=self.names)
         halves = any(r.full_low is not None for r in ranges)
         turn: Node = TURN
         half = inside.let("half", call("mod", turn, const(2))) if halves else ZERO
@@ -159,7 +177,7 @@ class _Lister:
         start = call("where", call("lt", low, high), self.down(low), high)
         if not halves:
             start = inside.let("start", call("maximum", start, done))
-            return self._finished(inside, count, start, high, high, done)
+            return self.finished(inside, count, start, high, high, done)
         from_ = inside.let("from", call("maximum", call("maximum", start, self.up(full_low)), done))
         to = inside.let("to", self.down(call("minimum", full_high, high)))
         none = call("le", to, from_)
@@ -168,12 +186,12 @@ class _Lister:
         start = call("where", call("or", first_half, none), call("maximum", start, done), call("maximum", to, done))
         start = inside.let("start", start)
         full = inside.let("full", call("where", call("and", first_half, call("not", none)), from_, stop))
-        return self._finished(inside, mul(const(2), count), start, full, stop, done)
+        return self.finished(inside, mul(const(2), count), start, full, stop, done)
 
-    def _finished(self, inside: Names, count: Node, start: Node, full: Node, stop: Node, done: Var) -> BlockList:
+    def finished(self, inside: Names, count: Node, start: Node, full: Node, stop: Node, done: Var) -> BlockList:
         ended = call("where", call("lt", start, stop), self.up(stop), ZERO)
         inside.values.append((done, call("maximum", done, ended)))
-        each = tuple(inside.values[len(self.names.values) :])
+        each = inside.used([start, full, stop, done])
         before = self.names.used([count, *(value for _, value in each)])
         return BlockList(before, count, each, start, full, stop)
 
@@ -232,10 +250,3 @@ class _Lister:
             full_high = call("where", here, ZERO if r.full_high is None else r.full_high, full_high)
         low, high = inside.let("low", low), inside.let("high", high)
         return low, high, inside.let("full_low", full_low), inside.let("full_high", full_high)
-
-
-def _variable(names: Names, name: str, value: Node) -> Var:
-    """A variable that is overwritten later."""
-    made = var(name, (), "i")
-    names.values.append((made, value))
-    return made

@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from attnc.ir.construct import FALSE, add, axis, call, coefficient, const, mul, neg, sub, terms_of, var
+from attnc.ir.construct import FALSE, add, axis, call, coefficient, const, is_const, mul, neg, sub, terms_of, var
 from attnc.ir.node import Add, Axes, Axis, Call, Const, Load, Node, Prod, Size, Var
 from attnc.ir.walk import postorder, replace, rewrite
-from attnc.passes.inequality import all_at_most
+from attnc.passes.inequality import all_at_most, is_positive
 from attnc.passes.interval_bits import as_division
 
 Interval = tuple[Node, Node]
@@ -84,8 +84,10 @@ def last(axis: str) -> Var:
     return var(f"{axis}_last", (), "i")
 
 
-def inner_range(conditions: Iterable[Node], outer: str | None, inner: str, extent: Node) -> Range:
-    """The range that all conditions leave, within 0 and `extent`."""
+def inner_range(
+    conditions: Iterable[Node], outer: str | None, inner: str, extent: Node, size: int | None = None
+) -> Range:
+    """The range that all conditions leave, within 0 and `extent`; `size` is that of the outer axis, where it is known."""
     solution = solved(conditions, inner, extent)
     lows = [_extremes(x, ZERO, outer, -1) for x in solution.lows]
     highs = [_extremes(x, extent, outer, 1) for x in solution.highs]
@@ -95,7 +97,7 @@ def inner_range(conditions: Iterable[Node], outer: str | None, inner: str, exten
         return Range(low, high, None, None)
     full_low = ends("maximum", [ZERO, *(x[1] for x in lows if x)])
     full_high = ends("minimum", [extent, *(x[0] for x in highs if x)])
-    return Range(low, high, full_low, full_high, outer is None or _gapless(solution, outer))
+    return Range(low, high, full_low, full_high, outer is None or _gapless(solution, outer, size))
 
 
 # -------------------------------------------------------------------------------------------------------- solving
@@ -141,10 +143,18 @@ def _solve(condition: Node, inner: str, extent: Node) -> Solution:
             a, b = condition.args
             return _at_most_zero(add(a, neg(b), const(1 if condition.fn == "lt" else 0)), inner, extent)
         case "eq" if all(a.kind == "i" for a in condition.args):
-            a, b = condition.args
+            a, b = _without_abs(*condition.args)
             return _both([_at_most_zero(sub(a, b), inner, extent), _at_most_zero(sub(b, a), inner, extent)])
         case _:
             return UNSOLVED
+
+
+def _without_abs(a: Node, b: Node) -> tuple[Node, Node]:
+    """``abs(x) == 0`` as ``x == 0``."""
+    for x, y in ((a, b), (b, a)):
+        if is_const(x, 0) and isinstance(y, Call) and y.fn == "abs":
+            return x, y.args[0]
+    return a, b
 
 
 def _either(conditions: Sequence[Node], inner: str, extent: Node) -> Solution:
@@ -172,7 +182,7 @@ def _either(conditions: Sequence[Node], inner: str, extent: Node) -> Solution:
 
 def _is_index(node: Node) -> bool:
     """Whether a condition compares integers that a kernel knows before its loop."""
-    kinds = (Const, Size, Axis, Load, Call, Add, Prod)
+    kinds = (Const, Size, Axis, Var, Load, Call, Add, Prod)
     return all(isinstance(n, kinds) and n.kind != "f" for n in postorder([node]))
 
 
@@ -190,7 +200,7 @@ def _at_most_zero(value: Node, inner: str, extent: Node) -> Solution:
     rest = add(ZERO, *(t for t in terms_of(value) if inner not in t.axes))
     if len(moving) != 1:
         return Solution() if not moving else UNSOLVED
-    return _branches(moving[0], rest, inner, extent) or _isolate(moving[0], rest, inner)
+    return _branches(moving[0], rest, inner, extent) or _isolate(moving[0], rest, inner, extent)
 
 
 def _branches(term: Node, rest: Node, inner: str, extent: Node) -> Solution | None:
@@ -207,14 +217,18 @@ def _branches(term: Node, rest: Node, inner: str, extent: Node) -> Solution | No
     return _solve(call("and" if together else "or", *conditions), inner, extent)
 
 
-def _isolate(term: Node, rest: Node, inner: str) -> Solution:
+def _isolate(term: Node, rest: Node, inner: str, extent: Node) -> Solution:
     """Solve ``k * u(j) + rest <= 0``, where u is j, j plus something, or either of these divided by a number."""
     k, factors = coefficient(term)
+    scales = [f for f in factors if inner not in f.axes and is_positive(f)]
+    if len(factors) == 2 and len(scales) == 1 and isinstance(k, int):
+        (value,) = (f for f in factors if f is not scales[0])
+        return _at_most_zero(sub(mul(const(k), value), call("floordiv", neg(rest), scales[0])), inner, extent)
     if len(factors) != 1 or not isinstance(k, int):
         return UNSOLVED
     unit: Node = const(1)
     u = factors[0]
-    if isinstance(u, Call) and u.fn == "floordiv" and _is_positive(u.args[1]):
+    if isinstance(u, Call) and u.fn == "floordiv" and is_positive(u.args[1]):
         unit, u = u.args[1], u.args[0]
     shift = sub(u, axis(inner))
     if inner in shift.axes:
@@ -225,15 +239,10 @@ def _isolate(term: Node, rest: Node, inner: str) -> Solution:
     return Solution(highs=(End(edge),)) if k > 0 else Solution(lows=(End(edge),))
 
 
-def _is_positive(node: Node) -> bool:
-    """Whether a divisor is a number above 0; sizes are."""
-    return (isinstance(node, Size) and node.name != "q_start") or (isinstance(node, Const) and node.value > 0)
-
-
 # ----------------------------------------------------------------------------------------------------- exactness
 
 
-def _gapless(solution: Solution, outer: str) -> bool:
+def _gapless(solution: Solution, outer: str, size: int | None) -> bool:
     """Whether the ranges of the outer positions of a block make one range together.
 
     Ends that do not move cut all ranges alike. Of the others, each range must begin no later than just after any of its
@@ -250,19 +259,22 @@ def _gapless(solution: Solution, outer: str) -> bool:
             step = _step(low.value, outer)
             plain = low.plain and high.plain
             if not plain or not isinstance(length, Const) or step is None or not step <= length.value:
-                return plain and _touching(lows, highs, outer)
+                return _touching(lows, highs, outer, size)
     return True
 
 
-def _touching(lows: Sequence[End], highs: Sequence[End], outer: str) -> bool:
-    """As `_gapless`, where all ends move the same way: each range begins no later than its neighbour below ends."""
+def _touching(lows: Sequence[End], highs: Sequence[End], outer: str, size: int | None) -> bool:
+    """As `_gapless`, where all ends move the same way: each range begins no later than its neighbour below ends.
+
+    Where an end is open, so is that of the neighbour on one side, and one of the two ranges lies in the other.
+    """
     way = _common([*(x.trend(outer, -1) for x in lows), *(x.trend(outer, 1) for x in highs)])
-    if way is None or not all(x.plain for x in (*lows, *highs)):
+    if way is None:
         return False
     below, above = [x.value for x in lows], [x.value for x in highs]
     after: dict[Node, Node] = {axis(outer): add(axis(outer), const(1))}
     below, above = (replace(below, after), above) if way >= 0 else (below, replace(above, after))
-    return all_at_most(below, above)
+    return all_at_most(below, above, tops={} if size is None else {axis(outer): size - 2})
 
 
 def _step(node: Node, outer: str) -> int | None:
@@ -275,7 +287,7 @@ def _step(node: Node, outer: str) -> int | None:
         case Add():
             steps = [_step(t, outer) for t in node.terms]
             return None if None in steps else sum(s for s in steps if s is not None)
-        case Call(fn="floordiv", args=(x, Const() as by)) if _is_positive(by):
+        case Call(fn="floordiv", args=(x, Const() as by)) if is_positive(by):
             step = _step(x, outer)
             return None if step is None else -(-step // int(by.value))
         case Call(fn="maximum" | "minimum" | "abs", args=args):
@@ -299,7 +311,7 @@ def trend(node: Node, outer: str) -> int | None:
             return 1
         case Add():
             return _common([trend(t, outer) for t in node.terms])
-        case Call(fn="floordiv", args=(x, by)) if _is_positive(by):
+        case Call(fn="floordiv", args=(x, by)) if is_positive(by):
             return trend(x, outer)
         case Call(fn="maximum" | "minimum" | "and" | "or", args=args):
             return _common([trend(x, outer) for x in args])

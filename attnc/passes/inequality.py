@@ -6,21 +6,23 @@ minimum. What is left is linear, and at most 0 if no coefficient of what is neve
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 
-from attnc.ir.construct import coefficient, const, sub, terms_of
+from attnc.ir.construct import coefficient, const, neg, sub, terms_of
 from attnc.ir.node import Add, Axis, Call, Const, Node, Size, Var
 
 ONE = const(1)
 Terms = list[tuple[Fraction, Node]]
+NO_TOPS: Mapping[Node, int] = {}
 DEEPEST = 24
 """Maxima, minima and floors taken apart in one proof."""
 
 
-def at_most_zero(node: Node, free: frozenset[Node] = frozenset()) -> bool:
-    """Whether ``node <= 0`` is certain. Axes, sizes and variables are never negative, but for those in `free`."""
-    return _bounded(Fraction(0), _expanded(Fraction(1), node), free, DEEPEST)
+def at_most_zero(node: Node, free: frozenset[Node] = frozenset(), tops: Mapping[Node, int] = NO_TOPS) -> bool:
+    """Whether ``node <= 0`` is certain. Axes, sizes and variables are never negative, but for those in `free`; those in
+    `tops` are never above the number there."""
+    return _bounded(Fraction(0), _expanded(Fraction(1), node), free, tops, DEEPEST)
 
 
 def _expanded(k: Fraction, node: Node) -> Terms:
@@ -39,7 +41,7 @@ def _expanded(k: Fraction, node: Node) -> Terms:
     return found
 
 
-def _bounded(total: Fraction, terms: Terms, free: frozenset[Node], left: int) -> bool:
+def _bounded(total: Fraction, terms: Terms, free: frozenset[Node], tops: Mapping[Node, int], left: int) -> bool:
     """Whether the sum of all terms is below 1; it is an integer."""
     sums: dict[Node, Fraction] = {}
     for k, t in terms:
@@ -53,20 +55,54 @@ def _bounded(total: Fraction, terms: Terms, free: frozenset[Node], left: int) ->
             case Call(fn="floordiv", args=(x, Const() as by)) if by.value > 0:
                 unit = Fraction(int(by.value))
                 lost = Fraction(0) if k > 0 else (unit - 1) / unit
-                return _bounded(total - k * lost, [*rest, *_expanded(k / unit, x)], free, left - 1)
+                return _bounded(total - k * lost, [*rest, *_expanded(k / unit, x)], free, tops, left - 1)
             case Call(fn="maximum" | "minimum", args=args):
-                branches = (_bounded(total, [*rest, *_expanded(k, x)], free, left - 1) for x in args)
+                branches = (_bounded(total, [*rest, *_expanded(k, x)], free, tops, left - 1) for x in args)
                 return all(branches) if (t.fn == "maximum") == (k > 0) else any(branches)
             case _:
                 pass
-    return total < 1 and all(not k or (k < 0 and t not in free and _is_natural(t)) for t, k in sums.items())
+    for t, k in sums.items():
+        if k > 0 and t in tops:
+            total += k * tops[t]
+        elif k > 0 or (k < 0 and (t in free or not _is_natural(t))):
+            return False
+    return total < 1
 
 
 def _is_natural(node: Node) -> bool:
-    return isinstance(node, Axis | Size | Var)
+    """Whether a number is never negative."""
+    match node:
+        case Axis() | Size() | Var() | Call(fn="abs" | "power_of_two" | "floor_log2"):
+            return True
+        case Call(fn="mod", args=(_, Const() as by)):
+            return by.value > 0
+        case Call(fn="floordiv", args=(x, by)):
+            return is_positive(by) and at_most_zero(neg(x))
+        case _:
+            return False
 
 
-def all_at_most(lows: Iterable[Node], highs: Iterable[Node], free: frozenset[Node] = frozenset()) -> bool:
+def is_positive(node: Node) -> bool:
+    """Whether a number is certainly above 0."""
+    match node:
+        case Const():
+            return node.value > 0
+        case Size():
+            return node.name != "q_start"
+        case Call(fn="power_of_two"):
+            return True
+        case Call(fn="maximum", args=args):
+            return any(is_positive(x) for x in args)
+        case _:
+            return False
+
+
+def all_at_most(
+    lows: Iterable[Node],
+    highs: Iterable[Node],
+    free: frozenset[Node] = frozenset(),
+    tops: Mapping[Node, int] = NO_TOPS,
+) -> bool:
     """Whether no value of `lows` is above any of `highs`."""
     above = tuple(highs)
-    return all(at_most_zero(sub(a, b), free) for a in lows for b in above)
+    return all(at_most_zero(sub(a, b), free, tops) for a in lows for b in above)

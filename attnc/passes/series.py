@@ -23,22 +23,27 @@ SHORTEST = 16
 
 @dataclass(slots=True)
 class Names:
-    """Integers of a kernel with names of their own, each made of earlier ones."""
+    """Integers of a kernel with names of their own, each made of earlier ones; `around` are those outside a loop."""
 
     values: list[tuple[Var, Node]] = field(default_factory=list)
+    around: Names | None = None
+
+    def variable(self, name: str, value: Node) -> Var:
+        """A value under exactly this name."""
+        made = var(name, (), "i")
+        self.values.append((made, value))
+        return made
 
     def let(self, name: str, value: Node) -> Node:
         """A value under a name that is free, unless it is as short as a name."""
         if not value.children:
             return value
-        taken = {v.name for v, _ in self.values}
+        taken = {v.name for v, _ in (*self.values, *(self.around.values if self.around else ()))}
         k, candidate = 1, name
         while candidate in taken:
             k += 1
             candidate = f"{name}_{k}"
-        made = var(candidate, (), "i")
-        self.values.append((made, value))
-        return made
+        return self.variable(candidate, value)
 
     def used(self, nodes: Iterable[Node]) -> tuple[tuple[Var, Node], ...]:
         """What some expressions need, in order."""
