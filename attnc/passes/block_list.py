@@ -11,14 +11,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from attnc.ir.construct import FALSE, add, axis, call, const, mul, neg, size, sub, var
+from attnc.ir.construct import FALSE, add, axis, call, const, mul, neg, size, sub
 from attnc.ir.node import Node, Var
 from attnc.ir.walk import replace
-from attnc.passes.bounds import ZERO, Range, ends, first, inner_range, last, solved, without_bits
+from attnc.passes.bounds import ZERO, Range, ends, first, inner_range, last, solved
+from attnc.passes.conditions import plain
 from attnc.passes.inequality import at_most_zero
 from attnc.passes.progression import Multiples, Progression, alternatives, membership
-from attnc.passes.rows import row_ranges
-from attnc.passes.series import ONE, Names, Series, on_lattice, series
+from attnc.passes.rows import ITEM, row_ranges
+from attnc.passes.series import ONE, Names, Series, on_lattice, series, with_room
 
 MOST = 6
 """Alternatives that a mask is taken apart into."""
@@ -50,21 +51,21 @@ class BlockList:
 
 def closed_form(conditions: Iterable[Node], outer: str, inner: str, extent: Node) -> Range | BlockList | None:
     """What the conditions leave, where exactly the blocks that hold an allowed pair are known in closed form."""
-    plain = without_bits(conditions)
-    return _in_parts(plain, outer, inner, extent) or _on_grid(plain, outer, inner, extent)
+    found = plain(conditions, (outer,), {})
+    whole = _shortened(found, outer, inner, extent)
+    if whole is not None:
+        return _inlined(whole, Names())
+    return _in_parts(found, outer, inner, extent) or _on_grid(list(conditions), outer, inner, extent)
 
 
 def _on_grid(conditions: Sequence[Node], outer: str, inner: str, extent: Node) -> BlockList | None:
     """What a mask on a grid leaves, row after row."""
     lister = _Lister(Names(), inner, extent)
-    done = lister.names.variable("done", ZERO)
     inside = Names(around=lister.names)
-    found = row_ranges(conditions, outer, inner, extent, lister.names, TURN, inside)
+    found = row_ranges(conditions, outer, inner, extent, lister.names, inside)
     if found is None:
         return None
-    start = call("where", call("lt", found.low, found.high), lister.down(found.low), found.high)
-    start = inside.let("start", call("maximum", start, done))
-    return lister.finished(inside, found.count, start, found.high, found.high, done)
+    return lister.in_blocks(inside, found.count, found.low, found.high, found.full)
 
 
 def _in_parts(conditions: Sequence[Node], outer: str, inner: str, extent: Node) -> Range | BlockList | None:
@@ -86,12 +87,15 @@ def _in_parts(conditions: Sequence[Node], outer: str, inner: str, extent: Node) 
     if not many and len(ranges) == 1:
         (r,) = ranges
         return _inlined(r, names)
+    ranges = [with_room(r, outer) for r in ranges]
     return _Lister(names, inner, extent).listed(ranges, many[0] if many else None)
 
 
 def _inlined(r: Range, names: Names) -> Range:
+    """A range without names, and with no end where it is empty, since its beginning is rounded down."""
     full = (None if x is None else names.inlined(x) for x in (r.full_low, r.full_high))
-    return Range(names.inlined(r.low), names.inlined(r.high), *full, r.exact)
+    high = call("where", call("lt", r.low, r.high), r.high, ZERO)
+    return Range(names.inlined(r.low), names.inlined(high), *full, r.exact)
 
 
 def _part(choice: Sequence[Node], outer: str, inner: str, extent: Node, names: Names) -> Range | Series | None:
@@ -166,34 +170,40 @@ class _Lister:
                 places.append(let("place", add(ahead, const(k))))
         else:
             places = [const(k) for k in range(len(ranges))]
-        done = self.names.variable("done", ZERO)
         count = let("turns", add(total, const(len(ranges))))
         inside = Names(around=self.names)
-        halves = any(r.full_low is not None for r in ranges)
-        turn: Node = TURN
-        half = inside.let("half", call("mod", turn, const(2))) if halves else ZERO
-        turn = inside.let("item", call("floordiv", turn, const(2))) if halves else turn
-        low, high, full_low, full_high = self._chosen(ranges, many, places, turn, inside)
+        low, high, full_low, full_high = self._chosen(ranges, many, places, inside)
+        full = (full_low, full_high) if any(r.full_low is not None for r in ranges) else None
+        return self.in_blocks(inside, count, low, high, full)
+
+    def in_blocks(self, inside: Names, count: Node, low: Node, high: Node, full: tuple[Node, Node] | None) -> BlockList:
+        """Ranges that depend on `ITEM`, from 0 to `count`, as whole blocks."""
+        done = self.names.variable("done", ZERO)
         start = call("where", call("lt", low, high), self.down(low), high)
-        if not halves:
+        if full is None:
             start = inside.let("start", call("maximum", start, done))
-            return self.finished(inside, count, start, high, high, done)
-        from_ = inside.let("from", call("maximum", call("maximum", start, self.up(full_low)), done))
-        to = inside.let("to", self.down(call("minimum", full_high, high)))
+            return self._finished(inside, {ITEM: TURN}, count, (start, high, high), done)
+        half = call("mod", TURN, const(2))
+        from_ = inside.let("from", call("maximum", call("maximum", start, self.up(full[0])), done))
+        to = inside.let("to", self.down(call("minimum", full[1], high)))
         none = call("le", to, from_)
         first_half = call("eq", half, ZERO)
         stop = inside.let("stop", call("where", call("and", first_half, call("not", none)), to, high))
         start = call("where", call("or", first_half, none), call("maximum", start, done), call("maximum", to, done))
         start = inside.let("start", start)
-        full = inside.let("full", call("where", call("and", first_half, call("not", none)), from_, stop))
-        return self.finished(inside, mul(const(2), count), start, full, stop, done)
+        turn = inside.let("full", call("where", call("and", first_half, call("not", none)), from_, stop))
+        item: dict[Node, Node] = {ITEM: call("floordiv", TURN, const(2))}
+        return self._finished(inside, item, mul(const(2), count), (start, turn, stop), done)
 
-    def finished(self, inside: Names, count: Node, start: Node, full: Node, stop: Node, done: Var) -> BlockList:
+    def _finished(
+        self, inside: Names, item: dict[Node, Node], count: Node, ends: tuple[Node, Node, Node], done: Var
+    ) -> BlockList:
+        start, turn, stop = ends
         ended = call("where", call("lt", start, stop), self.up(stop), ZERO)
         inside.values.append((done, call("maximum", done, ended)))
-        each = inside.used([start, full, stop, done])
+        each = tuple((v, replace([value], item)[0]) for v, value in inside.used([*ends, done]))
         before = self.names.used([count, *(value for _, value in each)])
-        return BlockList(before, count, each, start, full, stop)
+        return BlockList(before, count, each, start, turn, stop)
 
     def _named(self, r: Range) -> Range:
         let = self.names.let
@@ -230,21 +240,21 @@ class _Lister:
         return call("lt", many.gap, self.block) if many.merges else FALSE
 
     def _chosen(
-        self, ranges: Sequence[Range], many: Series | None, places: Sequence[Node], turn: Node, inside: Names
+        self, ranges: Sequence[Range], many: Series | None, places: Sequence[Node], inside: Names
     ) -> tuple[Node, Node, Node, Node]:
-        """The ends of the range of one turn, and those of its full part."""
+        """The ends of the range numbered `ITEM`, and those of its full part."""
         low: Node = ZERO
         high: Node = ZERO
         full_low: Node = ZERO
         full_high: Node = ZERO
         if many is not None:
-            passed = [call("where", call("lt", p, turn), ONE, ZERO) for p in places]
-            number = inside.let("number", sub(turn, add(ZERO, *passed)))
+            passed = [call("where", call("lt", p, ITEM), ONE, ZERO) for p in places]
+            number = inside.let("number", sub(ITEM, add(ZERO, *passed)))
             low = many.begin(inside.let("member", many.member(number)))
             to = many.member(call("where", self._is_single(many), add(many.count, const(-1)), number))
             high = many.end(inside.let("last_member", to))
         for r, p in zip(ranges, places, strict=True):
-            here = call("eq", turn, p)
+            here = call("eq", ITEM, p)
             low, high = call("where", here, r.low, low), call("where", here, r.high, high)
             full_low = call("where", here, ZERO if r.full_low is None else r.full_low, full_low)
             full_high = call("where", here, ZERO if r.full_high is None else r.full_high, full_high)

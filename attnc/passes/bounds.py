@@ -87,7 +87,7 @@ def last(axis: str) -> Var:
 def inner_range(
     conditions: Iterable[Node], outer: str | None, inner: str, extent: Node, size: int | None = None
 ) -> Range:
-    """The range that all conditions leave, within 0 and `extent`; `size` is that of the outer axis, where it is known."""
+    """The range that all conditions leave, within 0 and `extent`; `size` is that of the outer axis, if it is known."""
     solution = solved(conditions, inner, extent)
     lows = [_extremes(x, ZERO, outer, -1) for x in solution.lows]
     highs = [_extremes(x, extent, outer, 1) for x in solution.highs]
@@ -97,7 +97,10 @@ def inner_range(
         return Range(low, high, None, None)
     full_low = ends("maximum", [ZERO, *(x[1] for x in lows if x)])
     full_high = ends("minimum", [extent, *(x[0] for x in highs if x)])
-    return Range(low, high, full_low, full_high, outer is None or _gapless(solution, outer, size))
+    gates: list[Node] | None = [] if outer is None else _gapless(solution, outer, extent, size)
+    if gates:
+        high = call("where", call("and", *gates), high, ZERO)
+    return Range(low, high, full_low, full_high, gates is not None)
 
 
 # -------------------------------------------------------------------------------------------------------- solving
@@ -242,8 +245,9 @@ def _isolate(term: Node, rest: Node, inner: str, extent: Node) -> Solution:
 # ----------------------------------------------------------------------------------------------------- exactness
 
 
-def _gapless(solution: Solution, outer: str, size: int | None) -> bool:
-    """Whether the ranges of the outer positions of a block make one range together.
+def _gapless(solution: Solution, outer: str, extent: Node, size: int | None) -> list[Node] | None:
+    """Conditions, the same for all outer positions, under which the ranges of those of a block make one range together
+    and without which they are empty; None if there are none such.
 
     Ends that do not move cut all ranges alike. Of the others, each range must begin no later than just after any of its
     neighbours ends: a lower end may not rise, from one position to the next, by more than any range is long.
@@ -252,18 +256,23 @@ def _gapless(solution: Solution, outer: str, size: int | None) -> bool:
     highs = [x for x in solution.highs if outer in x.axes]
     for ends, side in ((lows, -1), (highs, 1)):
         if _common([x.trend(outer, side) for x in ends]) is None:
-            return False
+            return None
+    gates: list[Node] = []
     for low in lows:
         for high in highs:
             length = sub(high.value, low.value)
             step = _step(low.value, outer)
-            plain = low.plain and high.plain
-            if not plain or not isinstance(length, Const) or step is None or not step <= length.value:
-                return _touching(lows, highs, outer, size)
-    return True
+            if not low.plain or not high.plain or step is None or outer in length.axes:
+                return [] if _touching(lows, highs, outer, extent, size) else None
+            if isinstance(length, Const) and step <= length.value:
+                continue
+            if isinstance(length, Const) or step > 1:
+                return [] if _touching(lows, highs, outer, extent, size) else None
+            gates.append(call("lt", ZERO, length))
+    return gates
 
 
-def _touching(lows: Sequence[End], highs: Sequence[End], outer: str, size: int | None) -> bool:
+def _touching(lows: Sequence[End], highs: Sequence[End], outer: str, extent: Node, size: int | None) -> bool:
     """As `_gapless`, where all ends move the same way: each range begins no later than its neighbour below ends.
 
     Where an end is open, so is that of the neighbour on one side, and one of the two ranges lies in the other.
@@ -271,10 +280,18 @@ def _touching(lows: Sequence[End], highs: Sequence[End], outer: str, size: int |
     way = _common([*(x.trend(outer, -1) for x in lows), *(x.trend(outer, 1) for x in highs)])
     if way is None:
         return False
-    below, above = [x.value for x in lows], [x.value for x in highs]
+    below = [_uncut(x.value, "maximum", ZERO) for x in lows]
+    above = [_uncut(x.value, "minimum", extent) for x in highs]
     after: dict[Node, Node] = {axis(outer): add(axis(outer), const(1))}
     below, above = (replace(below, after), above) if way >= 0 else (below, replace(above, after))
     return all_at_most(below, above, tops={} if size is None else {axis(outer): size - 2})
+
+
+def _uncut(value: Node, fn: str, limit: Node) -> Node:
+    """An end before it was cut to the axis: what cuts all ranges alike leaves no gap."""
+    if isinstance(value, Call) and value.fn == fn and limit in value.args:
+        (value,) = (x for x in value.args if x is not limit)
+    return value
 
 
 def _step(node: Node, outer: str) -> int | None:

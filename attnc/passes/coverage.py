@@ -1,8 +1,8 @@
 """How the loop of a pass keeps to its mask: by bounds evaluated in the kernel, by a table of runs, or not at all.
 
 Bounds are taken where they visit exactly the blocks with an allowed pair (`attnc.passes.bounds`), and so are lists of
-ranges in closed form (`attnc.passes.block_list`): they cost nothing and hold for every length. Any other mask that can be analysed over a tile gets a table, planned when the kernel is launched
-(`attnc.runtime.planner`).
+ranges in closed form (`attnc.passes.block_list`): they cost nothing and hold for every length. Any other mask that can
+be analysed over a tile gets a table, planned when the kernel is launched (`attnc.runtime.planner`).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Masks on a grid: what a block of the outer axis leaves of each row of the inner one.
 
-Positions are numbered row after row, so ``j // columns`` is a row and ``j % columns`` a place in it. With both rows held
-fixed, whatever a mask asks of rows is known before any place, and what it asks of places leaves one range. A block of
-the outer axis holds the end of one row, whole rows, and the beginning of another: taken from the last to the first, the
-ranges that they leave of one inner row come in order.
+Positions are numbered row after row, so ``j // columns`` is a row and ``j % columns`` a place in it. With both rows
+held fixed, whatever a mask asks of rows is known before any place, and what it asks of places leaves one range. A block
+of the outer axis holds the end of one row, whole rows, and the beginning of another: taken from the last to the first,
+the ranges that they leave of one inner row come in order.
 """
 
 from __future__ import annotations
@@ -11,16 +11,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from attnc.ir.construct import add, axis, call, const, mul, sub, var
+from attnc.ir.construct import add, axis, call, coefficient, const, mul, neg, sub, terms_of, var
 from attnc.ir.node import Call, Const, Node
 from attnc.ir.walk import postorder, replace, rewrite
-from attnc.passes.bounds import ZERO, Range, ends, first, inner_range, last
+from attnc.passes.bounds import ZERO, Range, Solution, ends, first, inner_range, last, solved
+from attnc.passes.conditions import plain
 from attnc.passes.inequality import all_at_most, at_most_zero
 from attnc.passes.progression import alternatives
-from attnc.passes.series import ONE, Names
+from attnc.passes.series import ONE, Names, with_room
 
 LONG = 64
 """Places of a row, from which on a step for every row is no more than one for every block."""
+ITEM = var("item", (), "i")
+"""The number of a range among all."""
 MOST = 4
 """Alternatives a mask may have inside a row."""
 
@@ -105,18 +108,19 @@ def lines(conditions: Sequence[Node], outer: str, inner: str) -> list[tuple[Line
 
 @dataclass(frozen=True, slots=True)
 class RowRanges:
-    """The range of places that one outer row, `outer`, leaves of one inner row, `inner`; and which inner rows there
-    are for the block."""
+    """Ranges of inner positions, one for each outer row of the block and each inner row, numbered by `ITEM`; `full` is
+    the part of it that is all allowed."""
 
     count: Node
     low: Node
     high: Node
+    full: tuple[Node, Node] | None
 
 
 def row_ranges(
-    conditions: Sequence[Node], outer: str, inner: str, extent: Node, names: Names, turn: Node, inside: Names
+    conditions: Sequence[Node], outer: str, inner: str, extent: Node, names: Names, inside: Names
 ) -> RowRanges | None:
-    """The ranges of a mask on a grid, numbered by `turn` in order; None where they are not known."""
+    """The ranges of a mask on a grid, in order; None where they are not known."""
     for a, b in lines(conditions, outer, inner):
         rewritten = b.rewritten(a.rewritten(conditions))
         rows = _rows(rewritten, a, b, extent, names)
@@ -124,7 +128,7 @@ def row_ranges(
         found = _in_row(replace(rewritten, fixed), a, b)
         if rows is None or found is None:
             continue
-        return _numbered(found, rows, a, b, extent, names, turn, inside)
+        return _numbered(found, rows, a, b, extent, names, inside)
     return None
 
 
@@ -152,33 +156,90 @@ def _rows(
 
 def _in_row(conditions: Sequence[Node], a: Line, b: Line) -> Range | None:
     """The range of places, given the places of the outer row; it begins with the row where those do."""
-    choices = alternatives(conditions, MOST)
+    top = a.columns - 1
+    conditions = plain(conditions, (), {axis(a.place): top, axis(b.place): top})
+    conditions = rewrite(conditions, lambda n: _of_rows(n, (a, b)) if isinstance(n, Call) else None)
+    whole = inner_range(conditions, a.place, b.place, const(b.columns), a.columns)
+    choices = [tuple(conditions)] if whole.exact else alternatives(conditions, MOST)
     if choices is None:
         return None
     parts = []
     for choice in choices:
         part = inner_range(choice, a.place, b.place, const(b.columns), a.columns)
-        if not part.exact or not _from_the_start(part.low, a):
+        if not part.exact or not _from_the_start(solved(choice, b.place, const(b.columns)), a):
             return None
-        parts.append(part)
+        parts.append(with_room(part, a.place))
     if len(parts) == 1:
         return parts[0]
-    more = var("more", (), "i")
     low, high = ([getattr(p, x) for p in parts] for x in ("low", "high"))
-    behind = replace(high, {last(a.place): add(first(a.place), more)})
-    for k, p in enumerate(low):
-        if not all_at_most([p], [h for n, h in enumerate(behind) if n != k]):
-            return None
+    if not _meet(low, high, a):
+        return None
     lows = [call("where", call("lt", x, y), x, const(b.columns)) for x, y in zip(low, high, strict=True)]
     highs = [call("where", call("lt", x, y), y, ZERO) for x, y in zip(low, high, strict=True)]
-    return Range(ends("minimum", lows), ends("maximum", highs), None, None, exact=True)
+    full_low, full_high = _longest(parts) if any(p.full_low is not None for p in parts) else (None, None)
+    return Range(ends("minimum", lows), ends("maximum", highs), full_low, full_high, exact=True)
 
 
-def _from_the_start(low: Node, a: Line) -> bool:
-    """Whether what the first place of an outer row leaves begins where the inner row does, and what later ones leave no
-    earlier: as inner ranges begin at 0 at the least, this is all that their order needs."""
-    (at_start,) = replace([low], {first(a.place): ZERO, last(a.place): ZERO})
-    return at_most_zero(at_start)
+def _longest(parts: Sequence[Range]) -> tuple[Node, Node]:
+    """The longest full part of several ranges."""
+    low: Node = ZERO
+    high: Node = ZERO
+    for p in parts:
+        if p.full_low is not None and p.full_high is not None:
+            longer = call("lt", sub(high, low), sub(p.full_high, p.full_low))
+            low, high = call("where", longer, p.full_low, low), call("where", longer, p.full_high, high)
+    return low, high
+
+
+def _meet(lows: Sequence[Node], highs: Sequence[Node], a: Line) -> bool:
+    """Whether each of some ranges begins before any other ends, if both are there at all."""
+    highs = rewrite(list(highs), lambda n: n.args[1] if isinstance(n, Call) and _is_gated(n) else None)
+    highs = replace(highs, {last(a.place): add(first(a.place), var("more", (), "i"))})
+    tops: dict[Node, int] = {first(a.place): a.columns - 1}
+    return all(all_at_most([x], [y for n, y in enumerate(highs) if n != k], tops=tops) for k, x in enumerate(lows))
+
+
+def _is_gated(node: Call) -> bool:
+    return node.fn == "where" and node.args[2] is ZERO
+
+
+def _of_rows(condition: Call, grid: tuple[Line, Line]) -> Node | None:
+    """``columns * rows + place < columns * n`` as ``rows < n``, and so from below."""
+    if condition.fn not in ("le", "lt") or any(x.kind != "i" for x in condition.args):
+        return None
+    a, b = condition.args
+    value = add(a, neg(b), const(1 if condition.fn == "lt" else 0))
+    for line in grid:
+        c, at = line.columns, axis(line.place)
+        for sign in (1, -1):
+            rest = add(value, neg(mul(const(sign), at)))
+            if line.place in rest.axes:
+                continue
+            rows = _divided(add(rest, const(-1)) if sign > 0 else rest, c)
+            if rows is not None:
+                return call("le", add(rows, const(1)) if sign > 0 else rows, ZERO)
+    return None
+
+
+def _divided(node: Node, by: int) -> Node | None:
+    """A sum of multiples of a number divided by it; None for others."""
+    found = []
+    for t in terms_of(node):
+        k, factors = coefficient(t)
+        if not isinstance(k, int) or k % by:
+            return None
+        found.append(mul(const(k // by), *factors))
+    return add(*found)
+
+
+def _from_the_start(solution: Solution, a: Line) -> bool:
+    """Whether what the first place of an outer row leaves begins where the inner row does, if it leaves anything: since
+    ranges begin at 0 at the least, no other order of outer rows matters.
+
+    Of a range that is there, ``low + 1 <= high``; so ``low + high <= 1`` is enough.
+    """
+    lows, highs = (replace([x.value for x in part], {axis(a.place): ZERO}) for part in (solution.lows, solution.highs))
+    return all(at_most_zero(x) or any(at_most_zero(add(x, y, const(-1))) for y in highs) for x in lows)
 
 
 def _numbered(
@@ -188,27 +249,30 @@ def _numbered(
     b: Line,
     extent: Node,
     names: Names,
-    turn: Node,
     inside: Names,
 ) -> RowRanges:
     """Inner rows one after another, for each the outer rows of the block from the last to the first."""
     from_, to, low, count = rows
     each = names.let("outer_rows", add(sub(to, from_), ONE))
-    number = inside.let("rows_done", call("floordiv", turn, each))
+    number = inside.let("rows_done", call("floordiv", ITEM, each))
     t = inside.variable("inner_row", add(low, number))
-    s = inside.variable("outer_row", add(sub(to, turn), mul(each, number)))
+    s = inside.variable("outer_row", add(sub(to, ITEM), mul(each, number)))
     columns = const(a.columns)
     start = call("where", call("eq", s, from_), call("mod", add(first(a.axis), a.shift), columns), ZERO)
     stop = call("where", call("eq", s, to), call("mod", add(last(a.axis), a.shift), columns), const(a.columns - 1))
     start, stop = inside.let("place_first", start), inside.let("place_last", stop)
     places: dict[Node, Node] = {first(a.place): start, last(a.place): stop}
-    low_place, high_place = replace([found.low, found.high], places)
     base = inside.let("row_start", sub(mul(columns, t), b.shift))
-    low_place, high_place = inside.let("place_low", low_place), inside.let("place_high", high_place)
+    low_place, high_place = (inside.let("place", x) for x in replace([found.low, found.high], places))
     empty = call("le", high_place, low_place)
     high = call("where", empty, ZERO, call("minimum", add(base, high_place), extent))
-    return RowRanges(
-        mul(count, each),
-        inside.let("low", call("maximum", add(base, low_place), ZERO)),
-        inside.let("high", high),
-    )
+    full: tuple[Node, Node] | None = None
+    if found.full_low is not None and found.full_high is not None:
+        low_full, high_full = replace([found.full_low, found.full_high], places)
+        alone = call("eq", each, ONE)  # what several outer rows all allow is not known one by one
+        full = (
+            inside.let("full_low", call("maximum", add(base, low_full), ZERO)),
+            inside.let("full_high", call("where", alone, call("minimum", add(base, high_full), extent), ZERO)),
+        )
+    low = inside.let("low", call("maximum", add(base, low_place), ZERO))
+    return RowRanges(mul(count, each), low, inside.let("high", high), full)

@@ -256,6 +256,14 @@ def _chained(at: Place, solution: Solution, outer: str, rising: int, least: int 
     return all_at_most(lows, highs, frozenset() if least is not None else frozenset({MEMBER}))
 
 
+def with_room(r: Range, outer: str) -> Range:
+    """A range without its full part where that cannot hold a block, however short blocks are."""
+    if r.full_low is None or r.full_high is None:
+        return r
+    length = replace([sub(r.full_high, r.full_low)], {last(outer): add(first(outer), var("more", (), "i"))})[0]
+    return r if not at_most_zero(sub(length, const(SHORTEST - 1))) else Range(r.low, r.high, None, None, r.exact)
+
+
 def on_lattice(
     number: Node, members: Multiples, others: Sequence[Node], outer: str, inner: str, extent: Node
 ) -> Range | None:
