@@ -179,16 +179,18 @@ class _Lister:
     def in_blocks(self, inside: Names, count: Node, low: Node, high: Node, full: tuple[Node, Node] | None) -> BlockList:
         """Ranges that depend on `ITEM`, from 0 to `count`, as whole blocks."""
         done = self.names.variable("done", ZERO)
-        start = call("where", call("lt", low, high), self.down(low), high)
+        # Whole blocks: where a range ends inside one, the next may have positions in it too, and does not visit it.
+        stop = inside.let("end", self.up(high))
+        start = call("where", call("lt", low, high), self.down(low), stop)
         if full is None:
             start = inside.let("start", call("maximum", start, done))
-            return self._finished(inside, {ITEM: TURN}, count, (start, high, high), done)
+            return self._finished(inside, {ITEM: TURN}, count, (start, stop, stop), done)
         half = call("mod", TURN, const(2))
         from_ = inside.let("from", call("maximum", call("maximum", start, self.up(full[0])), done))
         to = inside.let("to", self.down(call("minimum", full[1], high)))
         none = call("le", to, from_)
         first_half = call("eq", half, ZERO)
-        stop = inside.let("stop", call("where", call("and", first_half, call("not", none)), to, high))
+        stop = inside.let("stop", call("where", call("and", first_half, call("not", none)), to, stop))
         start = call("where", call("or", first_half, none), call("maximum", start, done), call("maximum", to, done))
         start = inside.let("start", start)
         turn = inside.let("full", call("where", call("and", first_half, call("not", none)), from_, stop))
@@ -199,7 +201,7 @@ class _Lister:
         self, inside: Names, item: dict[Node, Node], count: Node, ends: tuple[Node, Node, Node], done: Var
     ) -> BlockList:
         start, turn, stop = ends
-        ended = call("where", call("lt", start, stop), self.up(stop), ZERO)
+        ended = call("where", call("lt", start, stop), stop, ZERO)
         inside.values.append((done, call("maximum", done, ended)))
         each = tuple((v, replace([value], item)[0]) for v, value in inside.used([*ends, done]))
         before = self.names.used([count, *(value for _, value in each)])

@@ -156,7 +156,9 @@ def described(program: Program, item: Pass) -> Sequence[str]:
         over = f" per {', '.join(c.batch)}" if c.batch else ""
         lines.append(f"blocks of {item.inner}: runs from a table{over}, planned for {show(c.runs)}")
     if c.ranges is not None:
-        lines.append(f"blocks of {item.inner}: {show(c.ranges.count)} ranges in closed form")
+        lines.append(f"blocks of {item.inner}: ranges in closed form, {show(c.ranges.count, limit=80)} turns over them")
+    elif c.bounds.exact and c.conditions:
+        lines.append(f"blocks of {item.inner}: one range in closed form")
     if c.conditions:
         lines.append(f"{item.inner} in {show(c.bounds.low)} .. {show(c.bounds.high)}")
     if c.runs is None and c.bounds.full_low is not None and c.bounds.full_high is not None and c.conditions:

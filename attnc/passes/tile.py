@@ -263,13 +263,15 @@ class Lowering:
         cover = coverage(self.program, self.item)
         emitter = self.emitter
         emitter.running = {r: self._accumulator(r) for r in self.reductions if not getattr(r, "scatter", ())}
+        if cover.ranges is not None and self.item.part is None:
+            return self._ranges(inner, cover, cover.ranges)
         start, stop = self._outside(inner, cover.bounds)
         if self.item.part is not None:
             start, stop = self._share(inner, self.item.part, start, stop)
+        if cover.ranges is not None:
+            return self._ranges(inner, cover, cover.ranges, (start, stop))
         if cover.runs is not None:
             return self._runs(inner, cover, start, stop)
-        if cover.ranges is not None:
-            return self._ranges(inner, cover, cover.ranges, start, stop)
         bounds, conditions = cover.bounds, cover.conditions
         if bounds.full_low is None or bounds.full_high is None:
             return [self._loop(inner, start, stop, conditions, masked=True)]
@@ -348,8 +350,11 @@ class Lowering:
         note = f"runs of blocks that the mask leaves to this block of {self.outer}"
         return [Each(here.axis, begin, end, (*here.body, partial, full), note)]
 
-    def _ranges(self, inner: str, cover: Coverage, ranges: BlockList, start: Node, stop: Node) -> list[Stmt]:
-        """The loop over ranges in closed form: the partly allowed blocks of each, then its full ones."""
+    def _ranges(
+        self, inner: str, cover: Coverage, ranges: BlockList, share: tuple[Node, Node] | None = None
+    ) -> list[Stmt]:
+        """The loop over ranges in closed form, or what of them lies in a share: the partly allowed blocks of each, then
+        its full ones."""
         emitter = self.emitter
         here = Block(self._fresh(f"{inner}_range"))
         assert here.axis is not None
@@ -364,10 +369,9 @@ class Lowering:
                     block.body.append(Assign(as_var(names[v]), renamed))
         count, low, turn, high = replace([ranges.count, ranges.low, ranges.turn, ranges.high], names, canonical=False)
         emitter.blocks.append(here)
-        shared = self.item.part is not None
         spans = [(low, turn), (turn, high)]
-        if shared:
-            spans = [(call("maximum", a, start), call("minimum", b, stop)) for a, b in spans]
+        if share is not None:
+            spans = [(call("maximum", a, share[0]), call("minimum", b, share[1])) for a, b in spans]
         loops = [self._loop(inner, *spans[0], cover.conditions, masked=True)]
         if turn is not high:
             loops.append(self._loop(inner, *spans[1], cover.conditions, masked=False))
