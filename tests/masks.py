@@ -33,12 +33,14 @@ class Family:
     Attributes:
         tensors: makes what it reads, given sizes with N positions.
         closed: whether loop bounds in closed form are expected to be exact.
+        ranges: whether several ranges in closed form are, or one that is only known in whole blocks.
         grid: the number of positions it is written for, if it is on a grid; else any.
     """
 
     text: str
     tensors: Make = nothing
     closed: bool = False
+    ranges: bool = False
     grid: int | None = None
     consts: dict[str, int] = field(default_factory=dict)
 
@@ -119,15 +121,19 @@ let {a}near = {j} % {a}dilation == {a}g and {a}low <= {j} // {a}dilation and {j}
 """
 
 
-def neighbourhood(axes: list[tuple[int, int, int, int, bool]]) -> Family:
+def neighbourhood(
+    axes: list[tuple[int, int, int, int, bool]], *, ranges: bool = False, wrapped: bool = False
+) -> Family:
     """Generalised neighbourhood attention (arXiv 2504.16922) on a grid of 1 to 3 axes.
 
-    Each axis has a size, a kernel length, a stride, a dilation, and whether it is causal.
+    Each axis has a size, a kernel length, a stride, a dilation, and whether it is causal. Where the grid is `wrapped`
+    another one like it follows, and so on.
     """
     text, grid, names = "", 1, "uvw"[: len(axes)]
     consts: dict[str, int] = {}
     for a, (extent, kernel, stride, dilation, causal) in reversed(list(zip(names, axes, strict=True))):
-        i, j = (f"({x} // {grid} % {extent})" for x in "ij")
+        rest = f" % {extent}" if a != "u" or wrapped else ""
+        i, j = (f"({x} // {grid}{rest})" for x in "ij")
         grid *= extent
         consts |= {f"{a}size": extent, f"{a}kernel": kernel, f"{a}stride": stride, f"{a}dilation": dilation}
         left = f"{a}kernel // 2"
@@ -139,7 +145,7 @@ def neighbourhood(axes: list[tuple[int, int, int, int, bool]]) -> Family:
             ends["high"] = f"{a}low + {a}kernel - 1"
         text += NEIGHBOURHOOD.format(a=a, i=i, j=j, **ends)
     declared = "".join(f"const {k} = {v}\n" for k, v in consts.items())
-    return Family(declared + text + "mask = " + " and ".join(f"{a}near" for a in names), grid=grid)
+    return Family(declared + text + "mask = " + " and ".join(f"{a}near" for a in names), ranges=ranges, grid=grid)
 
 
 FAMILIES: dict[str, Family] = {
@@ -147,20 +153,21 @@ FAMILIES: dict[str, Family] = {
     "anticausal": Family("mask = j >= i", closed=True),
     "window": Family("mask = 0 <= i - j < 21", closed=True),
     "symmetric window": Family("mask = abs(i - j) <= 9", closed=True),
-    "dilated": Family("mask = 0 <= i - j < 40 and (i - j) % 4 == 0"),
-    "dilated by more than a block": Family("mask = j <= i and (i - j) % 37 == 0"),
+    "dilated": Family("mask = 0 <= i - j < 40 and (i - j) % 4 == 0", ranges=True),
+    "dilated by more than a block": Family("mask = j <= i and (i - j) % 37 == 0", ranges=True),
     "constant prefix": Family("mask = j <= i or j < 29", closed=True),
     "prefix": Family("tensor length: i32[B]\nmask = j <= i or j < length[b]", lengths, closed=True),
     "block diagonal": Family("mask = i // 24 == j // 24", closed=True),
     "block causal": Family("mask = j // 24 <= i // 24", closed=True),
-    "strided": Family("mask = j <= i and (i - j < 12 or j % 12 == 11)"),
-    "sinks and window": Family("mask = j <= i and (i - j < 20 or j < 4)"),
+    "strided": Family("mask = j <= i and (i - j < 12 or j % 12 == 11)", ranges=True),
+    "sinks and window": Family("mask = j <= i and (i - j < 20 or j < 4)", ranges=True),
     "power of two distances": Family(
         "let t = i // 8 - j // 8\nlet power = 2 ** floor(log2(max(t, 1)))\n"
-        "mask = j <= i and (t < 5 or power == t or j < 8)"
+        "mask = j <= i and (t < 5 or power == t or j < 8)",
+        ranges=True,
     ),
     "power of two distances in bits": Family(
-        "let t = i // 8 - j // 8\nmask = j <= i and (t < 5 or t & (t - 1) == 0 or j < 8)"
+        "let t = i // 8 - j // 8\nmask = j <= i and (t < 5 or t & (t - 1) == 0 or j < 8)", ranges=True
     ),
     "low bits": Family("mask = i & 12 == j & 12"),
     "high bits": Family("mask = j & -16 <= i & -16", closed=True),
@@ -182,6 +189,12 @@ FAMILIES: dict[str, Family] = {
         "const s = 4\nlet t = abs(i // s - j // s)\nlet reach = 1 << floor_log2(max(t, 1))\n"
         "let away = abs(i % s - j % s)\n"
         "mask = (away + 1) * reach <= s or (t % ((reach + s - 1) // s) == 0 and away == 0) or j < s"
+    ),
+    "radial, long frames": Family(
+        "const s = 64\nlet t = abs(i // s - j // s)\nlet reach = 1 << floor_log2(max(t, 1))\n"
+        "let away = abs(i % s - j % s)\n"
+        "mask = (away + 1) * reach <= s or (t % ((reach + s - 1) // s) == 0 and away == 0) or j < s",
+        ranges=True,
     ),
     "documents": Family("tensor doc: i32[B, N]\nmask = doc[b, i] == doc[b, j]", documents),
     "causal documents": Family("tensor doc: i32[B, N]\nmask = j <= i and doc[b, i] == doc[b, j]", documents),
@@ -210,14 +223,18 @@ FAMILIES: dict[str, Family] = {
         "mask = j == i or j == up or j == far",
         parents,
     ),
-    "neighbourhood 1-D": neighbourhood([(257, 9, 1, 1, False)]),
+    "neighbourhood 1-D": neighbourhood([(257, 9, 1, 1, False)], ranges=True),
+    "neighbourhood 1-D, strided": neighbourhood([(257, 9, 4, 1, False)], ranges=True),
+    "neighbourhood 1-D, strided and causal": neighbourhood([(257, 9, 4, 1, True)], ranges=True),
     "neighbourhood 1-D, strided and dilated": neighbourhood([(257, 9, 4, 3, False)]),
     "neighbourhood 1-D, causal": neighbourhood([(257, 9, 4, 3, True)]),
-    "neighbourhood 2-D": neighbourhood([(13, 5, 1, 1, False), (20, 7, 1, 1, False)]),
-    "neighbourhood 2-D, aligned": neighbourhood([(16, 5, 1, 1, False), (16, 7, 1, 1, False)]),
+    "neighbourhood 2-D": neighbourhood([(13, 5, 1, 1, False), (20, 7, 1, 1, False)], ranges=True),
+    "neighbourhood 2-D, aligned": neighbourhood([(16, 5, 1, 1, False), (16, 7, 1, 1, False)], ranges=True),
+    "neighbourhood 2-D, wrapped": neighbourhood([(13, 5, 1, 1, False), (20, 7, 1, 1, False)], wrapped=True),
+    "neighbourhood 2-D, causal": neighbourhood([(13, 5, 2, 1, True), (20, 6, 2, 1, True)], ranges=True),
     "neighbourhood 2-D, strided and dilated": neighbourhood([(13, 4, 3, 2, False), (20, 6, 2, 3, False)]),
     "neighbourhood 2-D, causal in one": neighbourhood([(13, 4, 2, 1, True), (20, 6, 2, 2, False)]),
-    "neighbourhood 3-D": neighbourhood([(5, 3, 1, 1, True), (7, 3, 1, 2, False), (8, 4, 2, 1, False)]),
+    "neighbourhood 3-D": neighbourhood([(5, 3, 1, 1, True), (7, 3, 1, 2, False), (8, 4, 2, 1, False)], ranges=True),
 }
 
 

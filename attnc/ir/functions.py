@@ -164,6 +164,8 @@ def _integers(name: str, fold: Callable[[int, int], int], doc: str) -> None:
             return const(fold(a.value, b.value))  # type: ignore[arg-type]
         if name == "floordiv" and is_const(b, 1):
             return a
+        if name == "mod" and is_const(b, 1) and a.kind == b.kind == "i":
+            return const(0)
         if is_const(a, 0) and a.kind == "i":
             return a
         kind: Kind = "f" if "f" in (a.kind, b.kind) else "i"

@@ -12,9 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from attnc.ir.construct import FALSE, add, axis, call, coefficient, const, mul, neg, sub, terms_of, var
+from attnc.ir.construct import FALSE, add, axis, call, coefficient, const, is_const, mul, neg, sub, terms_of, var
 from attnc.ir.node import Add, Axes, Axis, Call, Const, Load, Node, Prod, Size, Var
 from attnc.ir.walk import postorder, replace, rewrite
+from attnc.passes.inequality import all_at_most, is_positive
 from attnc.passes.interval_bits import as_division
 
 Interval = tuple[Node, Node]
@@ -54,6 +55,11 @@ class End:
         return _common([None if switches is None else side * switches, rising])
 
     @property
+    def plain(self) -> bool:
+        """Whether the range always ends here."""
+        return self.open is FALSE
+
+    @property
     def axes(self) -> Axes:
         return self.value.axes | self.open.axes
 
@@ -78,22 +84,36 @@ def last(axis: str) -> Var:
     return var(f"{axis}_last", (), "i")
 
 
-def inner_range(conditions: Iterable[Node], outer: str | None, inner: str, extent: Node) -> Range:
-    """The range that all conditions leave, within 0 and `extent`."""
-    plain = rewrite(list(conditions), lambda n: as_division(n) if isinstance(n, Call) else None)
-    solution = _both([_solve(c, inner, extent) for c in plain])
+def inner_range(
+    conditions: Iterable[Node], outer: str | None, inner: str, extent: Node, size: int | None = None
+) -> Range:
+    """The range that all conditions leave, within 0 and `extent`; `size` is that of the outer axis, if it is known."""
+    solution = solved(conditions, inner, extent)
     lows = [_extremes(x, ZERO, outer, -1) for x in solution.lows]
     highs = [_extremes(x, extent, outer, 1) for x in solution.highs]
-    low = _fold("maximum", [ZERO, *(x[0] for x in lows if x)])
-    high = _fold("minimum", [extent, *(x[1] for x in highs if x)])
+    low = ends("maximum", [ZERO, *(x[0] for x in lows if x)])
+    high = ends("minimum", [extent, *(x[1] for x in highs if x)])
     if not solution.exact or None in (*lows, *highs):
         return Range(low, high, None, None)
-    full_low = _fold("maximum", [ZERO, *(x[1] for x in lows if x)])
-    full_high = _fold("minimum", [extent, *(x[0] for x in highs if x)])
-    return Range(low, high, full_low, full_high, outer is None or _gapless(solution, outer))
+    full_low = ends("maximum", [ZERO, *(x[1] for x in lows if x)])
+    full_high = ends("minimum", [extent, *(x[0] for x in highs if x)])
+    gates: list[Node] | None = [] if outer is None else _gapless(solution, outer, extent, size)
+    if gates:
+        high = call("where", call("and", *gates), high, ZERO)
+    return Range(low, high, full_low, full_high, gates is not None)
 
 
 # -------------------------------------------------------------------------------------------------------- solving
+
+
+def solved(conditions: Iterable[Node], inner: str, extent: Node) -> Solution:
+    """What all conditions allow at one outer position."""
+    return _both([_solve(c, inner, extent) for c in without_bits(conditions)])
+
+
+def without_bits(conditions: Iterable[Node]) -> list[Node]:
+    """Conditions with masks of leading or trailing bits as divisions."""
+    return rewrite(list(conditions), lambda n: as_division(n) if isinstance(n, Call) else None)
 
 
 def _both(parts: Sequence[Solution]) -> Solution:
@@ -126,10 +146,18 @@ def _solve(condition: Node, inner: str, extent: Node) -> Solution:
             a, b = condition.args
             return _at_most_zero(add(a, neg(b), const(1 if condition.fn == "lt" else 0)), inner, extent)
         case "eq" if all(a.kind == "i" for a in condition.args):
-            a, b = condition.args
+            a, b = _without_abs(*condition.args)
             return _both([_at_most_zero(sub(a, b), inner, extent), _at_most_zero(sub(b, a), inner, extent)])
         case _:
             return UNSOLVED
+
+
+def _without_abs(a: Node, b: Node) -> tuple[Node, Node]:
+    """``abs(x) == 0`` as ``x == 0``."""
+    for x, y in ((a, b), (b, a)):
+        if is_const(x, 0) and isinstance(y, Call) and y.fn == "abs":
+            return x, y.args[0]
+    return a, b
 
 
 def _either(conditions: Sequence[Node], inner: str, extent: Node) -> Solution:
@@ -146,10 +174,10 @@ def _either(conditions: Sequence[Node], inner: str, extent: Node) -> Solution:
     lows: tuple[End, ...] = ()
     highs: tuple[End, ...] = ()
     if all(p.lows for p in parts):
-        value = _fold("minimum", [_fold("maximum", [ZERO, *(x.node(ZERO) for x in p.lows)]) for p in parts])
+        value = ends("minimum", [ends("maximum", [ZERO, *(x.node(ZERO) for x in p.lows)]) for p in parts])
         lows = (End(value, fixed),)
     if all(p.highs for p in parts):
-        value = _fold("maximum", [_fold("minimum", [extent, *(x.node(extent) for x in p.highs)]) for p in parts])
+        value = ends("maximum", [ends("minimum", [extent, *(x.node(extent) for x in p.highs)]) for p in parts])
         highs = (End(value, fixed),)
     one_sided = not any(p.lows for p in parts) or not any(p.highs for p in parts)
     return Solution(lows, highs, exact and (len(parts) == 1 or one_sided))
@@ -157,11 +185,12 @@ def _either(conditions: Sequence[Node], inner: str, extent: Node) -> Solution:
 
 def _is_index(node: Node) -> bool:
     """Whether a condition compares integers that a kernel knows before its loop."""
-    kinds = (Const, Size, Axis, Load, Call, Add, Prod)
+    kinds = (Const, Size, Axis, Var, Load, Call, Add, Prod)
     return all(isinstance(n, kinds) and n.kind != "f" for n in postorder([node]))
 
 
-def _fold(fn: str, nodes: Sequence[Node]) -> Node:
+def ends(fn: str, nodes: Sequence[Node]) -> Node:
+    """The least or the greatest of several numbers, by the name of the function."""
     total = nodes[0]
     for n in nodes[1:]:
         total = call(fn, total, n)
@@ -174,7 +203,7 @@ def _at_most_zero(value: Node, inner: str, extent: Node) -> Solution:
     rest = add(ZERO, *(t for t in terms_of(value) if inner not in t.axes))
     if len(moving) != 1:
         return Solution() if not moving else UNSOLVED
-    return _branches(moving[0], rest, inner, extent) or _isolate(moving[0], rest, inner)
+    return _branches(moving[0], rest, inner, extent) or _isolate(moving[0], rest, inner, extent)
 
 
 def _branches(term: Node, rest: Node, inner: str, extent: Node) -> Solution | None:
@@ -191,14 +220,18 @@ def _branches(term: Node, rest: Node, inner: str, extent: Node) -> Solution | No
     return _solve(call("and" if together else "or", *conditions), inner, extent)
 
 
-def _isolate(term: Node, rest: Node, inner: str) -> Solution:
+def _isolate(term: Node, rest: Node, inner: str, extent: Node) -> Solution:
     """Solve ``k * u(j) + rest <= 0``, where u is j, j plus something, or either of these divided by a number."""
     k, factors = coefficient(term)
+    scales = [f for f in factors if inner not in f.axes and is_positive(f)]
+    if len(factors) == 2 and len(scales) == 1 and isinstance(k, int):
+        (value,) = (f for f in factors if f is not scales[0])
+        return _at_most_zero(sub(mul(const(k), value), call("floordiv", neg(rest), scales[0])), inner, extent)
     if len(factors) != 1 or not isinstance(k, int):
         return UNSOLVED
     unit: Node = const(1)
     u = factors[0]
-    if isinstance(u, Call) and u.fn == "floordiv" and _is_positive(u.args[1]):
+    if isinstance(u, Call) and u.fn == "floordiv" and is_positive(u.args[1]):
         unit, u = u.args[1], u.args[0]
     shift = sub(u, axis(inner))
     if inner in shift.axes:
@@ -209,16 +242,12 @@ def _isolate(term: Node, rest: Node, inner: str) -> Solution:
     return Solution(highs=(End(edge),)) if k > 0 else Solution(lows=(End(edge),))
 
 
-def _is_positive(node: Node) -> bool:
-    """Whether a divisor is a number above 0; sizes are."""
-    return (isinstance(node, Size) and node.name != "q_start") or (isinstance(node, Const) and node.value > 0)
-
-
 # ----------------------------------------------------------------------------------------------------- exactness
 
 
-def _gapless(solution: Solution, outer: str) -> bool:
-    """Whether the ranges of the outer positions of a block make one range together.
+def _gapless(solution: Solution, outer: str, extent: Node, size: int | None) -> list[Node] | None:
+    """Conditions, the same for all outer positions, under which the ranges of those of a block make one range together
+    and without which they are empty; None if there are none such.
 
     Ends that do not move cut all ranges alike. Of the others, each range must begin no later than just after any of its
     neighbours ends: a lower end may not rise, from one position to the next, by more than any range is long.
@@ -227,15 +256,42 @@ def _gapless(solution: Solution, outer: str) -> bool:
     highs = [x for x in solution.highs if outer in x.axes]
     for ends, side in ((lows, -1), (highs, 1)):
         if _common([x.trend(outer, side) for x in ends]) is None:
-            return False
+            return None
+    gates: list[Node] = []
     for low in lows:
         for high in highs:
             length = sub(high.value, low.value)
             step = _step(low.value, outer)
-            plain = low.open is FALSE and high.open is FALSE
-            if not plain or not isinstance(length, Const) or step is None or not step <= length.value:
-                return False
-    return True
+            if not low.plain or not high.plain or step is None or outer in length.axes:
+                return [] if _touching(lows, highs, outer, extent, size) else None
+            if isinstance(length, Const) and step <= length.value:
+                continue
+            if isinstance(length, Const) or step > 1:
+                return [] if _touching(lows, highs, outer, extent, size) else None
+            gates.append(call("lt", ZERO, length))
+    return gates
+
+
+def _touching(lows: Sequence[End], highs: Sequence[End], outer: str, extent: Node, size: int | None) -> bool:
+    """As `_gapless`, where all ends move the same way: each range begins no later than its neighbour below ends.
+
+    Where an end is open, so is that of the neighbour on one side, and one of the two ranges lies in the other.
+    """
+    way = _common([*(x.trend(outer, -1) for x in lows), *(x.trend(outer, 1) for x in highs)])
+    if way is None:
+        return False
+    below = [_uncut(x.value, "maximum", ZERO) for x in lows]
+    above = [_uncut(x.value, "minimum", extent) for x in highs]
+    after: dict[Node, Node] = {axis(outer): add(axis(outer), const(1))}
+    below, above = (replace(below, after), above) if way >= 0 else (below, replace(above, after))
+    return all_at_most(below, above, tops={} if size is None else {axis(outer): size - 2})
+
+
+def _uncut(value: Node, fn: str, limit: Node) -> Node:
+    """An end before it was cut to the axis: what cuts all ranges alike leaves no gap."""
+    if isinstance(value, Call) and value.fn == fn and limit in value.args:
+        (value,) = (x for x in value.args if x is not limit)
+    return value
 
 
 def _step(node: Node, outer: str) -> int | None:
@@ -248,7 +304,7 @@ def _step(node: Node, outer: str) -> int | None:
         case Add():
             steps = [_step(t, outer) for t in node.terms]
             return None if None in steps else sum(s for s in steps if s is not None)
-        case Call(fn="floordiv", args=(x, Const() as by)) if _is_positive(by):
+        case Call(fn="floordiv", args=(x, Const() as by)) if is_positive(by):
             step = _step(x, outer)
             return None if step is None else -(-step // int(by.value))
         case Call(fn="maximum" | "minimum" | "abs", args=args):
@@ -272,7 +328,7 @@ def trend(node: Node, outer: str) -> int | None:
             return 1
         case Add():
             return _common([trend(t, outer) for t in node.terms])
-        case Call(fn="floordiv", args=(x, by)) if _is_positive(by):
+        case Call(fn="floordiv", args=(x, by)) if is_positive(by):
             return trend(x, outer)
         case Call(fn="maximum" | "minimum" | "and" | "or", args=args):
             return _common([trend(x, outer) for x in args])

@@ -1,8 +1,8 @@
 """How the loop of a pass keeps to its mask: by bounds evaluated in the kernel, by a table of runs, or not at all.
 
-Bounds are taken where they visit exactly the blocks with an allowed pair (`attnc.passes.bounds`): they cost nothing and
-hold for every length. Any other mask that can be analysed over a tile gets a table, planned when the kernel is launched
-(`attnc.runtime.planner`).
+Bounds are taken where they visit exactly the blocks with an allowed pair (`attnc.passes.bounds`), and so are lists of
+ranges in closed form (`attnc.passes.block_list`): they cost nothing and hold for every length. Any other mask that can
+be analysed over a tile gets a table, planned when the kernel is launched (`attnc.runtime.planner`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from attnc.ir.printer import show
 from attnc.ir.program import Program
 from attnc.ir.walk import postorder
 from attnc.passes.associate import is_group_condition
+from attnc.passes.block_list import BlockList, closed_form
 from attnc.passes.bounds import Range, inner_range
 from attnc.passes.decision import Decision
 from attnc.passes.interval_walk import has_rule
@@ -31,6 +32,7 @@ class Coverage:
     Attributes:
         conditions: what all reductions of the pass are restricted to.
         bounds: the range they leave, without them if nothing may be skipped.
+        ranges: several ranges inside it, if those are known in closed form.
         runs: the condition a table is planned for; None where there is no table.
         batch: the batch axes it mentions, the table's leading dimensions.
         whole: whether `runs` is all of `conditions`; if not, no block is known to be full.
@@ -41,6 +43,7 @@ class Coverage:
     runs: Node | None
     batch: tuple[str, ...] = ()
     whole: bool = True
+    ranges: BlockList | None = None
 
 
 def coverage(program: Program, item: Pass) -> Coverage:
@@ -56,7 +59,14 @@ def coverage(program: Program, item: Pass) -> Coverage:
         return Coverage(conditions, item.range, None)
     options = program.options
     bounds = inner_range(conditions, item.outer, item.inner, extent) if options.applies("bounds") else everything
-    if bounds.exact or item.outer is None or not options.applies("runs"):
+    if bounds.exact or item.outer is None:
+        return Coverage(conditions, bounds, None)
+    closed = closed_form(conditions, item.outer, item.inner, extent) if options.applies("bounds") else None
+    if isinstance(closed, Range):
+        return Coverage(conditions, closed, None)
+    if closed is not None:
+        return Coverage(conditions, bounds, None, ranges=closed)
+    if not options.applies("runs"):
         return Coverage(conditions, bounds, None)
     batch = (*item.grid, *groups)
     axes = frozenset({item.outer, item.inner, *batch})
@@ -124,12 +134,15 @@ def decisions(plan: Plan) -> tuple[Decision, ...]:
     line = program.lines.get("mask")
     if any(c.runs is not None for c in found):
         return (Decision("runs", f"no loop bounds fit the mask {mask}", RUNS, line=line),)
+    if any(c.ranges is not None for c in found):
+        return (Decision("bounds", f"the mask {mask} leaves ranges of blocks in closed form", RANGES, line=line),)
     if any(c.bounds.exact for c in found):
         return (Decision("bounds", f"the mask {mask} leaves one range of blocks", BOUNDS, line=line),)
     return (Decision("bounds", f"the mask {mask} is not analysed", "every block in the loop evaluates it", line=line),)
 
 
 RUNS = "a table of runs of blocks, planned at launch from the mask's boundary; full runs do not evaluate it"
+RANGES = "a loop over these ranges, computed in the kernel; each begins where the last one ended"
 BOUNDS = "loop bounds in closed form, evaluated in the kernel; full blocks do not evaluate it"
 
 
@@ -142,6 +155,10 @@ def described(program: Program, item: Pass) -> Sequence[str]:
     if c.runs is not None:
         over = f" per {', '.join(c.batch)}" if c.batch else ""
         lines.append(f"blocks of {item.inner}: runs from a table{over}, planned for {show(c.runs)}")
+    if c.ranges is not None:
+        lines.append(f"blocks of {item.inner}: ranges in closed form, {show(c.ranges.count, limit=80)} turns over them")
+    elif c.bounds.exact and c.conditions:
+        lines.append(f"blocks of {item.inner}: one range in closed form")
     if c.conditions:
         lines.append(f"{item.inner} in {show(c.bounds.low)} .. {show(c.bounds.high)}")
     if c.runs is None and c.bounds.full_low is not None and c.bounds.full_high is not None and c.conditions:

@@ -51,6 +51,7 @@ from attnc.ir.notes import tracking
 from attnc.ir.program import Program
 from attnc.ir.walk import postorder, replace, rewrite
 from attnc.passes.associate import is_group_condition
+from attnc.passes.block_list import TURN, BlockList
 from attnc.passes.bounds import Range, first
 from attnc.passes.chunks import Chunks, numbered
 from attnc.passes.coverage import Coverage, coverage
@@ -262,9 +263,13 @@ class Lowering:
         cover = coverage(self.program, self.item)
         emitter = self.emitter
         emitter.running = {r: self._accumulator(r) for r in self.reductions if not getattr(r, "scatter", ())}
+        if cover.ranges is not None and self.item.part is None:
+            return self._ranges(inner, cover, cover.ranges)
         start, stop = self._outside(inner, cover.bounds)
         if self.item.part is not None:
             start, stop = self._share(inner, self.item.part, start, stop)
+        if cover.ranges is not None:
+            return self._ranges(inner, cover, cover.ranges, (start, stop))
         if cover.runs is not None:
             return self._runs(inner, cover, start, stop)
         bounds, conditions = cover.bounds, cover.conditions
@@ -344,6 +349,35 @@ class Lowering:
         emitter.blocks.pop()
         note = f"runs of blocks that the mask leaves to this block of {self.outer}"
         return [Each(here.axis, begin, end, (*here.body, partial, full), note)]
+
+    def _ranges(
+        self, inner: str, cover: Coverage, ranges: BlockList, share: tuple[Node, Node] | None = None
+    ) -> list[Stmt]:
+        """The loop over ranges in closed form, or what of them lies in a share: the partly allowed blocks of each, then
+        its full ones."""
+        emitter = self.emitter
+        here = Block(self._fresh(f"{inner}_range"))
+        assert here.axis is not None
+        names: dict[Node, Node] = {TURN: axis(here.axis)}
+        home = emitter.blocks[-1]
+        for block, values in ((home, ranges.before), (here, ranges.each)):
+            for v, value in values:
+                (renamed,) = replace([self._load_scalars(value)], names, canonical=False)
+                if v not in names:
+                    names[v] = self._scalar(renamed, f"{inner}_{v.name}", block)
+                else:
+                    block.body.append(Assign(as_var(names[v]), renamed))
+        count, low, turn, high = replace([ranges.count, ranges.low, ranges.turn, ranges.high], names, canonical=False)
+        emitter.blocks.append(here)
+        spans = [(low, turn), (turn, high)]
+        if share is not None:
+            spans = [(call("maximum", a, share[0]), call("minimum", b, share[1])) for a, b in spans]
+        loops = [self._loop(inner, *spans[0], cover.conditions, masked=True)]
+        if turn is not high:
+            loops.append(self._loop(inner, *spans[1], cover.conditions, masked=False))
+        emitter.blocks.pop()
+        note = f"ranges of blocks that the mask leaves to this block of {self.outer}"
+        return [Each(here.axis, const(0), count, (*here.body, *loops), note)]
 
     def _table(self, inner: str, cover: Coverage) -> Runs:
         assert self.outer is not None and cover.runs is not None
