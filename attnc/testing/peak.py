@@ -38,7 +38,11 @@ extern "C" double f32_run(int64_t steps, int threads) {
     double sum = 0;
 #pragma omp parallel for num_threads(threads) reduction(+ : sum)
     for (int t = 0; t < threads; ++t) {
-        vec a = vec{} + 0.999f, b = vec{} + 0.001f, c[12] = {};
+        vec a = vec{} + 0.999f, b = vec{} + 0.001f, c[12];
+        for (int k = 0; k < 12; ++k) {
+            c[k] = vec{} + float(k);
+            asm volatile("" : REGISTER(c[k]));  // equal sums would be merged into one
+        }
         for (int64_t n = 0; n < steps; ++n) {
             asm volatile("" : REGISTER(a), REGISTER(b));
 #pragma GCC unroll 12
@@ -56,7 +60,10 @@ extern "C" double bf16_run(int64_t steps, int threads) {
     for (int t = 0; t < threads; ++t) {
         __m512bh a = (__m512bh)_mm512_set1_epi32(0x3f803f80), b = a;
         __m512 c[16];
-        for (int k = 0; k < 16; ++k) c[k] = _mm512_setzero_ps();
+        for (int k = 0; k < 16; ++k) {
+            c[k] = _mm512_setzero_ps();
+            asm volatile("" : "+v"(c[k]));
+        }
         for (int64_t n = 0; n < steps; ++n) {
             asm volatile("" : "+v"(a), "+v"(b));
 #pragma GCC unroll 16
