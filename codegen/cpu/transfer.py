@@ -68,16 +68,23 @@ class Transfer:
             kind = {"f": "real", "b": "bool"}.get(tile.element, "int64_t")
             self.out.line(f"{f'const {kind} ' if single else ''}{tile.array} = {code};")
             return
-        if tile.name in self.layout.aliases:
-            kind = C_TENSOR[self.layout.kernel.argument(tensor).dtype]
-            self.out.line(f"const {kind} *const {tile.array} = {address};")
-            return
-        self.needs.add("read_tile")
         rows, lane = self._rows(tile), tile.lanes[-1]
-        row_count = "1" if rows is None else self.layout.count(rows)
+        row_step, lane_step = (self._step(a, tensor, subscripts) for a in (rows, lane))
+        array, layout = tile.array, self.layout
+        head = f"read_tile({array}"
+        self.needs.add("read_tile")
+        if tile.name in layout.aliases:
+            row = layout.view_row(tile.name)
+            if row not in layout.aliases[tile.name].values():
+                kind = C_TENSOR[layout.kernel.argument(tensor).dtype]
+                self.out.line(f"const {kind} *const {array} = {address};")
+                return
+            self.needs.add("view_tile")
+            self.out.line(f"int64_t {row};")
+            head = f"const real *const {array} = view_tile({row}, tiles.{array}"
+        row_count = "1" if rows is None else layout.count(rows)
         self.out.line(
-            f"read_tile({tile.array}, {self.layout.pitch(lane)}, {row_count}, {self.layout.padded(lane)}, {address}, "
-            f"{self._step(rows, tensor, subscripts)}, {self._step(lane, tensor, subscripts)}, "
+            f"{head}, {layout.pitch(lane)}, {row_count}, {layout.padded(lane)}, {address}, {row_step}, {lane_step}, "
             f"{self._span(rows, spans, guards)}, {self._span(lane, spans, [])});"
         )
 
@@ -98,8 +105,9 @@ class Transfer:
         self.needs.add("write_tile")
         address, guards, spans = self._address(tensor, subscripts)
         rows, lane = self._rows(tile), tile.lanes[-1]
+        row = self.layout.step(tile, tile.lanes[-2]) if rows else "0"
         self.out.line(
-            f"write_tile({tile.array}, {self.layout.pitch(lane)}, {address}, "
+            f"write_tile({tile.array}, {row}, {address}, "
             f"{self._step(rows, tensor, subscripts)}, {self._step(lane, tensor, subscripts)}, "
             f"{self._span(rows, spans, guards)}, {self._span(lane, spans, [])});"
         )

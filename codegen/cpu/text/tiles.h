@@ -122,6 +122,17 @@ static inline void read_tile(real *tile, int64_t tile_row, int64_t row_count, in
     }
 }
 
+//@ view_tile: read_tile
+// Where rows of neighbours are, and how far apart: in the tensor, if they fill whole vectors there, else in a copy.
+static inline const real *view_tile(int64_t &row, real *tile, int64_t tile_row, int64_t row_count, int64_t lane_count,
+                                    const real *source, int64_t row_step, int64_t lane_step, Span rows, Span lanes) {
+    const bool whole = rows.low == 0 && rows.high == row_count && lanes.low == 0 && lanes.high == lane_count;
+    row = whole && lane_step == 1 ? row_step : tile_row;
+    if (whole && lane_step == 1) return source;
+    read_tile(tile, tile_row, row_count, lane_count, source, row_step, lane_step, rows, lanes);
+    return tile;
+}
+
 //@ write_tile: element_types spans
 // target[r * row_step + l * lane_step] = tile[r * tile_row + l] inside the spans.
 template <class E, class T>
