@@ -84,6 +84,8 @@ class Layout:
         `packed_only` the variables that nothing else reads."""
         self.packs: dict[tuple[str, Form, str], Pack] = {}
         self.packed_only: set[str] = set()
+        self.sources: dict[str, tuple[str, dict[str, str]]] = {}
+        """Where the printer is: where broadcast operands of bf16 lie in their tensors, with the steps along each axis."""
         self._ranges: dict[str, int] = {}
         self.writes: dict[str, int] = {}
         self._reserve()
@@ -170,6 +172,14 @@ class Layout:
     def pitch(self, axis: str) -> str:
         """The room arrays leave for an axis."""
         return str(self.blocks[axis]) if axis in self.blocks else self.padded(axis)
+
+    def left(self, pack: Pack) -> str:
+        """The variable that tells where a broadcast operand of bf16 is."""
+        return self.names.get("left", pack.array, f"{pack.array}_left")
+
+    def source(self, pack: Pack) -> str:
+        """The variable that points to where a broadcast operand of bf16 comes from."""
+        return self.names.get("source", pack.array, f"{pack.array}_source")
 
     def view_row(self, name: str) -> str:
         """The variable that holds how far apart the rows of a view are."""

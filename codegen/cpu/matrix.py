@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -84,24 +85,23 @@ class MatrixProduct:
             c = self._at(target, plan.others)
             a = self._at(plan.broadcast, plan.others)
             b = vectors if plan.packed else self._at(plan.vectors, tuple(shift))
-            m = plan.m
+            m, array = plan.m, plan.broadcast.array
+            steps = layout.aliases.get(plan.broadcast.name, {})
             rows = "1" if m is None else layout.count(m)
             c_row, a_row = ("0", "0") if m is None else (layout.step(target, m), layout.step(plan.broadcast, m))
             self.out.line(
                 f"product({c}, {c_row}, {a}, {a_row}, {layout.step(plan.broadcast, plan.depth)}, {b}, {row}, {rows}, "
                 f"{layout.padded(plan.n)}, {layout.count(plan.depth)}, "
-                f"{'true' if isinstance(s, Accumulate) else 'false'}{self._ahead(plan)});"
+                f"{'true' if isinstance(s, Accumulate) else 'false'}{self._ahead(plan, array, steps)});"
             )
 
-    def _ahead(self, plan: MatrixPlan) -> str:
+    def _ahead(self, plan: MatrixPlan, array: str, steps: Mapping[str, str]) -> str:
         """What the next round of the loop reads in place of the broadcast operand, if it moves with the loop."""
-        layout, tile = self.layout, plan.broadcast
-        steps = layout.aliases.get(tile.name)
-        if steps is None or layout.looped not in tile.lanes or len(tile.lanes) != 2:
+        layout, lanes = self.layout, plan.broadcast.lanes
+        if layout.looped not in steps or len(lanes) != 2:
             return ""
-        (other,) = (a for a in tile.lanes if a != layout.looped)
-        block, step = layout.blocks[layout.looped], steps[layout.looped]
-        return f", next_block({tile.array}, {block}, {step}, {layout.count(other)})"
+        (other,) = (a for a in lanes if a != layout.looped)
+        return f", next_block({array}, {layout.blocks[layout.looped]}, {steps[layout.looped]}, {layout.count(other)})"
 
     def _pairs(self, s: Assign | Accumulate, plan: MatrixPlan) -> None:
         """A product of packed bf16 numbers."""
@@ -111,9 +111,9 @@ class MatrixProduct:
         a = layout.packs[plan.broadcast.name, "rows", plan.depth]
         b = layout.packs[plan.vectors.name, "pairs", plan.depth]
         self.out.line(
-            f"product_of_pairs({target.array}, {layout.step(target, m)}, {a.array}, {layout.pack_row(a)}, {b.array}, "
+            f"product_of_pairs({target.array}, {layout.step(target, m)}, {layout.left(a)}, {b.array}, "
             f"{layout.pack_row(b)}, {layout.count(m)}, {layout.padded(plan.n)}, {layout.count(plan.depth)}, "
-            f"{'true' if isinstance(s, Accumulate) else 'false'});"
+            f"{'true' if isinstance(s, Accumulate) else 'false'}{self._ahead(plan, *layout.sources[a.array])});"
         )
 
     def _pack(self, plan: MatrixPlan) -> tuple[str, str]:

@@ -90,15 +90,23 @@ class Transfer:
 
     def pack(self, pack: Pack, tensor: str, subscripts: list[Subscript]) -> None:
         """A packed copy of part of a bf16 tensor, 0 outside it."""
-        self.needs.add("pairs")
+        layout = self.layout
+        self.needs.add("product_of_pairs")
         address, guards, spans = self._address(tensor, subscripts)
-        axes = (pack.other, pack.depth) if pack.form == "rows" else (pack.depth, pack.other)
-        steps = ", ".join(self._step(a, tensor, subscripts) for a in axes)
-        counts = ", ".join(self.layout.count(a) for a in axes)
-        self.out.line(
-            f"pack_{pack.form}({pack.array}, {self.layout.pack_row(pack)}, {address}, {steps}, {counts}, "
-            f"{self._span(axes[0], spans, guards)}, {self._span(axes[1], spans, [])});"
-        )
+        left = pack.form == "rows"
+        axes = (pack.other, pack.depth) if left else (pack.depth, pack.other)
+        steps = [self._step(a, tensor, subscripts) for a in axes]
+        counts = ", ".join(layout.count(a) for a in axes)
+        spanned = f"{self._span(axes[0], spans, guards)}, {self._span(axes[1], spans, [])}"
+        if not left:
+            head = f"pack_pairs({pack.array}, {layout.pack_row(pack)}"
+            self.out.line(f"{head}, {address}, {', '.join(steps)}, {counts}, {spanned});")
+            return
+        start, room = layout.source(pack), f"{layout.pitch(pack.other)}, {layout.pack_row(pack)}"
+        self.out.line(f"const bf16 *const {start} = {address};")
+        operand = f"left_operand({pack.array}, {room}, {start}, {', '.join(steps)}, {counts}, {spanned})"
+        self.out.line(f"const Left {layout.left(pack)} = {operand};")
+        layout.sources[pack.array] = start, dict(zip(axes, steps, strict=True))
 
     def write(self, tile: Tile, tensor: str, subscripts: list[Subscript]) -> None:
         """``tensor[...] = tile`` for lanes inside their extents and the tensor."""
