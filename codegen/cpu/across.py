@@ -11,7 +11,10 @@ from attnc.ir.node import Max, Sum, Var
 
 
 def across(layout: Layout, s: Stmt, scalars: frozenset[str]) -> list[Tile] | None:
-    """The one or two arrays reduced, if they have the axes of the result and then the reduced one; else None."""
+    """The one or two arrays reduced, if they have the axes of the result and then the reduced one; else None.
+
+    One of two may have the reduced axis alone: a vector that every row is multiplied by.
+    """
     if not isinstance(s, Assign | Accumulate) or not isinstance(s.value, Sum | Max):
         return None
     (axis,) = s.value.bound
@@ -19,9 +22,13 @@ def across(layout: Layout, s: Stmt, scalars: frozenset[str]) -> list[Tile] | Non
     found: list[Tile] = []
     for f in s.value.factors if isinstance(s.value, Sum) else (s.value.body,):
         tile = layout.tiles.get(f.name) if isinstance(f, Var) else None
-        if tile is None or tile.element != "f" or tile.lanes != (*target.lanes, axis) or axis in scalars:
+        if tile is None or tile.element != "f" or axis in scalars:
+            return None
+        if tile.lanes not in ((*target.lanes, axis), (axis,)):
             return None
         found.append(tile)
+    if all(t.lanes != (*target.lanes, axis) for t in found):
+        return None
     good = target.element == "f" and not any(a in scalars for a in target.lanes)
     return found if good else None
 
@@ -36,21 +43,13 @@ def print_across(layout: Layout, needs: set[str], out: Emitter, s: Assign | Accu
         for axis in target.lanes:
             lane, count = layout.axis(axis), layout.count(axis)
             loops.enter_context(out.block(f"for (int64_t {lane} = 0; {lane} < {count}; ++{lane})"))
-        rows = [" + ".join([t.array, *_offset(layout, t, target.lanes)]) for t in tiles]
+        places = {axis: layout.axis(axis) for axis in target.lanes}
+        rows = [" + ".join([t.array, *layout.offset(t, places)]) for t in tiles]
         reduced = tiles[0].lanes[-1]
         value = f"{'largest_across' if maximum else 'sum_across'}({', '.join([*rows, layout.count(reduced)])})"
         sign = "+=" if isinstance(s, Accumulate) else "="
         if target.lanes:
-            out.line(f"{target.array}[{' + '.join(_offset(layout, target, target.lanes))}] {sign} {value};")
+            out.line(f"{target.array}[{' + '.join(layout.offset(target, places))}] {sign} {value};")
         else:
             single = layout.writes[target.name] == 1
             out.line(f"{'const real ' if single else ''}{target.array} {sign} {value};")
-
-
-def _offset(layout: Layout, tile: Tile, axes: tuple[str, ...]) -> list[str]:
-    """The terms of the offset of the current position along `axes`."""
-    out: list[str] = []
-    for axis in axes:
-        at = tile.lanes.index(axis)
-        out.append(" * ".join([layout.axis(axis), *(layout.pitch(a) for a in tile.lanes[at + 1 :])]))
-    return out

@@ -1,9 +1,14 @@
-"""Tiles that need no copy: operands that matrix products read one element at a time, straight from their tensor."""
+"""Tiles that need no copy, because they are read straight from their tensor.
+
+Operands that matrix products read one element at a time, with any strides; and rows of channels that are read once,
+where a call finds them contiguous (views).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from attnc.codegen.cpu.across import across
 from attnc.codegen.cpu.bounds import within
 from attnc.codegen.cpu.layout import Layout, Mentions, reads, written
 from attnc.codegen.cpu.matrix import matrix_product
@@ -16,7 +21,8 @@ def find_aliases(layout: Layout) -> None:
     """Fill `layout.aliases_of`.
 
     In a list of statements, a variable needs no copy that is only ever the broadcast operand of products, has the dtype
-    of reals, lies inside its tensor for every lane inside the extents, and is set anew wherever it is read.
+    of reals, lies inside its tensor for every lane inside the extents, and is set anew wherever it is read. For views,
+    the step from row to row is a variable: that of the tensor, or of the copy.
     """
     carried = Mentions(layout.kernel).carried
     for body in _lists(layout.kernel.body):
@@ -24,14 +30,20 @@ def find_aliases(layout: Layout) -> None:
         for s in body:
             if isinstance(s, Assign) and isinstance(s.value, Load) and s.target.name not in carried:
                 steps = _steps(layout, s.value)
-                if steps and set(steps) == set(layout.tiles[s.target.name].lanes) and _only_broadcast(layout, body, s):
-                    found[s.target.name] = steps
+                tile = layout.tiles[s.target.name]
+                if not steps or set(steps) != set(tile.lanes):
+                    continue
+                if _only_broadcast(layout, body, s):
+                    found[tile.name] = steps
+                elif _read_once(layout, body, s):
+                    found[tile.name] = {tile.lanes[0]: layout.view_row(tile.name), tile.lanes[1]: "1"}
+                    layout.viewed.add(tile.name)
         layout.aliases_of[id(body)] = found
 
 
 def always_aliased(layout: Layout) -> set[str]:
     """Variables that need no array at all."""
-    copied = set()
+    copied = set(layout.viewed)
     for body in _lists(layout.kernel.body):
         copied |= {s.target.name for s in body if isinstance(s, Assign)} - set(layout.aliases_of[id(body)])
     return {name for names in layout.aliases_of.values() for name in names} - copied
@@ -55,6 +67,21 @@ def _only_broadcast(layout: Layout, body: tuple[Stmt, ...], loaded: Assign) -> b
             if plan is None or plan.broadcast.name != name or plan.vectors.name == name:
                 return False
     return True
+
+
+def _read_once(layout: Layout, body: tuple[Stmt, ...], loaded: Assign) -> bool:
+    """Whether rows of channels are read once, as rows of a sum or of a matrix that a vector is multiplied by."""
+    name = loaded.target.name
+    tile = layout.tiles[name]
+    readers = [s for s in body if name in reads(s)]
+    if len(tile.lanes) != 2 or layout.roles[tile.lanes[1]].role != "channel" or len(readers) != 1:
+        return False
+    if any(written(s) == name for s in body if s is not loaded):
+        return False
+    plan = matrix_product(layout, readers[0], frozenset())
+    if plan is not None:
+        return plan.m is None and not plan.packed and plan.vectors is tile
+    return across(layout, readers[0], frozenset()) is not None
 
 
 def _steps(layout: Layout, value: Load) -> dict[str, str] | None:

@@ -229,7 +229,9 @@ class Body:
         with self.layout.names.scope(), self.out.block(head):
             self.out.line(f"const int64_t {count} = least({block}, {stop} - {first});")
             self.out.line(f"[[maybe_unused]] const int64_t {self.layout.padded(axis)} = round_up({count}, W);")
+            around, self.layout.looped = self.layout.looped, axis
             self.print(s.body)
+            self.layout.looped = around
 
     def _each(self, s: Each) -> None:
         name = self.layout.axis(s.axis)

@@ -1,41 +1,14 @@
 """Matrix products of bf16 tiles with sums in f32, on processors that have instructions for them (AVX-512 BF16, AMX).
 
-Both instruction sets multiply pairs of neighbours along the depth. The broadcast operand is packed as rows
-``[m][depth]``, the other as pairs ``[depth / 2][n][2]``; what a tensor holds as rows already is read in place.
+Both instruction sets multiply pairs of neighbours along the depth. The broadcast operand is held as rows
+``[m][depth]``, or, for vectors, as pairs ``[depth / 2][m][2]`` where that is how it lies in memory; the other as pairs
+``[depth / 2][n][2]``. What a tensor holds as rows already is read in place.
 """
 
 from __future__ import annotations
 
 from attnc.codegen.cpu.emitter import Emitter
 from attnc.codegen.cpu.product import store_sums
-
-
-def _indices(step: int, second: bool) -> str:
-    """The lanes of one of two vectors after blocks of `step` lanes have been exchanged between them."""
-    if second:
-        return ", ".join(str(16 + lane if lane & step else lane + step) for lane in range(16))
-    return ", ".join(str(16 + lane - step if lane & step else lane) for lane in range(16))
-
-
-def transpose() -> str:
-    """Sixteen vectors of pairs transposed in registers, in four rounds of exchanges between neighbours."""
-    out = Emitter()
-    names = [f"r{k}" for k in range(16)]
-    with out.block(
-        "static inline __attribute__((always_inline)) void transpose_pairs("
-        + ", ".join(f"pairs &{r}" for r in names)
-        + ")"
-    ):
-        out.line("pairs x;")
-        for step in (1, 2, 4, 8):
-            for k in range(16):
-                if k & step:
-                    continue
-                a, b = names[k], names[k + step]
-                out.line(f"x = __builtin_shufflevector({a}, {b}, {_indices(step, False)});")
-                out.line(f"{b} = __builtin_shufflevector({a}, {b}, {_indices(step, True)});")
-                out.line(f"{a} = x;")
-    return out.text()
 
 
 def _all(template: str) -> str:
@@ -76,7 +49,6 @@ static inline pairs paired(vec low, vec high) {
 }
 static inline void put(bf16 *p, pairs x) { *(loose_pairs *)p = x; }
 """
-    + transpose()
     + """
 // 16 rows of 32 neighbours, of which `rows` of `count` are there, transposed as pairs.
 template <bool whole> static inline void across_rows(bf16 *to, int64_t to_row, const bf16 *from, int64_t row,
@@ -84,7 +56,7 @@ template <bool whole> static inline void across_rows(bf16 *to, int64_t to_row, c
 """
     + "    pairs "
     + ", ".join(f"r{k} = some_pairs<whole>(from + {k} * row, {k} < rows ? count : 0)" for k in range(16))
-    + ";\n    transpose_pairs("
+    + ";\n    transpose_16("
     + _names()
     + ");\n"
     + _all("    put(to + # * to_row, r#);")
@@ -100,7 +72,7 @@ template <bool whole> static inline void across_columns(bf16 *to, int64_t to_row
         f"some_halves<whole>(from + {2 * k + 1} * row, {2 * k + 1} < rows ? count : 0) << 16"
         for k in range(16)
     )
-    + ";\n    transpose_pairs("
+    + ";\n    transpose_16("
     + _names()
     + ");\n"
     + _all("    put(to + # * to_row, r#);")
@@ -249,8 +221,8 @@ def micro_kernel(rows: int, columns: int) -> str:
     """`rows` x (`columns` W) sums in named registers; each instruction multiplies pairs of 32 numbers."""
     out = Emitter()
     head = (
-        f"static void pairs_{rows}x{columns}(real *c, int64_t c_row, const bf16 *a, int64_t a_row, const bf16 *b, "
-        "int64_t b_row, int64_t depth, bool accumulate)"
+        f"static void pairs_{rows}x{columns}(real *c, int64_t c_row, const bf16 *a, int64_t a_row, int64_t a_step, "
+        "const bf16 *b, int64_t b_row, int64_t depth, bool accumulate)"
     )
     sums = [[f"c{m}{n}" for n in range(columns)] for m in range(rows)]
     with out.block(head):
@@ -263,33 +235,56 @@ def micro_kernel(rows: int, columns: int) -> str:
             for m, row in enumerate(sums):
                 terms = " ".join(f"{s} = with_pairs({s}, x, b{n});" for n, s in enumerate(row))
                 out.line(f"x = every_pair(a + {m} * a_row); {terms}")
-            out.line("a += 2;")
+            out.line("a += a_step;")
             out.line("b += b_row;")
         store_sums(out, sums)
     return out.text()
 
 
+LEFT = """\
+// The broadcast operand of a product: the numbers k and k + 1 of row m are at + m row + k / 2 step, and its neighbour.
+struct Left { const bf16 *at; int64_t row, step; };
+// Part of a tensor as such an operand, 0 outside the spans: in place where rows are whole, else packed into `to`, which
+// has room for `m_room` rows of `k_room`.
+static inline Left left_operand(bf16 *to, int64_t m_room, int64_t k_room, const bf16 *from, int64_t m_step,
+                                int64_t k_step, int64_t m_count, int64_t k_count, Span m_span, Span k_span) {
+    const bool whole = m_span.low == 0 && m_span.high == m_count && k_span.low == 0 && k_span.high == k_count;
+    const bool fits = has_tiles ? m_count % 16 == 0 && k_count % 32 == 0 : m_count % 8 == 0 && k_count % 2 == 0;
+    if (k_step == 1 && whole && fits) return {from, m_step, 2};
+    if (m_step == 1 && !has_tiles) {
+        pack_pairs(to, 2 * m_room, from, k_step, m_step, k_count, m_count, k_span, m_span);
+        return {to, 2, 2 * m_room};
+    }
+    pack_rows(to, k_room, from, m_step, k_step, m_count, k_count, m_span, k_span);
+    return {to, k_room, 2};
+}
+"""
+
 DRIVER = """\
-// c[m, n] (+)= sum over k < depth of a[m, k] b[k, n] for packed a and b. Up to 15 rows of c beyond `rows` are written.
-static void product_of_pairs(real *c, int64_t c_row, const bf16 *a, int64_t a_row, const bf16 *b, int64_t b_row,
-                             int64_t rows, int64_t lanes, int64_t depth, bool accumulate) {
-    for (int64_t n = 0; n < lanes; n += 32) {
+// c[m, n] (+)= sum over k < depth of a[m, k] b[k, n] for packed b. Up to 15 rows of c beyond `rows` are written.
+static void product_of_pairs(real *c, int64_t c_row, Left a, const bf16 *b, int64_t b_row, int64_t rows, int64_t lanes,
+                             int64_t depth, bool accumulate, Ahead ahead = {}) {
+    if (lanes > 2 * W) ahead = {};  // each number read is used so often that memory can wait
+    for (int64_t n = 0; n < lanes; n += 32, ahead = {}) {
         const bool wide = n + 32 <= lanes;
         real *at = c + n;
-        const bf16 *left = a, *right = b + 2 * n;
+        const bf16 *left = a.at, *right = b + 2 * n;
         if (has_tiles) {
+            ahead.fetch(1);
             int64_t m = 0;
-            for (; m + 16 < rows; m += 32, at += 32 * c_row, left += 32 * a_row)
-                if (wide) product_of_tiles<2, 2>(at, c_row, left, a_row, right, b_row, depth, accumulate);
-                else product_of_tiles<2, 1>(at, c_row, left, a_row, right, b_row, depth, accumulate);
+            for (; m + 16 < rows; m += 32, at += 32 * c_row, left += 32 * a.row)
+                if (wide) product_of_tiles<2, 2>(at, c_row, left, a.row, right, b_row, depth, accumulate);
+                else product_of_tiles<2, 1>(at, c_row, left, a.row, right, b_row, depth, accumulate);
             if (m < rows) {
-                if (wide) product_of_tiles<1, 2>(at, c_row, left, a_row, right, b_row, depth, accumulate);
-                else product_of_tiles<1, 1>(at, c_row, left, a_row, right, b_row, depth, accumulate);
+                if (wide) product_of_tiles<1, 2>(at, c_row, left, a.row, right, b_row, depth, accumulate);
+                else product_of_tiles<1, 1>(at, c_row, left, a.row, right, b_row, depth, accumulate);
             }
         } else {
-            for (int64_t m = 0; m < rows; m += 8, at += 8 * c_row, left += 8 * a_row)
-                if (wide) pairs_8x2(at, c_row, left, a_row, right, b_row, depth, accumulate);
-                else pairs_8x1(at, c_row, left, a_row, right, b_row, depth, accumulate);
+            for (int64_t m = 0; m < rows; m += 8, at += 8 * c_row, left += 8 * a.row) {
+                ahead.fetch((rows - m + 7) / 8);
+                if (wide) pairs_8x2(at, c_row, left, a.row, a.step, right, b_row, depth, accumulate);
+                else pairs_8x1(at, c_row, left, a.row, a.step, right, b_row, depth, accumulate);
+            }
         }
     }
 }
@@ -321,10 +316,10 @@ static inline vec exp2_of_weight(vec x) {
 """
 
 SECTION: dict[str, tuple[tuple[str, ...], str]] = {
-    "pairs": (("element_types", "spans"), PACK),
+    "pairs": (("element_types", "spans", "transpose"), PACK),
     "exp2_of_weight": (("exp2",), EXP2),
     "product_of_pairs": (
-        ("pairs",),
-        "\n".join([PRODUCT, INSTRUCTIONS, micro_kernel(8, 2), micro_kernel(8, 1), DRIVER]),
+        ("pairs", "ahead"),
+        "\n".join([PRODUCT, LEFT, INSTRUCTIONS, micro_kernel(8, 2), micro_kernel(8, 1), DRIVER]),
     ),
 }

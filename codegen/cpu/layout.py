@@ -7,7 +7,7 @@ every matrix product multiplies a broadcast scalar with a vector.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -75,11 +75,17 @@ class Layout:
         """Where the printer is: variables that are pointers into tensors, with their step in memory along each axis."""
         self.aliases_of: dict[int, dict[str, dict[str, str]]] = {}
         """The same for each statement list, by identity."""
+        self.looped: str | None = None
+        """Where the printer is: the axis of the innermost loop over blocks."""
+        self.viewed: set[str] = set()
+        """Variables that somewhere are pointers to a tensor or to a copy, as a call decides."""
         self.pairs_of: set[int] = set()
         """Matrix products of bf16 numbers, by identity; `packs` are their operands, by variable, form and depth, and
         `packed_only` the variables that nothing else reads."""
         self.packs: dict[tuple[str, Form, str], Pack] = {}
         self.packed_only: set[str] = set()
+        self.sources: dict[str, tuple[str, dict[str, str]]] = {}
+        """Where the printer is: where broadcast operands of bf16 lie in their tensors, with the steps along each axis."""
         self._ranges: dict[str, int] = {}
         self.writes: dict[str, int] = {}
         self._reserve()
@@ -166,6 +172,39 @@ class Layout:
     def pitch(self, axis: str) -> str:
         """The room arrays leave for an axis."""
         return str(self.blocks[axis]) if axis in self.blocks else self.padded(axis)
+
+    def left(self, pack: Pack) -> str:
+        """The variable that tells where a broadcast operand of bf16 is."""
+        return self.names.get("left", pack.array, f"{pack.array}_left")
+
+    def source(self, pack: Pack) -> str:
+        """The variable that points to where a broadcast operand of bf16 comes from."""
+        return self.names.get("source", pack.array, f"{pack.array}_source")
+
+    def view_row(self, name: str) -> str:
+        """The variable that holds how far apart the rows of a view are."""
+        return self.names.get("row", name, f"{name}_row")
+
+    def offset(self, tile: Tile, indices: Mapping[str, str]) -> list[str]:
+        """The terms of the place of an element in its array; axes without an index count as 0."""
+        out = []
+        for k, axis in enumerate(tile.lanes):
+            if axis not in indices:
+                continue
+            if tile.name in self.aliases:
+                step = self.aliases[tile.name][axis]
+                pitch = [] if step == "1" else [step]
+            else:
+                pitch = [self.pitch(a) for a in tile.lanes[k + 1 :]]
+            out.append(" * ".join([indices[axis], *pitch]))
+        return out
+
+    def step(self, tile: Tile, axis: str) -> str:
+        """How far apart neighbours along an axis are in a variable's array."""
+        if tile.name in self.aliases:
+            return self.aliases[tile.name][axis]
+        at = tile.lanes.index(axis)
+        return " * ".join(self.pitch(a) for a in tile.lanes[at + 1 :]) or "1"
 
     def extent(self, axis: str) -> Node | None:
         """The extent of a lane or grid axis."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ class MatrixPlan:
     """``target[.., m, n] (+)= sum over depth of broadcast[.., m, depth] vectors[.., depth, n]``.
 
     `n` is the contiguous axis of the target; `others` are looped over; `packed` tells that `vectors` is transposed
-    first.
+    first. Without `m` it is a vector times a matrix, which is read once, row by row.
     """
 
     broadcast: Tile
@@ -46,10 +47,11 @@ def matrix_product(layout: Layout, s: Stmt, scalars: frozenset[str]) -> MatrixPl
     vectors = with_n[0]
     broadcast = factors[1] if factors[0] is vectors else factors[0]
     free = [a for a in broadcast.lanes if a != depth and a not in vectors.lanes]
-    if not free:
-        return None
-    others = tuple(a for a in target.lanes if a not in (n, free[-1]))
     packed = vectors.lanes[-1] != n
+    if not free:
+        alone = broadcast.lanes == (depth,) and vectors.lanes == (depth, n) and target.lanes == (n,)
+        return MatrixPlan(broadcast, vectors, None, n, depth, (), packed) if alone else None
+    others = tuple(a for a in target.lanes if a not in (n, free[-1]))
     if packed and (set(vectors.lanes) != {depth, n}):
         return None
     return MatrixPlan(broadcast, vectors, free[-1], n, depth, others, packed)
@@ -71,7 +73,7 @@ class MatrixProduct:
             self._pairs(s, plan)
             return
         self.needs.add("product")
-        vectors, row = plan.vectors.array, self._pitch(plan.vectors, plan.depth)
+        vectors, row = plan.vectors.array, layout.step(plan.vectors, plan.depth)
         if plan.packed:
             vectors, row = self._pack(plan)
         target = layout.tiles[s.target.name]
@@ -83,12 +85,23 @@ class MatrixProduct:
             c = self._at(target, plan.others)
             a = self._at(plan.broadcast, plan.others)
             b = vectors if plan.packed else self._at(plan.vectors, tuple(shift))
-            m = plan.m or ""
+            m, array = plan.m, plan.broadcast.array
+            steps = layout.aliases.get(plan.broadcast.name, {})
+            rows = "1" if m is None else layout.count(m)
+            c_row, a_row = ("0", "0") if m is None else (layout.step(target, m), layout.step(plan.broadcast, m))
             self.out.line(
-                f"product({c}, {self._pitch(target, m)}, {a}, {self._pitch(plan.broadcast, m)}, "
-                f"{self._pitch(plan.broadcast, plan.depth)}, {b}, {row}, {layout.count(m)}, {layout.padded(plan.n)}, "
-                f"{layout.count(plan.depth)}, {'true' if isinstance(s, Accumulate) else 'false'});"
+                f"product({c}, {c_row}, {a}, {a_row}, {layout.step(plan.broadcast, plan.depth)}, {b}, {row}, {rows}, "
+                f"{layout.padded(plan.n)}, {layout.count(plan.depth)}, "
+                f"{'true' if isinstance(s, Accumulate) else 'false'}{self._ahead(plan, array, steps)});"
             )
+
+    def _ahead(self, plan: MatrixPlan, array: str, steps: Mapping[str, str]) -> str:
+        """What the next round of the loop reads in place of the broadcast operand, if it moves with the loop."""
+        layout, lanes = self.layout, plan.broadcast.lanes
+        if layout.looped not in steps or len(lanes) != 2:
+            return ""
+        (other,) = (a for a in lanes if a != layout.looped)
+        return f", next_block({array}, {layout.blocks[layout.looped]}, {steps[layout.looped]}, {layout.count(other)})"
 
     def _pairs(self, s: Assign | Accumulate, plan: MatrixPlan) -> None:
         """A product of packed bf16 numbers."""
@@ -98,9 +111,9 @@ class MatrixProduct:
         a = layout.packs[plan.broadcast.name, "rows", plan.depth]
         b = layout.packs[plan.vectors.name, "pairs", plan.depth]
         self.out.line(
-            f"product_of_pairs({target.array}, {self._pitch(target, m)}, {a.array}, {layout.pack_row(a)}, {b.array}, "
+            f"product_of_pairs({target.array}, {layout.step(target, m)}, {layout.left(a)}, {b.array}, "
             f"{layout.pack_row(b)}, {layout.count(m)}, {layout.padded(plan.n)}, {layout.count(plan.depth)}, "
-            f"{'true' if isinstance(s, Accumulate) else 'false'});"
+            f"{'true' if isinstance(s, Accumulate) else 'false'}{self._ahead(plan, *layout.sources[a.array])});"
         )
 
     def _pack(self, plan: MatrixPlan) -> tuple[str, str]:
@@ -113,21 +126,10 @@ class MatrixProduct:
             layout.tiles[copy] = Tile(copy, "f", (plan.depth, plan.n), array)
         array, row = layout.tiles[copy].array, layout.pitch(plan.n)
         self.out.line(
-            f"transpose_tile({array}, {row}, {plan.vectors.array}, {layout.pitch(plan.depth)}, "
+            f"transpose_tile({array}, {row}, {plan.vectors.array}, {layout.step(plan.vectors, plan.n)}, "
             f"{layout.count(plan.n)}, {layout.count(plan.depth)});"
         )
         return array, row
 
-    def _pitch(self, tile: Tile, axis: str) -> str:
-        if tile.name in self.layout.aliases:
-            return self.layout.aliases[tile.name][axis]
-        at = tile.lanes.index(axis)
-        return " * ".join(self.layout.pitch(a) for a in tile.lanes[at + 1 :]) or "1"
-
     def _at(self, tile: Tile, axes: tuple[str, ...]) -> str:
-        parts = [tile.array]
-        for axis in axes:
-            if axis in tile.lanes:
-                pitch = self._pitch(tile, axis)
-                parts.append(self.layout.axis(axis) if pitch == "1" else f"{self.layout.axis(axis)} * {pitch}")
-        return " + ".join(parts)
+        return " + ".join([tile.array, *self.layout.offset(tile, {a: self.layout.axis(a) for a in axes})])

@@ -263,17 +263,13 @@ class Nest:
     def _offset(self, tile: Tile) -> str:
         whole = self.whole or self.vector is None or tile.lanes[-1:] != (self.vector,)
         self.touch(tile.name, self.segment, len(self.out.lines), not whole)
-        parts = []
-        for k, axis in enumerate(tile.lanes):
-            pitch = [self.layout.pitch(a) for a in tile.lanes[k + 1 :]]
-            index = self.layout.axis(axis) if axis in self.loops else self.expressions.positions[axis]
-            parts.append(" * ".join([index, *pitch]))
-        return " + ".join(parts)
+        places = {a: self.layout.axis(a) if a in self.loops else self.expressions.positions[a] for a in tile.lanes}
+        return " + ".join(self.layout.offset(tile, places))
 
     def _step(self, tile: Tile) -> str | None:
         """The distance of neighbouring lanes in memory; None where they are contiguous."""
-        at = tile.lanes.index(self.vector or "")
-        return " * ".join(self.layout.pitch(a) for a in tile.lanes[at + 1 :]) or None
+        step = self.layout.step(tile, self.vector or "")
+        return None if step == "1" else step
 
     def _element(self, tile: Tile) -> Value:
         """The current element or vector of an array."""

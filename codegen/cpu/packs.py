@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from attnc.codegen.cpu.layout import Form, Layout, Pack, Tile, reads
+from attnc.codegen.cpu.layout import Form, Layout, Mentions, Pack, Tile, reads
 from attnc.codegen.cpu.matrix import MatrixPlan, matrix_product
 from attnc.codegen.cpu.transfer import affine
 from attnc.codegen.tile import Accumulate, AccumulateAt, Assign, Each, Loop, Stmt, statements
@@ -18,11 +18,11 @@ from attnc.ir.node import Load, Max, Sum
 
 def find_packs(layout: Layout) -> None:
     """Fill `layout.pairs_of`, `layout.packs` and `layout.packed_only`, for a target that multiplies pairs of bf16."""
-    packs = layout.packs
+    packs, carried = layout.packs, Mentions(layout.kernel).carried
     by_products: dict[str, int] = {}
     for s, scalars in _with_scalars(layout.kernel.body, frozenset()):
         plan = matrix_product(layout, s, scalars)
-        if plan is None or plan.m is None or not _fits(layout, plan, scalars):
+        if plan is None or plan.m is None or plan.broadcast.name in carried or not _fits(layout, plan, scalars):
             continue
         layout.pairs_of.add(id(s))
         operands: tuple[tuple[Tile, Form, str], ...] = (
@@ -33,7 +33,9 @@ def find_packs(layout: Layout) -> None:
             key = tile.name, form, plan.depth
             if key not in packs:
                 array = layout.names.get("pack", " ".join(key), f"{tile.name}_{form}")
-                packs[key] = Pack(tile.name, form, plan.depth, other, array)
+                packs[key] = pack = Pack(tile.name, form, plan.depth, other, array)
+                if form == "rows":
+                    layout.left(pack), layout.source(pack)
             by_products[tile.name] = by_products.get(tile.name, 0) + 1
     all_reads: dict[str, int] = {}
     for s in statements(layout.kernel.body):

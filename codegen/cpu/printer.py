@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from attnc.codegen.cpu.alias import always_aliased, find_aliases
 from attnc.codegen.cpu.body import Body
 from attnc.codegen.cpu.distinct import with_distinct_names
+from attnc.codegen.cpu.dots import with_dots
 from attnc.codegen.cpu.emitter import Emitter
 from attnc.codegen.cpu.expression import Expressions, Value
 from attnc.codegen.cpu.layout import ALIGN, C_ELEMENT, C_TENSOR, SIZE_LIMIT, Layout
@@ -64,7 +65,7 @@ class KernelPrinter:
     """Prints one kernel: the function of one block, and the entry point that runs it for all blocks."""
 
     def __init__(self, kernel: Kernel, needs: set[str], *, pairs: bool = False) -> None:
-        kernel = self.kernel = with_distinct_names(kernel)
+        kernel = self.kernel = with_dots(with_distinct_names(kernel))
         self.needs = needs
         self.shared: dict[str, str] = {}
         self.layout = Layout(kernel, block_lengths(kernel))

@@ -42,14 +42,37 @@ def store_sums(out: Emitter, sums: Sequence[Sequence[str]]) -> None:
 _MANY = "#if defined(__AVX512F__) || defined(__aarch64__)"
 """Targets with 32 registers."""
 
+AHEAD = """\
+// Memory that is read soon: `rows` of `length` bytes. It is fetched in pieces between other work, because memory keeps
+// pace with multiplication then, and because the order in which products read it is not one that processors foresee.
+struct Ahead {
+    const char *at = nullptr;
+    int64_t step = 0, rows = 0, length = 0;
+    // One of `pieces` equal parts of what is left.
+    inline void fetch(int64_t pieces) {
+        if (rows == 0) return;
+        const int64_t taken = (rows + pieces - 1) / pieces;
+        for (int64_t r = 0; r < taken; ++r, at += step)
+            for (int64_t b = 0; b < length; b += 64) __builtin_prefetch(at + b, 0, 2);
+        rows -= taken;
+    }
+};
+// The block that follows `p` along an axis, `step` elements from row to row.
+template <class E> static inline Ahead next_block(const E *p, int64_t block, int64_t step, int64_t length) {
+    const int64_t size = sizeof(E);
+    return {(const char *)(p + block * step), step * size, block, length * size};
+}
+"""
+
 _DISPATCH = """\
 // c[m, n] (+)= sum over k < depth of a[m a_row + k a_step] b[k b_row + n], m < rows, n < lanes (a multiple of W).
 // Rows are shared out evenly, so that every call of a micro-kernel has about as many.
 template <int columns>
 static inline void product_columns(real *c, int64_t c_row, const real *a, int64_t a_row, int64_t a_step, const real *b,
-                                   int64_t b_row, int64_t rows, int64_t depth, bool accumulate) {
+                                   int64_t b_row, int64_t rows, int64_t depth, bool accumulate, Ahead ahead) {
     for (int64_t pieces = (rows + 5) / 6; pieces > 0; --pieces) {
         const int64_t taken = (rows + pieces - 1) / pieces;
+        ahead.fetch(pieces);
         product_rows<columns>(taken, c, c_row, a, a_row, a_step, b, b_row, depth, accumulate);
         rows -= taken;
         c += taken * c_row;
@@ -57,15 +80,16 @@ static inline void product_columns(real *c, int64_t c_row, const real *a, int64_
     }
 }
 static void product(real *c, int64_t c_row, const real *a, int64_t a_row, int64_t a_step, const real *b, int64_t b_row,
-                    int64_t rows, int64_t lanes, int64_t depth, bool accumulate) {
+                    int64_t rows, int64_t lanes, int64_t depth, bool accumulate, Ahead ahead = {}) {
     int64_t n = 0;
 #if defined(__AVX512F__) || defined(__aarch64__)
     for (; n + 4 * W <= lanes; n += 4 * W)
-        product_columns<4>(c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, accumulate);
+        product_columns<4>(c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, accumulate, {});
 #endif
-    for (; n + 2 * W <= lanes; n += 2 * W)
-        product_columns<2>(c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, accumulate);
-    if (n < lanes) product_columns<1>(c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, accumulate);
+    if (n > 0) ahead = {};  // each number read is used so often that memory can wait
+    for (; n + 2 * W <= lanes; n += 2 * W, ahead = {})
+        product_columns<2>(c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, accumulate, ahead);
+    if (n < lanes) product_columns<1>(c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, accumulate, ahead);
 }
 """
 
@@ -103,5 +127,6 @@ _KERNELS = "\n".join(
 )
 
 SECTION: dict[str, tuple[tuple[str, ...], str]] = {
-    "product": (("vectors",), _KERNELS + "\n" + _choice((4, 2, 1)) + "\n" + _DISPATCH)
+    "ahead": (("vectors",), AHEAD),
+    "product": (("ahead",), _KERNELS + "\n" + _choice((4, 2, 1)) + "\n" + _DISPATCH),
 }

@@ -47,10 +47,10 @@ def _sections(file: str) -> dict[str, tuple[tuple[str, ...], str]]:
 
 
 def _table(real: str) -> dict[str, tuple[tuple[str, ...], str]]:
-    from attnc.codegen.cpu import half, product
+    from attnc.codegen.cpu import half, product, transpose
 
     written = _sections("lanes.h") | _sections(f"functions_{real}.h") | _sections("tiles.h")
-    return written | product.SECTION | half.SECTION
+    return written | product.SECTION | transpose.SECTION | half.SECTION
 
 
 def sections(names: Iterable[str], real: str) -> str:

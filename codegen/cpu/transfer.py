@@ -68,38 +68,54 @@ class Transfer:
             kind = {"f": "real", "b": "bool"}.get(tile.element, "int64_t")
             self.out.line(f"{f'const {kind} ' if single else ''}{tile.array} = {code};")
             return
-        if tile.name in self.layout.aliases:
-            kind = C_TENSOR[self.layout.kernel.argument(tensor).dtype]
-            self.out.line(f"const {kind} *const {tile.array} = {address};")
-            return
-        self.needs.add("read_tile")
         rows, lane = self._rows(tile), tile.lanes[-1]
-        row_count = "1" if rows is None else self.layout.count(rows)
+        row_step, lane_step = (self._step(a, tensor, subscripts) for a in (rows, lane))
+        array, layout = tile.array, self.layout
+        head = f"read_tile({array}"
+        self.needs.add("read_tile")
+        if tile.name in layout.aliases:
+            row = layout.view_row(tile.name)
+            if row not in layout.aliases[tile.name].values():
+                kind = C_TENSOR[layout.kernel.argument(tensor).dtype]
+                self.out.line(f"const {kind} *const {array} = {address};")
+                return
+            self.needs.add("view_tile")
+            self.out.line(f"int64_t {row};")
+            head = f"const real *const {array} = view_tile({row}, tiles.{array}"
+        row_count = "1" if rows is None else layout.count(rows)
         self.out.line(
-            f"read_tile({tile.array}, {self.layout.pitch(lane)}, {row_count}, {self.layout.padded(lane)}, {address}, "
-            f"{self._step(rows, tensor, subscripts)}, {self._step(lane, tensor, subscripts)}, "
+            f"{head}, {layout.pitch(lane)}, {row_count}, {layout.padded(lane)}, {address}, {row_step}, {lane_step}, "
             f"{self._span(rows, spans, guards)}, {self._span(lane, spans, [])});"
         )
 
     def pack(self, pack: Pack, tensor: str, subscripts: list[Subscript]) -> None:
         """A packed copy of part of a bf16 tensor, 0 outside it."""
-        self.needs.add("pairs")
+        layout = self.layout
+        self.needs.add("product_of_pairs")
         address, guards, spans = self._address(tensor, subscripts)
-        axes = (pack.other, pack.depth) if pack.form == "rows" else (pack.depth, pack.other)
-        steps = ", ".join(self._step(a, tensor, subscripts) for a in axes)
-        counts = ", ".join(self.layout.count(a) for a in axes)
-        self.out.line(
-            f"pack_{pack.form}({pack.array}, {self.layout.pack_row(pack)}, {address}, {steps}, {counts}, "
-            f"{self._span(axes[0], spans, guards)}, {self._span(axes[1], spans, [])});"
-        )
+        left = pack.form == "rows"
+        axes = (pack.other, pack.depth) if left else (pack.depth, pack.other)
+        steps = [self._step(a, tensor, subscripts) for a in axes]
+        counts = ", ".join(layout.count(a) for a in axes)
+        spanned = f"{self._span(axes[0], spans, guards)}, {self._span(axes[1], spans, [])}"
+        if not left:
+            head = f"pack_pairs({pack.array}, {layout.pack_row(pack)}"
+            self.out.line(f"{head}, {address}, {', '.join(steps)}, {counts}, {spanned});")
+            return
+        start, room = layout.source(pack), f"{layout.pitch(pack.other)}, {layout.pack_row(pack)}"
+        self.out.line(f"const bf16 *const {start} = {address};")
+        operand = f"left_operand({pack.array}, {room}, {start}, {', '.join(steps)}, {counts}, {spanned})"
+        self.out.line(f"const Left {layout.left(pack)} = {operand};")
+        layout.sources[pack.array] = start, dict(zip(axes, steps, strict=True))
 
     def write(self, tile: Tile, tensor: str, subscripts: list[Subscript]) -> None:
         """``tensor[...] = tile`` for lanes inside their extents and the tensor."""
         self.needs.add("write_tile")
         address, guards, spans = self._address(tensor, subscripts)
         rows, lane = self._rows(tile), tile.lanes[-1]
+        row = self.layout.step(tile, tile.lanes[-2]) if rows else "0"
         self.out.line(
-            f"write_tile({tile.array}, {self.layout.pitch(lane)}, {address}, "
+            f"write_tile({tile.array}, {row}, {address}, "
             f"{self._step(rows, tensor, subscripts)}, {self._step(lane, tensor, subscripts)}, "
             f"{self._span(rows, spans, guards)}, {self._span(lane, spans, [])});"
         )

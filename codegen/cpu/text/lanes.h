@@ -244,11 +244,23 @@ static inline vec sqrt(vec x) {
 static inline real rsqrt(real x) { return 1 / sqrt(x); }
 static inline vec rsqrt(vec x) { return 1 / sqrt(x); }
 
-//@ sum_across: vectors
-static inline real sum_of_lanes(vec x) {
-    for (int half = W / 2; half > 0; half /= 2)
-        for (int l = 0; l < half; ++l) x[l] += x[l + half];
-    return x[0];
+//@ halves: vectors
+// The lower and the upper half of the lanes.
+template <int n> struct Lanes { typedef real type __attribute__((vector_size(n * sizeof(real)))); };
+template <int n> static inline typename Lanes<n / 2>::type half(typename Lanes<n>::type x, int upper) {
+    typedef typename Lanes<n / 2>::type part __attribute__((may_alias));
+    return ((const part *)&x)[upper];
+}
+
+//@ sum_across: halves
+template <int n> static inline real sum_of_lanes(typename Lanes<n>::type x) {
+    if constexpr (n > 4) {
+        return sum_of_lanes<n / 2>(half<n>(x, 0) + half<n>(x, 1));
+    } else if constexpr (n == 4) {
+        return (x[0] + x[2]) + (x[1] + x[3]);
+    } else {
+        return x[0] + x[1];
+    }
 }
 // The sum of `count` neighbours, and of the products of two rows of them.
 static inline real sum_across(const real *p, int64_t count) {
@@ -257,7 +269,7 @@ static inline real sum_across(const real *p, int64_t count) {
     for (; k + W <= count; k += W) total += load(p + k);
     real rest = 0;
     for (; k < count; ++k) rest += p[k];
-    return sum_of_lanes(total) + rest;
+    return sum_of_lanes<W>(total) + rest;
 }
 static inline real sum_across(const real *p, const real *q, int64_t count) {
     vec total = {};
@@ -265,18 +277,26 @@ static inline real sum_across(const real *p, const real *q, int64_t count) {
     for (; k + W <= count; k += W) total += load(p + k) * load(q + k);
     real rest = 0;
     for (; k < count; ++k) rest += p[k] * q[k];
-    return sum_of_lanes(total) + rest;
+    return sum_of_lanes<W>(total) + rest;
 }
 
-//@ largest_across: maximum
+//@ largest_across: maximum halves
+template <int n> static inline real largest_of_lanes(typename Lanes<n>::type x) {
+    if constexpr (n > 4) {
+        const auto low = half<n>(x, 0), high = half<n>(x, 1);
+        return largest_of_lanes<n / 2>((low > high) | (low != low) ? low : high);  // NaN on either side stays
+    } else {
+        real best = x[0];
+        for (int l = 1; l < n; ++l) best = maximum(best, real(x[l]));
+        return best;
+    }
+}
 // The maximum of `count` neighbours, -inf of none.
 static inline real largest_across(const real *p, int64_t count) {
     vec top = splat(-infinity);
     int64_t k = 0;
     for (; k + W <= count; k += W) top = maximum(top, load(p + k));
-    for (int half = W / 2; half > 0; half /= 2)
-        for (int l = 0; l < half; ++l) top[l] = maximum(real(top[l]), real(top[l + half]));
-    real best = top[0];
+    real best = largest_of_lanes<W>(top);
     for (; k < count; ++k) best = maximum(best, p[k]);
     return best;
 }

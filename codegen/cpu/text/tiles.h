@@ -79,7 +79,7 @@ static inline Span both(Span a, Span b) {
     return {low, most(low, least(a.high, b.high))};
 }
 
-//@ read_tile: element_types spans
+//@ read_tile: element_types spans transpose_square
 // tile[r * tile_row + l] = source[r * row_step + l * lane_step] for row_count x lane_count elements, 0 outside the spans.
 template <class E, class T>
 static inline void read_tile(E *tile, int64_t tile_row, int64_t row_count, int64_t lane_count, const T *source,
@@ -108,11 +108,15 @@ static inline void read_tile(real *tile, int64_t tile_row, int64_t row_count, in
     } else if (row_step == 1) {
         // Neighbours in memory are rows of the tile: transpose.
         int64_t r = rows.low;
-        for (; r + W <= rows.high; r += W)
-            for (int64_t l = lanes.low; l < lanes.high; ++l) {
+        for (; r + W <= rows.high; r += W) {
+            int64_t l = lanes.low;
+            for (; l + W <= lanes.high; l += W)
+                transpose_square(tile + r * tile_row + l, tile_row, source + r + l * lane_step, lane_step);
+            for (; l < lanes.high; ++l) {
                 const vec x = take_lanes(source + r + l * lane_step);
                 for (int k = 0; k < W; ++k) tile[(r + k) * tile_row + l] = x[k];
             }
+        }
         for (; r < rows.high; ++r)
             for (int64_t l = lanes.low; l < lanes.high; ++l) tile[r * tile_row + l] = take(source + r + l * lane_step, real());
     } else {
@@ -122,7 +126,18 @@ static inline void read_tile(real *tile, int64_t tile_row, int64_t row_count, in
     }
 }
 
-//@ write_tile: element_types spans
+//@ view_tile: read_tile
+// Where rows of neighbours are, and how far apart: in the tensor, if they fill whole vectors there, else in a copy.
+static inline const real *view_tile(int64_t &row, real *tile, int64_t tile_row, int64_t row_count, int64_t lane_count,
+                                    const real *source, int64_t row_step, int64_t lane_step, Span rows, Span lanes) {
+    const bool whole = rows.low == 0 && rows.high == row_count && lanes.low == 0 && lanes.high == lane_count;
+    row = whole && lane_step == 1 ? row_step : tile_row;
+    if (whole && lane_step == 1) return source;
+    read_tile(tile, tile_row, row_count, lane_count, source, row_step, lane_step, rows, lanes);
+    return tile;
+}
+
+//@ write_tile: element_types spans transpose_square
 // target[r * row_step + l * lane_step] = tile[r * tile_row + l] inside the spans.
 template <class E, class T>
 static inline void write_tile(const E *tile, int64_t tile_row, T *target, int64_t row_step, int64_t lane_step, Span rows,
@@ -140,11 +155,15 @@ static inline void write_tile(const real *tile, int64_t tile_row, T *target, int
             for (; l < lanes.high; ++l) give(target + r * row_step + l, tile[r * tile_row + l]);
         }
     } else if (row_step == 1) {
-        for (int64_t l = lanes.low; l < lanes.high; ++l) {
-            int64_t r = rows.low;
-            for (; r + W <= rows.high; r += W) give_lanes(target + r + l * lane_step, strided(tile + r * tile_row + l, tile_row));
-            for (; r < rows.high; ++r) give(target + r + l * lane_step, tile[r * tile_row + l]);
-        }
+        int64_t l = lanes.low;
+        for (; l + W <= lanes.high; l += W)
+            for (int64_t r = rows.low; r + W <= rows.high; r += W)
+                transpose_square(target + r + l * lane_step, lane_step, tile + r * tile_row + l, tile_row);
+        for (; l < lanes.high; ++l)
+            for (int64_t r = rows.low; r + W <= rows.high; r += W)
+                give_lanes(target + r + l * lane_step, strided(tile + r * tile_row + l, tile_row));
+        for (int64_t r = rows.high - (rows.high - rows.low) % W; r < rows.high; ++r)
+            for (l = lanes.low; l < lanes.high; ++l) give(target + r + l * lane_step, tile[r * tile_row + l]);
     } else {
         for (int64_t r = rows.low; r < rows.high; ++r)
             for (int64_t l = lanes.low; l < lanes.high; ++l)
@@ -152,10 +171,16 @@ static inline void write_tile(const real *tile, int64_t tile_row, T *target, int
     }
 }
 
-//@ transpose_tile: vectors
+//@ transpose_tile: transpose_square store_strided
 // to[c * to_row + r] = from[r * from_row + c]
 static inline void transpose_tile(real *to, int64_t to_row, const real *from, int64_t from_row, int64_t rows, int64_t columns) {
-    for (int64_t c = 0; c < columns; ++c)
+    int64_t c = 0;
+    for (; c + W <= columns; c += W) {
+        int64_t r = 0;
+        for (; r + W <= rows; r += W) transpose_square(to + c * to_row + r, to_row, from + r * from_row + c, from_row);
+        for (; r < rows; ++r) store_strided(to + c * to_row + r, to_row, load(from + r * from_row + c));
+    }
+    for (; c < columns; ++c)
         for (int64_t r = 0; r < rows; ++r) to[c * to_row + r] = from[r * from_row + c];
 }
 
