@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from attnc.ir.node import NO_AXES, Add, Axes, Axis, Call, Const, Iverson, Kind, Load, Max, Node, Prod, Size, Sum, Var
@@ -103,6 +104,7 @@ def add(*nodes: Node) -> Node:
     for term in flat:
         value, rest = coefficient(term)
         collected[rest] = collected.get(rest, 0) + value
+    _open_products(collected)
     terms: list[tuple[float | int, tuple[Node, ...]]] = [(c, r) for r, c in collected.items() if c != 0]
     if not terms:
         return _number(0, kind)
@@ -115,6 +117,20 @@ def add(*nodes: Node) -> Node:
         return mul(*common, inner)
     built = tuple(sorted((_raw_product(c, r, kind) for c, r in terms), key=lambda n: n.order))
     return Add.intern((built,), free_axes(built), kind)  # type: ignore[no-any-return]
+
+
+def _open_products(collected: dict[tuple[Node, ...], float | int]) -> None:
+    """Multiply out ``c * (a + b)`` where ``c * a`` and ``c * b`` are terms too: what cancels is seen to cancel."""
+    for product in [r for r in collected if len(r) > 1]:
+        for f in product:
+            if not isinstance(f, Add):
+                continue
+            parts = [coefficient(mul(*_without(product, (f,)), t)) for t in f.terms]
+            if all(rest in collected for _, rest in parts):
+                value = collected.pop(product)
+                for c, rest in parts:
+                    collected[rest] += value * c
+                break
 
 
 def _raw_product(c: float | int, rest: tuple[Node, ...], kind: Kind) -> Node:
@@ -190,20 +206,35 @@ def _merge_brackets(factors: list[Node]) -> list[Node]:
 
 
 def _cancel_reciprocals(factors: list[Node]) -> list[Node]:
-    """``x * reciprocal(x)`` is 1; ``x * reciprocal_or_zero(x)`` is ``[x != 0]``, implied by a second such factor."""
+    """``x * reciprocal(x)`` is 1; ``x * reciprocal_or_zero(x)`` is ``[x != 0]``, implied by a second such factor.
+
+    x may be a product. What was divided by first is cancelled first, so that equal products stay equal: of weights
+    normalised twice, the second sum has the first one's reciprocal in it.
+    """
     out = list(factors)
-    for f in factors:
-        if not (isinstance(f, Call) and f.fn in ("reciprocal", "reciprocal_or_zero")):
+    reciprocals = [f for f in factors if isinstance(f, Call) and f.fn in ("reciprocal", "reciprocal_or_zero")]
+    for f in sorted(reciprocals, key=lambda n: n.order):
+        left = Counter(out)
+        divided = Counter(factors_of(f.args[0]))
+        if f not in left or not divided <= left - Counter([f]):
             continue
-        if f not in out or f.args[0] not in out:
-            continue
-        out.remove(f)
-        out.remove(f.args[0])
-        if f.fn == "reciprocal_or_zero" and f not in out:
+        for x in (f, *factors_of(f.args[0])):
+            out.remove(x)
+        if f.fn == "reciprocal_or_zero" and not _implies_nonzero(out, f):
             nonzero = iverson(call("not", call("eq", f.args[0], ZERO)))
             if nonzero not in out:
                 out.append(nonzero)
     return out
+
+
+def _implies_nonzero(factors: Iterable[Node], reciprocal: Call) -> bool:
+    """Whether some factor is 0 where the reciprocal is: itself, or one over a product that has it as a factor."""
+    for f in factors:
+        if f is reciprocal:
+            return True
+        if isinstance(f, Call) and f.fn == "reciprocal_or_zero" and _implies_nonzero(factors_of(f.args[0]), reciprocal):
+            return True
+    return False
 
 
 def neg(node: Node) -> Node:

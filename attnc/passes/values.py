@@ -235,16 +235,20 @@ def _unmarked(term: Node) -> Node:
 
 
 def scores_below(roots: Iterable[Node]) -> set[Node]:
-    """The sums and products that make up a score: in a maximum, or in an exponent in units of the score.
+    """The sums and products that make up a score: in a maximum, in an exponent in units of the score, or raised to a
+    power.
 
     A weight is recomputed by several passes, and where scores are large a score rounded in another way is another
-    weight: the last digit of a score of thousands is the fourth of the weight.
+    weight: the last digit of a score of thousands is the fourth of the weight. A power multiplies what its base was
+    off by.
     """
     found: set[Node] = set()
     for n in postorder(roots):
         stack: list[Node] = []
         if isinstance(n, Max):
             stack = [n.body]
+        elif isinstance(n, Call) and n.fn == "pow":
+            stack = [n.args[0]]
         elif isinstance(n, Call) and n.fn == "exp2" and unit_and_terms(n.args[0])[0] != 1:
             stack = [c for c in n.args[0].children if isinstance(c, Add)]
         while stack:
