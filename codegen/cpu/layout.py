@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from attnc.codegen.cpu.names import Names
-from attnc.codegen.tile import Accumulate, AccumulateAt, Assign, Each, Kernel, Lane, Loop, Scatter, Stmt, Store
+from attnc.codegen.tile import Accumulate, AccumulateAt, AddTo, Assign, Each, Kernel, Lane, Loop, Scatter, Stmt, Store
 from attnc.ir.node import Add, Axis, Call, Const, Iverson, Load, Max, Node, Prod, Size, Sum, Var
 from attnc.ir.walk import postorder
 
@@ -80,6 +80,9 @@ class Layout:
         `packed_only` the variables that nothing else reads."""
         self.packs: dict[tuple[str, Form, str], Pack] = {}
         self.packed_only: set[str] = set()
+        self.turned: dict[str, Tile] = {}
+        self.in_memory: dict[int, AddTo] = {}
+        """See `attnc.codegen.cpu.added`."""
         self._ranges: dict[str, int] = {}
         self.writes: dict[str, int] = {}
         self._reserve()
@@ -255,7 +258,7 @@ def roots(s: Stmt) -> list[Node]:
     match s:
         case Assign() | Accumulate() | AccumulateAt():
             return [s.value]
-        case Store():
+        case Store() | AddTo():
             return [*s.index, s.value]
         case Scatter():
             return [*s.index, s.value, *([s.condition] if s.condition is not None else [])]

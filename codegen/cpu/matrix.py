@@ -64,17 +64,18 @@ class MatrixProduct:
         self.positions = positions
         self.out = out
 
-    def print(self, s: Assign | Accumulate, plan: MatrixPlan) -> None:
+    def print(self, s: Assign | Accumulate, plan: MatrixPlan, into: tuple[str, str] | None = None) -> None:
+        """The call, or calls. With `into`, an address and its step from row to row, the product is added there."""
         layout = self.layout
         self.out.note(s.note)
         if id(s) in layout.pairs_of:
-            self._pairs(s, plan)
+            self._pairs(s, plan, into)
             return
         self.needs.add("product")
         vectors, row = plan.vectors.array, self._pitch(plan.vectors, plan.depth)
         if plan.packed:
             vectors, row = self._pack(plan)
-        target = layout.tiles[s.target.name]
+        target, adds = layout.tiles[s.target.name], into is not None or isinstance(s, Accumulate)
         with ExitStack() as loops:
             for axis in plan.others:
                 lane, count = layout.axis(axis), layout.count(axis)
@@ -84,27 +85,32 @@ class MatrixProduct:
             a = self._at(plan.broadcast, plan.others)
             b = vectors if plan.packed else self._at(plan.vectors, tuple(shift))
             m = plan.m or ""
+            c, c_row = into or (c, self._pitch(target, m))
             self.out.line(
-                f"product({c}, {self._pitch(target, m)}, {a}, {self._pitch(plan.broadcast, m)}, "
+                f"product({c}, {c_row}, {a}, {self._pitch(plan.broadcast, m)}, "
                 f"{self._pitch(plan.broadcast, plan.depth)}, {b}, {row}, {layout.count(m)}, {layout.padded(plan.n)}, "
-                f"{layout.count(plan.depth)}, {'true' if isinstance(s, Accumulate) else 'false'});"
+                f"{layout.count(plan.depth)}, {'true' if adds else 'false'});"
             )
 
-    def _pairs(self, s: Assign | Accumulate, plan: MatrixPlan) -> None:
+    def _pairs(self, s: Assign | Accumulate, plan: MatrixPlan, into: tuple[str, str] | None) -> None:
         """A product of packed bf16 numbers."""
         layout = self.layout
         self.needs.add("product_of_pairs")
         target, m = layout.tiles[s.target.name], plan.m or ""
         a = layout.packs[plan.broadcast.name, "rows", plan.depth]
         b = layout.packs[plan.vectors.name, "pairs", plan.depth]
+        c, c_row = into or (target.array, self._pitch(target, m))
+        adds = into is not None or isinstance(s, Accumulate)
         self.out.line(
-            f"product_of_pairs({target.array}, {self._pitch(target, m)}, {a.array}, {layout.pack_row(a)}, {b.array}, "
+            f"product_of_pairs({c}, {c_row}, {a.array}, {layout.pack_row(a)}, {b.array}, "
             f"{layout.pack_row(b)}, {layout.count(m)}, {layout.padded(plan.n)}, {layout.count(plan.depth)}, "
-            f"{'true' if isinstance(s, Accumulate) else 'false'});"
+            f"{'true' if adds else 'false'});"
         )
 
     def _pack(self, plan: MatrixPlan) -> tuple[str, str]:
         """A transposed copy of `vectors` as [depth][n]."""
+        if (turned := self.layout.turned.get(plan.vectors.name)) is not None and turned.lanes == (plan.depth, plan.n):
+            return turned.array, self.layout.pitch(plan.n)
         self.needs.add("transpose_tile")
         layout = self.layout
         copy = f"{plan.vectors.name} transposed"

@@ -49,7 +49,7 @@ def _sections(file: str) -> dict[str, tuple[tuple[str, ...], str]]:
 def _table(real: str) -> dict[str, tuple[tuple[str, ...], str]]:
     from attnc.codegen.cpu import half, product
 
-    written = _sections("lanes.h") | _sections(f"functions_{real}.h") | _sections("tiles.h")
+    written = _sections("lanes.h") | _sections(f"functions_{real}.h") | _sections("tiles.h") | _sections("added.h")
     return written | product.SECTION | half.SECTION
 
 
