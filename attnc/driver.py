@@ -28,6 +28,7 @@ from attnc.ir.walk import postorder
 from attnc.passes import bias_form, modes, pipeline
 from attnc.passes.bias_form import Choice, TargetName
 from attnc.passes.derive import gradient_program
+from attnc.passes.fuse import fused
 from attnc.passes.merge_tile import lower_merge
 from attnc.passes.plan import Pass, Plan
 from attnc.passes.scan_tile import lower_scan
@@ -123,6 +124,11 @@ def plans(program: Program, target: TargetName = "cpu") -> tuple[Plan, Plan]:
     return bias_form.with_decisions(own[0], bias_form.decisions(program, chosen, planner, target)), own[1]
 
 
+def on_target(plan: Plan, target: TargetName) -> Plan:
+    """A plan as a target runs it: on a CPU, where programs may run in order, pairs of passes are fused."""
+    return fused(plan) if target == "cpu" else plan
+
+
 def bias_plans(program: Program, target: TargetName = "cpu") -> tuple[Plan, ...]:
     """The plans of the program that computes the factors of a bias, or the bias, and of its gradient; none without."""
     first = choose(program, target).split.first
@@ -179,6 +185,7 @@ def all_kernels(program: Program, dtype: str = "f32", channels: int = 64, target
     concrete = {"q": dtype, "real": real}
     found = []
     for plan in (*bias_plans(program, target), *plans(program, target)):
+        plan = on_target(plan, target)
         declared = [*((t.name, t.dtype) for t in plan.program.tensors), *((b.name, b.dtype) for b in plan.buffers)]
         dtypes = {name: concrete.get(d, d) for name, d in declared}
         constants = dict.fromkeys(channel_sizes(plan.program), channels)

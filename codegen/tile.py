@@ -11,7 +11,8 @@ Expressions are IR nodes restricted to four forms (`verify` checks it):
 4. ``Max({axis}, Var)`` without domain.
 
 Lanes outside an axis's extent hold unspecified values, except that loads outside a tensor give 0. Lowering guards every
-reduction over the outer or inner axis; printers guard channel padding, if they pad.
+reduction over the inner axis; a sum over the outer axis takes the lanes inside its extent, which printers see to;
+printers guard channel padding, if they pad.
 
 Two loop-invariant integers are predefined for an outer axis `i`: ``Var("i_first")`` and ``Var("i_last")``, the first
 and last position of the block inside the extent. ``Size("BLOCK_I")`` is the block length of axis `i` (upper-cased).
@@ -43,7 +44,7 @@ class Argument:
     """A tensor argument. Addressed by element strides, one per dimension, given at launch (stride 0 broadcasts).
 
     dtype: f64 f32 f16 bf16 i64 i32 i16 i8 u8 bool. mode: ``in``, ``out`` (every element written exactly once) or
-    ``add`` (zeroed before launch, added to by `Scatter`; each grid point of `private` axes owns its part).
+    ``add`` (zeroed before launch, added to by `Scatter` or `AddTo`; each grid point of `private` axes owns its part).
     `dims` are the extents, used for bounds checks in the interpreter and for allocation. `made`: an earlier kernel
     wrote it, in the precision that this one computes in; beside operands of less, products may take it in theirs.
     """
@@ -157,7 +158,21 @@ class Scatter:
     note: str | None = None
 
 
-Stmt = Assign | Accumulate | AccumulateAt | Loop | Each | Store | Scatter
+@dataclass(frozen=True, slots=True)
+class AddTo:
+    """``tensor[index] += value`` for all lanes inside their extents, as whole tiles: each lane has an element of its
+    own.
+
+    Only blocks of the outer axis of one grid point may have elements in common; those run in order (`Kernel.serial`).
+    """
+
+    tensor: str
+    index: tuple[Node, ...]
+    value: Var
+    note: str | None = None
+
+
+Stmt = Assign | Accumulate | AccumulateAt | Loop | Each | Store | Scatter | AddTo
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +192,10 @@ class Kernel:
         body: statements.
         real: ``f32`` or ``f64``, the type of reals.
         constants: sizes fixed at compile time (channel extents).
-        serial: grid axes that must run one after another because they share an ``add`` argument.
+        serial: axes of the grid, or the outer one, whose positions must run one after another because they share an
+            ``add`` argument.
+        shares: a grid axis that shares out the blocks of the outer axis: of its n positions, the k-th has the k-th
+            block and every n-th after it.
         runs: the table its loop follows, if it does not compute its bounds itself.
         exact: whether `Scatter` adds so that the order of additions does not matter.
         longest: blocks may have no other lengths than this and what divides it; None where any will do.
@@ -201,6 +219,7 @@ class Kernel:
     longest: int | None = None
     fixed: dict[str, int] = field(default_factory=dict)
     exact: bool = False
+    shares: str | None = None
 
     def argument(self, name: str) -> Argument:
         return next(a for a in self.arguments if a.name == name)
@@ -252,8 +271,9 @@ def verify(kernel: Kernel) -> None:
                     )
                     or (isinstance(v, Max) and len(v.bound) == 1 and not v.domain and isinstance(v.body, Var))
                 )
-            case Store() | Scatter():
+            case Store() | Scatter() | AddTo():
                 good = s.tensor in declared and is_pointwise(s.value) and all(is_pointwise(x) for x in s.index)
+                good = good and not (isinstance(s, AddTo) and kernel.outer not in kernel.serial)
             case Loop() | Each():
                 good = is_pointwise(s.start) and is_pointwise(s.stop)
         if not good:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 
-from attnc.codegen.tile import Accumulate, AccumulateAt, Assign, Each, Kernel, Loop, Scatter, Stmt, Store
+from attnc.codegen.tile import Accumulate, AccumulateAt, AddTo, Assign, Each, Kernel, Loop, Scatter, Stmt, Store
 from attnc.grammar.tree import Tree
 from attnc.ir.node import Add, Call, Iverson, Max, Node, Prod, Sum, Var
 from attnc.ir.printer import show
@@ -119,12 +119,14 @@ def _pass_lines(program: Program, step: Pass) -> list[str]:
     lines = [f"  {kind} {step.name}: {over}{within}{loop}"]
     lines += [f"    {line}" for line in described(program, step)]
     names: dict[Node, str] = {}
-    roots = [*step.reductions, *(node for _, _, node in step.stores)]
+    roots = [*step.sums, *(node for _, _, node in step.stores)]
     for count, node in enumerate(shared_nodes(roots)):
         lines.append(f"    %{count} [{', '.join(sorted(node.axes))}] = {show(node, names)}")
         names[node] = f"%{count}"
+    written = [("<-", store) for store in step.stores] + [("+=", added) for added in step.adds]
     return lines + [
-        f"    {name}[{', '.join(axes)}] <- {names.get(node) or show(node, names)}" for name, axes, node in step.stores
+        f"    {name}[{', '.join(axes)}] {how} {names.get(node) or show(node, names)}"
+        for how, (name, axes, node) in written
     ]
 
 
@@ -168,6 +170,8 @@ def _body_lines(body: tuple[Stmt, ...], depth: int) -> Iterator[str]:
                 yield from _body_lines(s.body, depth + 1)
             case Store():
                 yield f"{pad}{s.tensor}[{', '.join(show(x) for x in s.index)}] = {show(s.value)}{note}"
+            case AddTo():
+                yield f"{pad}{s.tensor}[{', '.join(show(x) for x in s.index)}] += {show(s.value)}{note}"
             case Scatter():
                 where = "" if s.condition is None else f" where {show(s.condition)}"
                 yield f"{pad}{s.tensor}[{', '.join(show(x) for x in s.index)}] += {show(s.value)}{where}{note}"

@@ -19,6 +19,7 @@ REWRITES = {
     "scan": "causal sums whose weights separate carry a state instead of visiting all pairs",
     "bounds": "loops run over the blocks that the mask leaves, and full blocks do not evaluate it",
     "split": "few queries share out the keys: parts of a loop run side by side, and a second kernel merges them",
+    "fuse": "two passes of a gradient over the same pairs are one where programs run in order, as on CPUs",
     "runs": "masks without such bounds are planned at launch: loops follow a table of the runs of blocks they leave",
 }
 """Rewrites that can be turned off, each with what it does. Results are the same without any of them."""

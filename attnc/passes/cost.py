@@ -12,6 +12,7 @@ The model is that of a kernel that runs once per block of its outer axis and kee
   outer axis; a table that every pair reads at its own place is read at most whole per block. Buffers are written once.
 * A pass visits the pairs that the mask leaves where the loop's range is a closed form over sizes: its length is
   sampled at `SAMPLES` evenly spaced rows. Otherwise it visits all pairs.
+* What a pass adds to memory (`Pass.adds`) is read and written once per block of the outer axis.
 
 Caches are not modelled: the bytes are what the blocks ask for. This is the counting of Dao et al. (2022,
 arXiv:2205.14135, section 3.2) with the block length in place of the size of the on-chip memory.
@@ -76,6 +77,8 @@ def step_cost(plan: Plan, step: Pass | Finish, *, width: int = 4, block: int = B
         flops = add(flops, counter.rescaling())
     sizes = _Bytes(plan, width)
     moved = [mul(counter.reads(n), const(sizes.of(n.tensor))) for n in postorder(roots) if isinstance(n, Load)]
+    for name, _, node in step.adds if isinstance(step, Pass) else ():
+        moved.append(mul(counter.points(node.axes), const(2 * sizes.of(name))))
     for name, node in _stores(step):
         moved.append(mul(*plan.buffer(name).dims, const(sizes.of(name))))
         if isinstance(node, Sum) and node.scatter:
@@ -86,7 +89,7 @@ def step_cost(plan: Plan, step: Pass | Finish, *, width: int = 4, block: int = B
 def _roots(step: Pass | Finish) -> list[Node]:
     if isinstance(step, Finish):
         return [node for _, node in step.parts]
-    return [*step.reductions, *(node for _, _, node in step.stores)]
+    return [*step.sums, *(node for _, _, node in step.stores)]
 
 
 def _stores(step: Pass | Finish) -> list[tuple[str, Node]]:
@@ -189,7 +192,8 @@ class _Pass:
     def __init__(self, plan: Plan, item: Pass, block: int, percent: int) -> None:
         self.program, self.item, self.block = plan.program, item, const(block)
         self.planes = Planes(plan.program)
-        self.grid = mul(const(1), *(self.program.extent(a) for a in item.grid))
+        # What shares out the blocks of a pass that adds to memory makes them no more.
+        self.grid = mul(const(1), *(self.program.extent(a) for a in (item.grid[:-1] if item.adds else item.grid)))
         self.blocks = const(1) if item.outer is None else self._blocks_of(self.program.extent(item.outer))
         self.rows = const(1) if item.outer is None else self.program.extent(item.outer)
         found = visited(plan, item)
@@ -294,7 +298,7 @@ def common_conditions(plan: Plan, item: Pass) -> list[Node] | None:
     plane_stores = any({item.outer, item.inner} <= set(axes) for _, axes, _ in item.stores)
     if item.inner is None or plane_stores or not plan.program.options.applies("bounds"):
         return None
-    domains = [set(r.domain) for r in item.reductions if isinstance(r, Sum | Max)]
+    domains = [set(r.domain) for r in item.sums if isinstance(r, Sum | Max)]
     looped = frozenset(a for a, _, _ in item.groups)
     common = set.intersection(*domains) if domains else set[Node]()
     kept = (c for c in common if not is_group_condition(c, looped) and not has_channels(plan.program, c))

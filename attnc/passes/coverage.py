@@ -50,7 +50,7 @@ def coverage(program: Program, item: Pass) -> Coverage:
     """How the loop of a pass over a plane follows the mask."""
     assert item.inner is not None
     groups = frozenset(a for a, _, _ in item.groups)
-    conditions = common_conditions(program, item.reductions, groups)
+    conditions = common_conditions(program, item.sums, groups)
     extent = program.extent(item.inner)
     everything = Range(const(0), extent, None, None)
     if any({item.outer, item.inner} <= set(axes) for _, axes, _ in item.stores):

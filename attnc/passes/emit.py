@@ -195,7 +195,8 @@ class Emitter(Values):
 
         Beyond the end of the axis tensors read as 0, and so does the operand unless it is computed from that.
         """
-        domain = [c for c in conditions if c is not call("lt", axis_node(axis), self.program.extent(axis))]
+        ends = [call("lt", axis_node(a), self.program.extent(a)) for a in (axis, self.inner) if a is not None]
+        domain = [c for c in conditions if c not in ends]
         if not domain and not (conditions and any(_may_be_infinite(n, axis) for n in postorder(factors))):
             return operand
         block = self.blocks[-1]

@@ -73,7 +73,9 @@ def _pass(step: Pass) -> str:
         return f"{where}: {stores}"
     if step.carries:
         return f"scan over {step.inner}, chunks of {step.chunks[0].length} {step.outer}: {stores}"
-    return f"{step.direction} pass, blocks of {step.outer}, loop over {step.inner}: {stores}"
+    added = ", ".join(name for name, _, _ in step.adds)
+    adds = f", adding to {added}" if added else ""
+    return f"{step.direction} pass, blocks of {step.outer}, loop over {step.inner}: {stores}{adds}"
 
 
 def _read(step: Finish) -> str:

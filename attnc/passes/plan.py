@@ -41,6 +41,9 @@ class Pass:
     A scan visits the chunks of `outer` in order and carries its reductions from one to the next as `carries` tells.
     A pass that reads states has `chunks` too, one of each length: its blocks lie inside chunks.
 
+    `adds` are sums over `outer` for each position of `inner`, with buffers that start at 0: every block adds its part.
+    The last axis of the grid then shares out the blocks of `outer`, and is the first of those buffers.
+
     With `part`, a batch axis of the grid, its loop visits one of as many equal shares of its blocks as that axis has
     positions. With `range`, its loop keeps to these positions, whatever its conditions say.
     """
@@ -58,6 +61,12 @@ class Pass:
     carries: tuple[Carry, ...] = ()
     part: str | None = None
     range: Range | None = None
+    adds: tuple[tuple[str, tuple[str, ...], Node], ...] = ()
+
+    @property
+    def sums(self) -> tuple[Node, ...]:
+        """All its reductions over the plane, those that it adds to memory included."""
+        return (*self.reductions, *(node for _, _, node in self.adds))
 
 
 @dataclass(frozen=True, slots=True)

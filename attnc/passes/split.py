@@ -78,7 +78,7 @@ def is_splittable(plan: Plan, item: Pass) -> bool:
     """Whether the loop of a pass may be cut into parts: it carries reductions alone, and stores nothing inside."""
     if not plan.program.options.applies("split") or item.outer is None or item.inner is None:
         return False
-    if item.carries or item.chunks or item.groups or not item.reductions:
+    if item.carries or item.chunks or item.groups or item.adds or not item.reductions:
         return False
     if any(item.inner in axes for _, axes, _ in item.stores):
         return False

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from attnc.codegen.tile import (
     Accumulate,
+    AddTo,
     Argument,
     Assign,
     Each,
@@ -111,12 +112,12 @@ class Lowering:
         self.outer, self.inner = item.outer, item.inner
         self.longest = min((c.length for c in item.chunks), default=None)
         self.reductions: list[Reduction] = [r for r in item.reductions if isinstance(r, Sum | Max)]
-        self.roots = [*self.reductions, *(n for _, _, n in item.stores)]
+        self.roots = [*self.reductions, *(n for _, _, n in (*item.stores, *item.adds))]
         self.fixed = block_lengths(self.roots)
         lengths = {a: blocks.get(a, DEFAULT_BLOCK) for a in (self.outer, self.inner) if a is not None}
         self.blocks = {a: self.fixed.get(a, min(n, self.longest or n)) for a, n in lengths.items()}
         mentioned = {a for n in postorder(self.roots) for a in self._axes_of(n)}
-        mentioned.update(a for _, axes, _ in item.stores for a in axes)
+        mentioned.update(a for _, axes, _ in (*item.stores, *item.adds) for a in axes)
         channels = sorted(a for a in mentioned if self.planes.role(a) == "channel")
         self.lanes = tuple(a for a in (self.outer, self.inner) if a is not None) + tuple(channels)
         sums = tuple(n for n in postorder(self.roots) if isinstance(n, Add))
@@ -168,6 +169,8 @@ class Lowering:
             loops = self._loops(self.inner)
             for (a, start, stop), block in reversed(list(zip(self.item.groups, emitter.blocks[1:], strict=True))):
                 loops = [Each(a, start, stop, (*block.body, *loops), "the query heads of this key head")]
+        elif self.reductions:
+            loops = [self._totals()]
         epilogue = Block("")
         emitter.blocks = [prologue, epilogue]
         self._stores(epilogue)
@@ -190,7 +193,8 @@ class Lowering:
             body=body,
             real=self.real,
             constants=self.constants,
-            serial=(self.outer,) if self.scatters and self.outer is not None else (),
+            serial=(self.outer,) if (self.scatters or self.item.adds) and self.outer is not None else (),
+            shares=self.item.grid[-1] if self.item.adds else None,
             runs=self.runs,
             longest=self.longest,
             fixed=self.fixed,
@@ -225,8 +229,8 @@ class Lowering:
             dims = self.plan.buffer(tensor).dims if given is None else given.dims
             made = given is None or given.role == "saved"
             arguments.append(Argument(tensor, self.dtypes[tensor], dims, made=made))
-        added = {s.tensor for s in statements(tuple(body)) if isinstance(s, Scatter)}
-        for buffer, _, _ in self.item.stores:
+        added = {s.tensor for s in statements(tuple(body)) if isinstance(s, Scatter | AddTo)}
+        for buffer, _, _ in (*self.item.stores, *self.item.adds):
             mode = "add" if buffer in added else "out"
             arguments.append(Argument(buffer, self.dtypes[buffer], self.plan.buffer(buffer).dims, mode))  # type: ignore[arg-type]
         arguments += [Argument(t, "i32", self._table_dims(t)) for t in tables]
@@ -247,7 +251,7 @@ class Lowering:
             match s:
                 case Loop() | Each():
                     nodes += [s.start, s.stop]
-                case Store() | Scatter():
+                case Store() | Scatter() | AddTo():
                     nodes += [*s.index, s.value]
                     nodes += [s.condition] if isinstance(s, Scatter) and s.condition is not None else []
                 case Assign() | Accumulate():
@@ -433,6 +437,9 @@ class Lowering:
                 emitter.accumulate(r, target, conditions, inner)
         for r in self._leaders():
             block.body.append(Assign(as_var(accumulators[r]), emitter.running[r]))
+        for name, axes, node in self.item.adds:
+            assert isinstance(node, Sum)
+            self._add(name, axes, node, block, self._conditions(node, inner, common, masked))
         for name, axes, node in self.plane_stores:
             if any(a in self.tables for a in axes):
                 for term in terms_of(node):
@@ -444,6 +451,34 @@ class Lowering:
         emitter.leave_loop()
         note = "blocks the mask cuts" if masked and common else "the last, partial block" if masked else "full blocks"
         return Loop(inner, start, stop, masked, tuple(block.body), note)
+
+    def _add(self, name: str, axes: tuple[str, ...], node: Sum, block: Block, conditions: Sequence[Node]) -> None:
+        """This block's part of a sum over the outer axis, added to memory."""
+        emitter = self.emitter
+        assert self.outer is not None
+        part = var(emitter.name(node, "part", inside=True), emitter.spread(node), "f")
+        at = len(block.body)
+        block.body.append(Assign(part, const(0.0)))
+        emitter.accumulate(node, part, conditions, self.outer)
+        last = block.body[-1]
+        if isinstance(last, Accumulate) and last.target is part:
+            del block.body[at]
+            block.body[-1] = Assign(part, last.value, last.note)
+        block.body.append(AddTo(name, self._place(axes), part))
+
+    def _totals(self) -> Each:
+        """Sums over parts that earlier passes left in memory, one part after another."""
+        ((a, start, stop),) = self.item.groups
+        emitter = self.emitter
+        accumulators = {r: self._accumulator(r) for r in self.reductions}
+        emitter.blocks.append(Block(a))
+        for r, total in accumulators.items():
+            assert isinstance(r, Sum)
+            (value,) = r.factors
+            here = emitter.variable(value, "here")
+            emitter.blocks[-1].body.append(Accumulate(total, here))
+        emitter.running = dict(accumulators)
+        return Each(a, start, stop, tuple(emitter.blocks.pop().body), "what the parts of the loop before found")
 
     def _conditions(self, r: Reduction, inner: str, common: Sequence[Node], masked: bool) -> list[Node]:
         """What must hold for a pair to count, beyond what the loop already guarantees."""

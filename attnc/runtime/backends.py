@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from attnc import driver
 from attnc.codegen.tile import Kernel
 from attnc.diagnostics.diagnostic import CallError, Diagnostic
 from attnc.passes.bias_form import TargetName
@@ -64,7 +65,8 @@ def executor(computation: Computation, device: str) -> Executor:
         return DenseExecutor(computation)
     name = chosen(computation.backend, device)
     _check_device(name, device)
-    return PlanExecutor(computation, computation.plan, kernel_backend(name))
+    target: TargetName = "gpu" if name == "triton" else "cpu"
+    return PlanExecutor(computation, driver.on_target(computation.plan, target), kernel_backend(name))
 
 
 def _check_device(name: str, device: str) -> None:

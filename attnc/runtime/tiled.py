@@ -16,6 +16,7 @@ from torch import Tensor
 from attnc.codegen.tile import (
     Accumulate,
     AccumulateAt,
+    AddTo,
     Assign,
     Each,
     Kernel,
@@ -45,7 +46,7 @@ class TiledKernel:
         """
         self.kernel = replace(kernel, blocks={**kernel.blocks, **(blocks or {})})
         self.padded = padded
-        apart = _axes_of_bounds(kernel)
+        apart = _axes_of_bounds(kernel) | {kernel.shares}
         self.together = tuple(a for a in kernel.grid if a not in apart and a not in kernel.serial)
         self.apart = tuple(a for a in kernel.grid if a not in self.together)
         self._extents = {a: evaluator(x) for a, x in zip(kernel.grid, kernel.grid_extents, strict=True)}
@@ -69,7 +70,7 @@ class TiledKernel:
         real = torch.float64 if k.real == "f64" else torch.float32
         dims = (*self.together, *(lane.axis for lane in k.lanes))
         for point in product(*(range(extents[a]) for a in self.apart)):
-            for block in self._blocks(extents):
+            for block in self._blocks(extents, dict(zip(self.apart, point, strict=True))):
                 scope = Scope(dims, named, known, real, tensors[0].device)
                 scope.scalars |= dict(zip(self.apart, point, strict=True))
                 scope.ranges |= {a: range(extents[a]) for a in self.together}
@@ -78,14 +79,18 @@ class TiledKernel:
                     scope.ranges[k.outer] = block
                     last = min(block.stop, extents[k.outer]) - 1
                     scope.scalars |= {f"{k.outer}_first": block.start, f"{k.outer}_last": last}
+                    scope.counts[k.outer] = last + 1 - block.start
                 _Run(self, scope, extents).body(k.body)
 
-    def _blocks(self, extents: Mapping[str, int]) -> Iterator[range]:
-        outer = self.kernel.outer
+    def _blocks(self, extents: Mapping[str, int], point: Mapping[str, int]) -> Iterator[range]:
+        """The blocks of the outer axis at a grid point."""
+        outer, shares = self.kernel.outer, self.kernel.shares
         if outer is None:
             yield range(1)
             return
-        for start in range(0, extents[outer], self.kernel.blocks[outer]):
+        length = self.kernel.blocks[outer]
+        begin, step = (0, 1) if shares is None else (point[shares], extents[shares])
+        for start in range(begin * length, extents[outer], step * length):
             yield self.positions(outer, start, extents[outer])
 
     def positions(self, axis: str, start: int, extent: int) -> range:
@@ -128,6 +133,8 @@ class _Run:
                 self._write(s.tensor, s.index, s.value, None, add=False)
             case Scatter():
                 self._write(s.tensor, s.index, s.value, s.condition, add=True)
+            case AddTo():
+                self._write(s.tensor, s.index, s.value, None, add=True)
 
     def _loop(self, s: Loop) -> None:
         start, stop = self.scope.integer(s.start), self.scope.integer(s.stop)

@@ -72,6 +72,7 @@ class Scope:
         ranges: the positions each tile dimension covers now; a scalar axis is not in it but in `scalars`.
         scalars: axes fixed to one position, and the predefined integers.
         variables: values assigned so far.
+        counts: how many lanes of the outer axis are inside its extent.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Scope:
         self.ranges: dict[str, range] = {}
         self.scalars: dict[str, int] = {}
         self.variables: dict[str, Value] = {}
+        self.counts: dict[str, int] = {}
 
     # ------------------------------------------------------------------------------------------------ expressions
 
@@ -187,9 +189,12 @@ class Scope:
     def _sum(self, node: Sum) -> Tensor:
         (axis,) = node.bound
         at = self.dims.index(axis)
-        if len(node.factors) == 1:
-            return self.spread(self.typed(node.factors[0], node.kind), node.factors[0].axes).sum(at, keepdim=True)
-        a, b = (self.spread(self.typed(f, node.kind), f.axes) for f in node.factors)
+        factors = [self.spread(self.typed(f, node.kind), f.axes) for f in node.factors]
+        if axis in self.counts:
+            factors = [f.narrow(at, 0, self.counts[axis]) if f.shape[at] > self.counts[axis] else f for f in factors]
+        if len(factors) == 1:
+            return factors[0].sum(at, keepdim=True)
+        a, b = factors
         letters = [chr(ord("a") + k) for k in range(len(self.dims))]
         inside = "".join(letters)
         outside = inside.replace(letters[at], "")

@@ -8,13 +8,13 @@ from attnc.codegen.cpu.across import across, print_across
 from attnc.codegen.cpu.emitter import Emitter
 from attnc.codegen.cpu.expression import SUM, Expressions, Value
 from attnc.codegen.cpu.layout import Layout, Mentions, Pack, reads, written
-from attnc.codegen.cpu.matrix import MatrixProduct, matrix_product
+from attnc.codegen.cpu.matrix import MatrixPlan, MatrixProduct, matrix_product
 from attnc.codegen.cpu.nest import Nest
 from attnc.codegen.cpu.packs import packs_of
 from attnc.codegen.cpu.segments import NestStmt, shape
 from attnc.codegen.cpu.storage import Trace
 from attnc.codegen.cpu.transfer import Transfer, affine
-from attnc.codegen.tile import Accumulate, Assign, Each, Loop, Scatter, Stmt, Store
+from attnc.codegen.tile import Accumulate, AddTo, Assign, Each, Loop, Scatter, Stmt, Store
 from attnc.ir.construct import const, var
 from attnc.ir.node import NO_AXES, Call, Const, Load, Node, Var
 
@@ -125,7 +125,7 @@ class Body:
     def _nests(self, s: Stmt) -> bool:
         """Whether a statement is printed as (part of) a loop nest."""
         match s:
-            case Loop() | Each():
+            case Loop() | Each() | AddTo():
                 return False
             case Store():
                 return not affine(self.layout, s.index, self.scalars) or not self._is_tile(s)
@@ -166,6 +166,14 @@ class Body:
         self.needs.add("pairs")
         self.trace.note(self.current, pack.name)
         self.trace.unit += 1
+        if pack.form == "rows":
+            self.needs.add("rows_of_weights")
+            self.out.line(
+                f"rows_of_weights({pack.array}, {layout.pack_row(pack)}, {layout.tiles[pack.name].array}, "
+                f"{layout.pitch(pack.depth)}, {layout.count(pack.other)}, {layout.count(pack.depth)});"
+            )
+            self.out.line(f"const Left {layout.left(pack)} = {{{pack.array}, {layout.pack_row(pack)}, 2}};")
+            return
         self.out.line(
             f"pack_pairs({pack.array}, {layout.pack_row(pack)}, {layout.tiles[pack.name].array}, "
             f"{layout.pitch(pack.other)}, {layout.count(pack.depth)}, {layout.padded(pack.other)});"
@@ -190,6 +198,8 @@ class Body:
                 assert subscripts is not None
                 if s.target.name not in self.layout.packed_only:
                     self._transfer().read(self.layout.tiles[s.target.name], s.value.tensor, subscripts)
+                if (turned := self.layout.turned.get(s.target.name)) is not None:
+                    self._transfer().read(turned, s.value.tensor, subscripts)
                 for pack in packs_of(self.layout, s.target.name):
                     self._transfer().pack(pack, s.value.tensor, subscripts)
             case Store():
@@ -203,9 +213,35 @@ class Body:
                     return
                 plan = matrix_product(self.layout, s, self.scalars)
                 assert plan is not None
+                if isinstance(s, Assign) and id(s) in self.layout.in_memory:
+                    self._in_memory(s, plan, self.layout.in_memory[id(s)])
+                    return
                 MatrixProduct(self.layout, self.needs, self.positions, self.out).print(s, plan)
+            case AddTo():
+                if not any(s is added for added in self.layout.in_memory.values()):
+                    self.out.note(s.note)
+                    self._add(s)
             case _:
                 raise TypeError(f"cannot print {s}")
+
+    def _add(self, s: AddTo) -> None:
+        subscripts = affine(self.layout, s.index, self.scalars)
+        assert subscripts is not None
+        self._transfer().write(self.layout.tiles[s.value.name], s.tensor, subscripts, "add_tile")
+
+    def _in_memory(self, s: Assign, plan: MatrixPlan, added: AddTo) -> None:
+        """A product summed up in memory; by way of its tile where lanes are apart or rows do not fill what it writes."""
+        subscripts = affine(self.layout, added.index, self.scalars)
+        assert plan.m is not None and subscripts is not None
+        printed = MatrixProduct(self.layout, self.needs, self.positions, self.out)
+        *into, conditions = self._transfer().place(plan.m, plan.n, added.tensor, subscripts)
+        if id(s) in self.layout.pairs_of:
+            conditions.append(f"{self.layout.count(plan.m)} % 16 == 0")
+        with self.out.block(f"if ({' && '.join(conditions)})"):
+            printed.print(s, plan, (into[0], into[1]))
+        with self.out.block("else"):
+            printed.print(s, plan)
+            self._add(added)
 
     def _transfer(self) -> Transfer:
         return Transfer(self.layout, self.needs, self.expressions, self.out)

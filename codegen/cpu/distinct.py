@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from attnc.codegen.tile import Accumulate, AccumulateAt, Assign, Each, Kernel, Loop, Scatter, Stmt, Store, statements
+from attnc.codegen.tile import (
+    Accumulate,
+    AccumulateAt,
+    AddTo,
+    Assign,
+    Each,
+    Kernel,
+    Loop,
+    Scatter,
+    Stmt,
+    Store,
+    statements,
+)
 from attnc.ir.construct import var
 from attnc.ir.node import Node, Var
 from attnc.ir.walk import replace as replace_nodes
@@ -44,6 +56,8 @@ def _body(body: tuple[Stmt, ...], renamed: dict[Node, Node]) -> tuple[Stmt, ...]
                 out.append(replace(s, start=swap(s.start), stop=swap(s.stop), body=_body(s.body, renamed)))
             case Store():
                 out.append(replace(s, index=tuple(swap(x) for x in s.index), value=swap(s.value)))
+            case AddTo():
+                out.append(replace(s, index=tuple(swap(x) for x in s.index), value=target(s.value)))
             case Scatter():
                 condition = None if s.condition is None else swap(s.condition)
                 index = tuple(swap(x) for x in s.index)

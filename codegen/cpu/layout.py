@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from attnc.codegen.cpu.names import Names
-from attnc.codegen.tile import Accumulate, AccumulateAt, Assign, Each, Kernel, Lane, Loop, Scatter, Stmt, Store
+from attnc.codegen.tile import Accumulate, AccumulateAt, AddTo, Assign, Each, Kernel, Lane, Loop, Scatter, Stmt, Store
 from attnc.ir.node import Add, Axis, Call, Const, Iverson, Load, Max, Node, Prod, Size, Sum, Var
 from attnc.ir.walk import postorder
 
@@ -86,6 +86,9 @@ class Layout:
         self.packed_only: set[str] = set()
         self.sources: dict[str, tuple[str, dict[str, str]]] = {}
         """Where the printer is: where broadcast operands of bf16 lie in their tensors, with the steps along each axis."""
+        self.turned: dict[str, Tile] = {}
+        self.in_memory: dict[int, AddTo] = {}
+        """See `attnc.codegen.cpu.added`."""
         self._ranges: dict[str, int] = {}
         self.writes: dict[str, int] = {}
         self._reserve()
@@ -294,7 +297,7 @@ def roots(s: Stmt) -> list[Node]:
     match s:
         case Assign() | Accumulate() | AccumulateAt():
             return [s.value]
-        case Store():
+        case Store() | AddTo():
             return [*s.index, s.value]
         case Scatter():
             return [*s.index, s.value, *([s.condition] if s.condition is not None else [])]

@@ -66,17 +66,18 @@ class MatrixProduct:
         self.positions = positions
         self.out = out
 
-    def print(self, s: Assign | Accumulate, plan: MatrixPlan) -> None:
+    def print(self, s: Assign | Accumulate, plan: MatrixPlan, into: tuple[str, str] | None = None) -> None:
+        """The call, or calls. With `into`, an address and its step from row to row, the product is added there."""
         layout = self.layout
         self.out.note(s.note)
         if id(s) in layout.pairs_of:
-            self._pairs(s, plan)
+            self._pairs(s, plan, into)
             return
         self.needs.add("product")
         vectors, row = plan.vectors.array, layout.step(plan.vectors, plan.depth)
         if plan.packed:
             vectors, row = self._pack(plan)
-        target = layout.tiles[s.target.name]
+        target, adds = layout.tiles[s.target.name], into is not None or isinstance(s, Accumulate)
         with ExitStack() as loops:
             for axis in plan.others:
                 lane, count = layout.axis(axis), layout.count(axis)
@@ -89,10 +90,11 @@ class MatrixProduct:
             steps = layout.aliases.get(plan.broadcast.name, {})
             rows = "1" if m is None else layout.count(m)
             c_row, a_row = ("0", "0") if m is None else (layout.step(target, m), layout.step(plan.broadcast, m))
+            c, c_row = into or (c, c_row)
             self.out.line(
                 f"product({c}, {c_row}, {a}, {a_row}, {layout.step(plan.broadcast, plan.depth)}, {b}, {row}, {rows}, "
                 f"{layout.padded(plan.n)}, {layout.count(plan.depth)}, "
-                f"{'true' if isinstance(s, Accumulate) else 'false'}{self._ahead(plan, array, steps)});"
+                f"{'true' if adds else 'false'}{self._ahead(plan, array, steps)});"
             )
 
     def _ahead(self, plan: MatrixPlan, array: str, steps: Mapping[str, str]) -> str:
@@ -103,21 +105,25 @@ class MatrixProduct:
         (other,) = (a for a in lanes if a != layout.looped)
         return f", next_block({array}, {layout.blocks[layout.looped]}, {steps[layout.looped]}, {layout.count(other)})"
 
-    def _pairs(self, s: Assign | Accumulate, plan: MatrixPlan) -> None:
+    def _pairs(self, s: Assign | Accumulate, plan: MatrixPlan, into: tuple[str, str] | None) -> None:
         """A product of packed bf16 numbers."""
         layout = self.layout
         self.needs.add("product_of_pairs")
         target, m = layout.tiles[s.target.name], plan.m or ""
         a = layout.packs[plan.broadcast.name, "rows", plan.depth]
         b = layout.packs[plan.vectors.name, "pairs", plan.depth]
+        c, c_row = into or (target.array, layout.step(target, m))
+        adds = into is not None or isinstance(s, Accumulate)
         self.out.line(
-            f"product_of_pairs({target.array}, {layout.step(target, m)}, {layout.left(a)}, {b.array}, "
+            f"product_of_pairs({c}, {c_row}, {layout.left(a)}, {b.array}, "
             f"{layout.pack_row(b)}, {layout.count(m)}, {layout.padded(plan.n)}, {layout.count(plan.depth)}, "
-            f"{'true' if isinstance(s, Accumulate) else 'false'}{self._ahead(plan, *layout.sources[a.array])});"
+            f"{'true' if adds else 'false'}{self._ahead(plan, *layout.sources.get(a.array, (a.array, {})))});"
         )
 
     def _pack(self, plan: MatrixPlan) -> tuple[str, str]:
         """A transposed copy of `vectors` as [depth][n]."""
+        if (turned := self.layout.turned.get(plan.vectors.name)) is not None and turned.lanes == (plan.depth, plan.n):
+            return turned.array, self.layout.pitch(plan.n)
         self.needs.add("transpose_tile")
         layout = self.layout
         copy = f"{plan.vectors.name} transposed"

@@ -61,6 +61,8 @@ def _fits(layout: Layout, plan: MatrixPlan, scalars: frozenset[str]) -> bool:
     if plan.others or len(plan.broadcast.lanes) != 2 or len(plan.vectors.lanes) != 2:
         return False
     loaded = [_is_read(layout, t.name, scalars) for t in (plan.broadcast, plan.vectors)]
+    if loaded[1] and plan.broadcast.lanes[-1] == plan.depth and _is_weight(layout, plan.broadcast.name):
+        return True
     return loaded[0] and (loaded[1] or (not plan.packed and _is_weight(layout, plan.vectors.name)))
 
 

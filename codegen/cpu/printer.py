@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from attnc.codegen.cpu.added import find_turned, products_in_memory
 from attnc.codegen.cpu.alias import always_aliased, find_aliases
 from attnc.codegen.cpu.body import Body
 from attnc.codegen.cpu.distinct import with_distinct_names
@@ -72,6 +73,8 @@ class KernelPrinter:
         find_aliases(self.layout)
         if pairs and kernel.real == "f32":
             find_packs(self.layout)
+        self.layout.turned = find_turned(self.layout)
+        self.layout.in_memory = products_in_memory(self.layout)
         self.aliased = always_aliased(self.layout) | self.layout.packed_only
         self.block_name = f"{kernel.name}_block"
         self.room_name = f"{kernel.name}_room"
@@ -279,7 +282,11 @@ class KernelPrinter:
             loops.append(f"for (int64_t {name} = 0; {name} < {self._show(extents[a])}; ++{name})")
         if kernel.outer and not outer_parallel:
             block = layout.blocks[kernel.outer]
-            loops.append(f"for (int64_t {first} = 0; {first} < blocks * {block}; {first} += {block})")
+            start, step = "0", str(block)
+            if kernel.shares is not None:
+                share = layout.axis(kernel.shares)
+                start, step = f"{share} * {block}", f"{share}_extent * {block}"
+            loops.append(f"for (int64_t {first} = {start}; {first} < blocks * {block}; {first} += {step})")
         arguments += [layout.axis(a) for a in kernel.grid] + ([first] if first else [])
         for n, head in enumerate(loops):
             out.line("    " * n + head)

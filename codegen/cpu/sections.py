@@ -49,7 +49,8 @@ def _sections(file: str) -> dict[str, tuple[tuple[str, ...], str]]:
 def _table(real: str) -> dict[str, tuple[tuple[str, ...], str]]:
     from attnc.codegen.cpu import half, product, transpose
 
-    written = _sections("lanes.h") | _sections(f"functions_{real}.h") | _sections("tiles.h")
+    files = ("lanes.h", f"functions_{real}.h", "tiles.h", "added.h")
+    written = {name: text for file in files for name, text in _sections(file).items()}
     return written | product.SECTION | transpose.SECTION | half.SECTION
 
 

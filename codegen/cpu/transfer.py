@@ -108,17 +108,23 @@ class Transfer:
         self.out.line(f"const Left {layout.left(pack)} = {operand};")
         layout.sources[pack.array] = start, dict(zip(axes, steps, strict=True))
 
-    def write(self, tile: Tile, tensor: str, subscripts: list[Subscript]) -> None:
-        """``tensor[...] = tile`` for lanes inside their extents and the tensor."""
-        self.needs.add("write_tile")
+    def write(self, tile: Tile, tensor: str, subscripts: list[Subscript], function: str = "write_tile") -> None:
+        """``tensor[...] = tile`` for lanes inside their extents and the tensor; ``+=`` with ``add_tile``."""
+        self.needs.add(function)
         address, guards, spans = self._address(tensor, subscripts)
         rows, lane = self._rows(tile), tile.lanes[-1]
         row = self.layout.step(tile, tile.lanes[-2]) if rows else "0"
         self.out.line(
-            f"write_tile({tile.array}, {row}, {address}, "
+            f"{function}({tile.array}, {row}, {address}, "
             f"{self._step(rows, tensor, subscripts)}, {self._step(lane, tensor, subscripts)}, "
             f"{self._span(rows, spans, guards)}, {self._span(lane, spans, [])});"
         )
+
+    def place(self, rows: str, lane: str, tensor: str, subscripts: list[Subscript]) -> tuple[str, str, list[str]]:
+        """Where a tile lies in a tensor: its address, the step from row to row, and what must hold for its lanes to be
+        neighbours inside the tensor."""
+        address, guards, _ = self._address(tensor, subscripts)
+        return address, self._step(rows, tensor, subscripts), [*guards, f"{self._step(lane, tensor, subscripts)} == 1"]
 
     # -------------------------------------------------------------------------------------------------- pieces
 

@@ -76,6 +76,8 @@ class Statements:
                 self._store(s)
             case Scatter():
                 self._scatter(s)
+            case _:
+                raise TypeError(f"blocks of a GPU run at once, and cannot add to the same memory: {s}")
 
     # ------------------------------------------------------------------------------------------------- values
 
