@@ -79,11 +79,12 @@ def candidates(kernel: Kernel, sizes: Mapping[str, int], target: str) -> tuple[C
 def _last_resort(
     fitting: Sequence[Configuration], rungs: Sequence[tuple[float, Configuration, bool]]
 ) -> list[Configuration]:
-    """The largest and the smallest tile whose rows more warps share than a product needs, where short blocks leave room
-    for few warps: repeating some work costs less than spilling what is accumulated."""
+    """The largest and the smallest tile of as many rows, where short blocks leave room for few warps and more of them
+    would share those rows: repeating some work costs less than spilling what is accumulated."""
     most = max((c.num_warps for c in fitting), default=0)
     found = [c for pressure, c, repeats in rungs if repeats and pressure <= 1 and c.num_warps > most]
-    return [*found[:1], *found[-1:]]
+    rows = [c for c in found if list(c.blocks.values())[:1] == list(found[0].blocks.values())[:1]]
+    return [*rows[:1], *rows[-1:]]
 
 
 def space(kernel: Kernel, sizes: Mapping[str, int], target: str) -> tuple[Configuration, ...]:
