@@ -180,14 +180,19 @@ def channel_sizes(program: Program) -> tuple[str, ...]:
 
 
 def all_kernels(program: Program, dtype: str = "f32", channels: int = 64, target: TargetName = "cpu") -> list[Kernel]:
-    """The tile programs of a program and of its gradient, for queries of `dtype` and channel sizes of `channels`."""
+    """The tile programs of a program and of its gradient, for queries of `dtype` and channel sizes of `channels`.
+
+    There is no gradient for queries of dtype f8.
+    """
     real = "f64" if dtype == "f64" else "f32"
     concrete = {"q": dtype, "real": real}
+    written = concrete | ({"q": "bf16"} if dtype == "f8" else {})
+    forward, gradient = plans(program, target)
     found = []
-    for plan in (*bias_plans(program, target), *plans(program, target)):
+    for plan in (*bias_plans(program, target), forward, *([] if dtype == "f8" else [gradient])):
         plan = on_target(plan, target)
-        declared = [*((t.name, t.dtype) for t in plan.program.tensors), *((b.name, b.dtype) for b in plan.buffers)]
-        dtypes = {name: concrete.get(d, d) for name, d in declared}
+        dtypes = {t.name: concrete.get(t.dtype, t.dtype) for t in plan.program.tensors}
+        dtypes |= {b.name: written.get(b.dtype, b.dtype) for b in plan.buffers}
         constants = dict.fromkeys(channel_sizes(plan.program), channels)
         found += kernels(plan, dtypes, real, constants, DEFAULT_BLOCK, DEFAULT_BLOCK)
     return found

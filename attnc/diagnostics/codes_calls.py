@@ -26,8 +26,8 @@ ENTRIES = listed(
         "E202",
         "a tensor of the wrong dtype",
         "q decides: k, v and every tensor declared without a dtype have its dtype, which is float16, "
-        "bfloat16, float32, or on the CPU float64. A tensor declared with a dtype has that one; nothing is "
-        "converted silently.",
+        "bfloat16, float32, on the CPU float64, or on CUDA devices float8_e4m3fn. A tensor declared with a dtype "
+        "has that one; nothing is converted silently.",
         "# tensor slope: f32[H]\no = op(q, k, v, slope=torch.arange(8))",
         "# tensor slope: f32[H]\no = op(q, k, v, slope=torch.arange(8, dtype=torch.float32))",
     ),
@@ -130,6 +130,14 @@ ENTRIES = listed(
         "q_start is left out.",
         "o, state = retention(q, k, v, return_state=True)\no = lightning(q, k, v, state=state)",
         "o, state = retention(q, k, v, return_state=True)\no = retention(q, k, v, state=state)",
+    ),
+    Entry(
+        "E215",
+        "gradients of inputs of eight bits",
+        "Inputs in float8_e4m3fn have a forward only: outputs are bfloat16, and there is no gradient. Call under "
+        "torch.no_grad, or train on what the inputs were rounded from.",
+        "o = op(q.to(torch.float8_e4m3fn).requires_grad_(), k8, v8)\no.sum().backward()",
+        "o = op(q, k, v)  # bfloat16\no.sum().backward()",
     ),
     Entry(
         "E220",

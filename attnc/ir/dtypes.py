@@ -9,6 +9,7 @@ BY_NAME: dict[str, torch.dtype] = {
     "f32": torch.float32,
     "f16": torch.float16,
     "bf16": torch.bfloat16,
+    "f8": torch.float8_e4m3fn,
     "i64": torch.int64,
     "i32": torch.int32,
     "i16": torch.int16,
@@ -17,7 +18,9 @@ BY_NAME: dict[str, torch.dtype] = {
     "bool": torch.bool,
 }
 NAMES: dict[torch.dtype, str] = {v: k for k, v in BY_NAME.items()}
-QUERY_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+QUERY_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e4m3fn)
+FORWARD_ONLY = (torch.float8_e4m3fn,)
+"""Dtypes of inputs that have no gradients, and in which nothing is written."""
 
 
 def real(query: torch.dtype) -> torch.dtype:
@@ -30,6 +33,11 @@ def resolve(declared: str, query: torch.dtype) -> torch.dtype:
     if declared == "q":
         return query
     return real(query) if declared == "real" else BY_NAME[declared]
+
+
+def written(declared: str, query: torch.dtype) -> torch.dtype:
+    """As `resolve`, for what kernels write: results of eight bits would keep three digits too few, so they are bf16."""
+    return torch.bfloat16 if declared == "q" and query in FORWARD_ONLY else resolve(declared, query)
 
 
 def accepted(declared: str, query: torch.dtype) -> tuple[torch.dtype, ...]:

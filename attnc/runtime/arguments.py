@@ -11,7 +11,7 @@ import torch
 from torch import Tensor as TorchTensor
 
 from attnc.diagnostics.diagnostic import CallError, Diagnostic
-from attnc.ir.dtypes import NAMES, QUERY_DTYPES, accepted
+from attnc.ir.dtypes import FORWARD_ONLY, NAMES, QUERY_DTYPES, accepted
 from attnc.ir.node import Size
 from attnc.ir.printer import show
 from attnc.ir.program import Program, Tensor
@@ -22,6 +22,8 @@ from attnc.runtime.eager import plain
 DEVICES = ("cpu", "cuda", "meta")
 KEPT = 256
 """Calls remembered per signature."""
+EIGHT_BITS = (8, 9)
+"""Compute capability of the first devices that multiply numbers of eight bits."""
 FIXED = ("q", "k", "v")
 """The tensors every call has; they bind the sizes and never broadcast."""
 
@@ -103,6 +105,8 @@ class Signature:
 
 def _runs(query: TorchTensor) -> bool:
     kind = query.device.type
+    if kind == "cuda" and query.dtype in FORWARD_ONLY:
+        return torch.cuda.get_device_capability(query.device) >= EIGHT_BITS
     return kind in DEVICES and not (kind == "cuda" and query.dtype is torch.float64)
 
 
@@ -167,6 +171,9 @@ class Explanation:
         (_, query), *rest = self.pairs
         if not _runs(query):
             if query.device.type in DEVICES:
+                if query.dtype in FORWARD_ONLY:
+                    message = f"{query.dtype} takes a CUDA device of compute capability 8.9 or later"
+                    return self._report("E203", message, None, "convert to bfloat16")
                 message = "float64 runs on the CPU only, as the reference of the other dtypes"
                 return self._report("E203", message, None, "use float32, or move the tensors to the CPU")
             message = f"there is no backend for device `{query.device}`"

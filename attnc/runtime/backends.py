@@ -134,6 +134,7 @@ class CppBackend:
         """One library with all the kernels."""
         from attnc.runtime.cpu import build
 
+        _refuse_small(kernels, "cpp")
         return build(kernels)
 
     def form(self, rows: int, programs: int) -> Form | None:
@@ -143,6 +144,13 @@ class CppBackend:
     def processors(self, device: torch.device) -> int:
         """The threads that kernels run on."""
         return torch.get_num_threads()
+
+
+def _refuse_small(kernels: Sequence[Kernel], name: str) -> None:
+    """Raise `CallError` (E202) if a kernel reads numbers of eight bits."""
+    if any(a.dtype == "f8" for k in kernels for a in k.arguments):
+        message = f"the backend {name} does not read float8_e4m3fn"
+        raise CallError(Diagnostic("E202", message, remedy="use a CUDA device, or convert to float32 or bfloat16"))
 
 
 class TritonBackend:
@@ -177,6 +185,7 @@ class TiledBackend:
         """Interpreters of the kernels."""
         from attnc.runtime.tiled import TiledKernel
 
+        _refuse_small(kernels, "tiled")
         return [TiledKernel(k) for k in kernels]
 
     def form(self, rows: int, programs: int) -> Form | None:

@@ -19,7 +19,7 @@ from torch import Tensor
 import attnc
 from attnc import driver
 from attnc.diagnostics.diagnostic import CallError, Diagnostic
-from attnc.ir.dtypes import resolve
+from attnc.ir.dtypes import FORWARD_ONLY, NAMES, written
 from attnc.ir.node import Node
 from attnc.ir.program import Program
 from attnc.ir.program import Tensor as Operand
@@ -137,7 +137,7 @@ class Computation:
     def dtypes(self, given: Sequence[torch.dtype]) -> list[torch.dtype]:
         """The dtype of every result, for arguments of the dtypes `given`."""
         return [
-            resolve(r.dtype, given[0]) if k is None else given[k]
+            written(r.dtype, given[0]) if k is None else given[k]
             for r, k in zip(self.results, self._dtype_of, strict=True)
         ]
 
@@ -217,6 +217,9 @@ class Computation:
         route = self._route_of([g is not None for g in grads], wanted)
         if route is None:
             return [None] * len(self.names)
+        if stored[0].dtype in FORWARD_ONLY:
+            message = f"there are no gradients of attention on {NAMES[stored[0].dtype]} inputs"
+            raise CallError(Diagnostic("E215", message, remedy="convert them to bfloat16 to train"))
         known = (*stored, *grads)
         results = apply(route.below, [cast("Tensor", known[k]) for k in route.reads])
         return [None if k is None else results[k] for k in route.places]
@@ -224,7 +227,7 @@ class Computation:
     def compile_ahead(self, tensors: Sequence[Tensor], q_start: int, wanted: Sequence[bool]) -> None:
         """Begin to compile what a recorded call and its backward will need, both at once, if neither is known yet."""
         executor = self._executor(tensors[0].device.type)
-        if len(self.outputs) > 1 or not isinstance(executor, PlanExecutor):
+        if len(self.outputs) > 1 or not isinstance(executor, PlanExecutor) or tensors[0].dtype in FORWARD_ONLY:
             return
         sizes, given = self.sizes(tensors, q_start), [t.dtype for t in tensors]
         if not executor.prepared(given, sizes).compiling:

@@ -19,7 +19,7 @@ from torch import Tensor
 from attnc import driver
 from attnc.codegen.tile import Kernel
 from attnc.ir.dense import evaluate
-from attnc.ir.dtypes import NAMES, real, resolve
+from attnc.ir.dtypes import NAMES, real, written
 from attnc.ir.node import Load, Node
 from attnc.ir.program import Output, Program
 from attnc.ir.sizes import Evaluator, evaluator
@@ -181,7 +181,7 @@ class Prepared:
         self.real = real(query)
         slot = {n: k for k, n in enumerate((*computation.names, *(b.name for b in plan.buffers)))}
         dtypes = dict(zip(computation.names, given, strict=True))
-        dtypes |= {b.name: resolve(b.dtype, query) for b in plan.buffers}
+        dtypes |= {b.name: written(b.dtype, query) for b in plan.buffers}
         dtypes |= dict(zip((r.name for r in computation.results), computation.dtypes(given), strict=True))
         constants = {c: int(sizes[c]) for c in owner.constants}
         kernels = owner.kernels(dtypes, constants, NAMES[self.real])

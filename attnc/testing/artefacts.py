@@ -13,6 +13,7 @@ from math import prod
 from attnc.codegen.tile import Accumulate, Assign, Each, Kernel, Stmt, statements
 from attnc.codegen.tile import Loop as TileLoop
 from attnc.codegen.triton.configuration import HARMLESS
+from attnc.codegen.triton.facts import HALF
 from attnc.codegen.triton.parameters import evaluate, padded, paddings
 from attnc.codegen.triton.statements import is_unrolled
 from attnc.ir.node import Sum
@@ -25,7 +26,7 @@ TENSOR_CORES = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA", "gfx942"
 ROWS = 64
 ASYNCHRONOUS = {"sm_80": ("LDGSTS",), "sm_90": ("LDGSTS", "UTMALDG"), "sm_100": ("LDGSTS", "UTMALDG")}
 """Instructions that copy from global to shared memory without waiting."""
-THREADS = {"HMMA": 32, "HGMMA": 128, "v_mfma": 64}
+THREADS = {"HMMA": 32, "HGMMA": 128, "QGMMA": 128, "v_mfma": 64}
 """Threads that issue one matrix product together."""
 SPILLS = ("STL", "LDL", "scratch_")
 """Instructions that move registers to and from the stack. Around a loop a few of them, up to `HARMLESS` bytes, cost
@@ -104,8 +105,10 @@ def report(kernel: Kernel, artefact: Artefact, budget: int | None = None) -> Rep
 def matrix_instruction(kernel: Kernel, artefact: Artefact) -> str:
     """The instruction that a kernel's matrix products should be."""
     name = TENSOR_CORES[artefact.target]
+    if name == "HGMMA" and any(a.dtype == "f8" for a in kernel.arguments):
+        name = "QGMMA"
     rows = artefact.configuration.blocks.get(kernel.outer or "", ROWS)
-    return TENSOR_CORES["sm_80"] if name.startswith(("HG", "UTC")) and rows < ROWS else name
+    return TENSOR_CORES["sm_80"] if name.startswith(("HG", "QG", "UTC")) and rows < ROWS else name
 
 
 def hot_loop(artefact: Artefact, wanted: str) -> Loop | None:
@@ -135,7 +138,7 @@ def _problems(kernel: Kernel, artefact: Artefact, loop: Loop | None) -> list[str
 
 def uses_tensor_cores(kernel: Kernel) -> bool:
     """Whether a kernel multiplies matrices of half-precision tensors in a loop."""
-    half = any(a.dtype in ("f16", "bf16") for a in kernel.arguments)
+    half = any(a.dtype in HALF for a in kernel.arguments)
     return half and any(_products(s.body, kernel) for s in statements(kernel.body) if isinstance(s, TileLoop))
 
 
@@ -190,7 +193,7 @@ def instruction_flops(name: str) -> int:
     """Floating-point operations of one matrix instruction, from its name: HMMA.16816 is 16 x 8 x 16."""
     if match := re.match(r"HMMA\.16(8)(\d+)", name):
         return 2 * 16 * int(match[1]) * int(match[2])
-    if match := re.search(r"(?:HGMMA\.|v_mfma_\w+?_)(\d+)x(\d+)x(\d+)", name):
+    if match := re.search(r"(?:[HQ]GMMA\.|v_mfma_\w+?_)(\d+)x(\d+)x(\d+)", name):
         return 2 * prod(int(x) for x in match.groups())
     raise ValueError(f"a matrix instruction of unknown size: {name}")
 

@@ -88,6 +88,7 @@ def make_inputs(
     device: str = "cpu",
     requires_grad: bool = False,
     contiguous: bool = True,
+    drawn_there: bool = False,
 ) -> dict[str, torch.Tensor]:
     """Random values for every operand of a program.
 
@@ -98,6 +99,7 @@ def make_inputs(
         seed: fixes the values, whatever the device.
         device: where the tensors are put.
         requires_grad: whether real tensors ask for gradients.
+        drawn_there: draw on the device, which is faster for large tensors and gives other values.
         contiguous: if not, q, k and v are laid out as [B, N, H, D] and other real tensors with a gap after each row.
 
     Returns:
@@ -108,7 +110,7 @@ def make_inputs(
 
     from attnc.ir.dense import with_defaults
 
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device if drawn_there else "cpu").manual_seed(seed)
     positive = positive_tensors(program)
     values: dict[str, torch.Tensor] = {}
     for tensor in program.tensors:
@@ -142,14 +144,18 @@ def _values(
 
     kind = storage_dtype(tensor.dtype, dtype)
     if tensor.dtype == "bool":
-        return torch.rand(shape, generator=generator) < 0.8
+        return torch.rand(shape, generator=generator, device=generator.device) < 0.8
     if not tensor.is_real:
         length = shape[-1] if shape else 1
-        step = torch.rand((*shape, 1)[: max(1, len(shape))], generator=generator) < 3 / max(3, length)
+        step = torch.rand((*shape, 1)[: max(1, len(shape))], generator=generator, device=generator.device) < 3 / max(
+            3, length
+        )
         return torch.cumsum(step.to(torch.int64), dim=-1).to(kind).reshape(shape)
     if positive:
-        return (0.8 + 0.19 * torch.rand(shape, generator=generator, dtype=torch.float64)).to(kind)
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(kind)
+        return (0.8 + 0.19 * torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float64)).to(
+            kind
+        )
+    return torch.randn(shape, generator=generator, device=generator.device, dtype=torch.float64).to(kind)
 
 
 def _scattered(value: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,7 @@ SPECIAL = 16
 """Results of a multiprocessor's special function units per cycle."""
 SCHEDULERS = 4
 KINDS = {
-    "matrix": ("HMMA", "HGMMA", "UTCHMMA", "v_mfma"),
+    "matrix": ("HMMA", "HGMMA", "QGMMA", "UTCHMMA", "UTCQMMA", "v_mfma"),
     "special": ("MUFU", "v_exp", "v_log", "v_rcp", "v_sqrt", "v_rsq", "v_sin", "v_cos"),
     "arithmetic": (
         "FADD", "FMUL", "FFMA", "FMNMX", "FSEL", "FSETP", "FSET", "HADD2", "HMUL2", "HFMA2", "F2F", "I2F", "F2I",

@@ -28,7 +28,7 @@ class Configuration:
 LADDER = (
     (128, 128, 8), (128, 64, 8), (128, 64, 4), (64, 64, 4), (128, 32, 8), (128, 32, 4), (64, 32, 8), (64, 64, 2),
     (64, 32, 4), (64, 32, 2), (128, 16, 8), (64, 16, 4), (64, 16, 2), (32, 64, 4), (32, 32, 4), (32, 32, 2),
-    (32, 32, 8), (32, 16, 8), (32, 16, 4), (32, 16, 2), (16, 64, 4), (16, 32, 4), (16, 16, 4), (16, 16, 1),
+    (32, 32, 8), (32, 16, 8), (32, 16, 4), (32, 16, 2), (16, 64, 4), (16, 32, 4), (16, 16, 4), (16, 16, 1), (16, 16, 8),
 )  # fmt: skip
 """Lanes of the outer and the inner axis, and warps."""
 FEW = (64, 32)
@@ -72,18 +72,23 @@ def candidates(kernel: Kernel, sizes: Mapping[str, int], target: str) -> tuple[C
         fitting = [c for _, c in sorted(found, key=lambda x: x[0])]
     measured = committed(kernel, sizes, target)
     first = [] if measured is None else [_measured(kernel, sizes, measured)]
-    listed = _distinct([*first, *fitting[:CHOICES], *(_last_resort(fitting, rungs) if kernel.longest else [])])
+    held = [c for pressure, c, _ in rungs if pressure <= 1]
+    smallest = held[-1:] if load.exact else []  # operands in f32 stay in registers; the rule says little of how many
+    listed = _distinct(
+        [*first, *fitting[:CHOICES], *smallest, *(_last_resort(fitting, rungs) if kernel.longest else [])]
+    )
     return tuple(listed) or (Configuration(capped(kernel, sizes, {x.axis: 16 for x in kernel.lanes}), 4, 1),)
 
 
 def _last_resort(
     fitting: Sequence[Configuration], rungs: Sequence[tuple[float, Configuration, bool]]
 ) -> list[Configuration]:
-    """The largest and the smallest tile whose rows more warps share than a product needs, where short blocks leave room
-    for few warps: repeating some work costs less than spilling what is accumulated."""
+    """The largest and the smallest tile of as many rows, where short blocks leave room for few warps and more of them
+    would share those rows: repeating some work costs less than spilling what is accumulated."""
     most = max((c.num_warps for c in fitting), default=0)
     found = [c for pressure, c, repeats in rungs if repeats and pressure <= 1 and c.num_warps > most]
-    return [*found[:1], *found[-1:]]
+    rows = [c for c in found if list(c.blocks.values())[:1] == list(found[0].blocks.values())[:1]]
+    return [*rows[:1], *rows[-1:]]
 
 
 def space(kernel: Kernel, sizes: Mapping[str, int], target: str) -> tuple[Configuration, ...]:

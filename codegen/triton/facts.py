@@ -9,7 +9,8 @@ from attnc.codegen.tile import Accumulate, AccumulateAt, Assign, Kernel, is_poin
 from attnc.ir.node import Add, Const, Iverson, Load, Node, Prod, Sum, Var
 from attnc.ir.walk import postorder
 
-HALF = frozenset({"f16", "bf16"})
+HALF = frozenset({"f16", "bf16", "f8"})
+"""Dtypes that matrices are multiplied in as they are stored: of two bytes, or of one."""
 
 
 @dataclass(frozen=True, slots=True)

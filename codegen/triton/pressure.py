@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from attnc.codegen.tile import Accumulate, AccumulateAt, Kernel, Loop, statements
+from attnc.codegen.triton.facts import HALF
 from attnc.codegen.triton.parameters import evaluate, padded, paddings
 from attnc.ir.node import Sum, Var
 
@@ -49,7 +50,7 @@ BUDGETS = {
 FALLBACK = BUDGETS["sm_80"]
 EXACT = 24
 """Operand elements per thread and channel of f32 products, which are taken without tensor cores, from registers."""
-BYTES = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2}
+BYTES = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2, "f8": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,7 @@ def load_of(kernel: Kernel, sizes: Mapping[str, int]) -> Load:
         max(1, products),
         loaded.get("outer", 0),
         loaded.get("inner", 0),
-        exact=not any(a.dtype in ("f16", "bf16") for a in kernel.arguments),
+        exact=not any(a.dtype in HALF for a in kernel.arguments),
         rows=frozenset(rows),
     )
 

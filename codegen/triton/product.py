@@ -9,11 +9,15 @@ from attnc.ir.construct import axis
 from attnc.ir.node import Max, Sum, Var
 
 EXACT = 'input_precision="ieee"'
+FULL = "max_num_imprecise_acc=32"
+"""Sums over products of eight bits: tensor cores keep fourteen digits of them, so they are added up in f32 after each
+instruction. With 0 Triton would not use these tensor cores at all."""
 TRITON_TYPES = {
     "f64": "tl.float64",
     "f32": "tl.float32",
     "f16": "tl.float16",
     "bf16": "tl.bfloat16",
+    "f8": "tl.float8e4nv",
     "i64": "tl.int64",
     "i32": "tl.int32",
     "i16": "tl.int16",
@@ -79,7 +83,9 @@ class Reductions:
         free = tuple(x for t in (a, b) for x in t.axes if x != bound)
         first = a.code if a.axes[1] == bound else f"tl.trans({a.code})"
         second = b.code if b.axes[0] == bound else f"tl.trans({b.code})"
+        eight = not exact and "f8" in (self.facts[v].storage for v in pair)
         arguments = [first, second, *([accumulator] if accumulator else []), *([EXACT] if exact else [])]
+        arguments += [FULL] if eight and accumulator else []
         return Text(f"tl.dot({', '.join(arguments)})", free)
 
     def _converted(self, left: Var, right: Var) -> tuple[Text, Text, bool]:

@@ -30,7 +30,8 @@ class Statements:
         self.usage = usage(env.kernel)
         self.addresses = Addresses(env, [Scope(frozenset(env.kernel.grid))], wide)
         self.reductions = Reductions(env)
-        halves = {a.dtype for a in env.kernel.arguments} & HALF
+        halves = {a.dtype for a in env.kernel.arguments if a.mode == "in"} & HALF
+        halves = halves or {a.dtype for a in env.kernel.arguments} & HALF
         self.half = frozenset(halves if len(halves) == 1 else ())
         self.settled: list[str] = []
         self.anchors: list[str] = []

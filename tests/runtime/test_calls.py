@@ -59,7 +59,7 @@ help: reshape slope; a dimension of extent 1 broadcasts""",
     ),
     "dtype of q": (
         {"q": torch.zeros(2, 4, 5, 8, dtype=torch.int32)},
-        """error[E202]: `q` has dtype torch.int32; attention runs on f16, bf16, f32, f64
+        """error[E202]: `q` has dtype torch.int32; attention runs on f16, bf16, f32, f64, f8
 help: convert q, k and v, for example q.to(torch.float32)""",
     ),
     "mixed dtypes": (

@@ -32,7 +32,7 @@ def inputs(case: Race, program: Program, device: str) -> tuple[Tensors, dict[str
     from attnc.testing.inputs import complete_sizes, make_inputs
 
     sizes = complete_sizes(program, case.sizes)
-    tensors = make_inputs(program, sizes, torch_dtype("bf16"), device=device)
+    tensors = make_inputs(program, sizes, torch_dtype("bf16"), device=device, drawn_there=True)
     if case.smooth:
         tensors = {n: _smoothed(t) if n not in "qkv" and t.dim() == 3 else t for n, t in tensors.items()}
     return tensors, sizes
@@ -42,13 +42,12 @@ def _smoothed(like: torch.Tensor) -> torch.Tensor:
     """A table of this shape made of six waves per head, which has rank 12, and noise of a thousandth."""
     import torch
 
-    generator = torch.Generator().manual_seed(2)
+    device = like.device
+    generator = torch.Generator(device).manual_seed(2)
     heads, rows, columns = like.shape
-    size = torch.randn(heads, 6, generator=generator).to(like.device)
-    difference = (
-        torch.arange(rows, device=like.device)[:, None] / rows - torch.arange(columns, device=like.device) / columns
-    )
-    table = torch.randn(like.shape, generator=generator).to(like.device) * 1e-3
+    size = torch.randn(heads, 6, generator=generator, device=device)
+    difference = torch.arange(rows, device=device)[:, None] / rows - torch.arange(columns, device=device) / columns
+    table = torch.randn(like.shape, generator=generator, device=device) * 1e-3
     for k in range(6):
         table += size[:, k, None, None] * torch.cos((k + 1) * torch.pi * difference)
     return table.to(like.dtype)
