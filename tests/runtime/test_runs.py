@@ -24,8 +24,8 @@ from attnc.testing.inputs import complete_sizes, make_inputs
 from tests.masks import FAMILIES
 
 DOCUMENTS = "attention packed\ntensor doc: i32[B, N]\nmask = j <= i and doc[b, i] == doc[b, j]\n"
-NEIGHBOURS = f"attention near\n{FAMILIES['neighbourhood 2-D'].text}\n"
-PER_HEAD = "attention per_head\ntensor reach: i32[H]\nmask = abs(i - j) < reach[h] and (i - j) % 3 == 0\n"
+NEIGHBOURS = f"attention near\n{FAMILIES['neighbourhood 2-D, wrapped'].text}\n"
+PER_HEAD = "attention per_head\ntensor reach: i32[H]\nmask = abs(i - j) < reach[h] and i & 21 == j & 21\n"
 DENSE = DOCUMENTS.replace("j <= i", "allowed[i, j]").replace("mask", "tensor allowed: bool[M, N]\nmask")
 OPAQUE = DENSE.replace("allowed[i, j]", "allowed[i, j // 2]")
 PEAK = DOCUMENTS + "observe peak = max[j](s)\n"
