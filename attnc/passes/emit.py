@@ -204,7 +204,7 @@ class Emitter(Values):
         across = self.spread(allowed) - {axis}
         seen: Node = allowed
         if across:
-            key = raw_call("seen", (allowed,), "b")
+            key = raw_call("seen", (allowed, axis_node(axis)), "b")
             if key not in block.values:
                 (outer,) = across
                 weights = var(self.name(key, "any", inside=True), allowed.axes)

@@ -21,7 +21,7 @@ from attnc.ir.walk import postorder
 def find_turned(layout: Layout) -> dict[str, Tile]:
     """Second copies of loaded tiles, by variable: those that a product in a loop would transpose each time."""
     out: dict[str, Tile] = {}
-    for s in statements(layout.kernel.body):
+    for s in (*statements(layout.kernel.body), *layout.unselected.values()):
         plan = None if isinstance(s, Loop | Each) else matrix_product(layout, s, frozenset())
         if plan is None or not plan.packed or id(s) in layout.pairs_of or plan.vectors.name in out:
             continue

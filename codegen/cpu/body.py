@@ -11,6 +11,7 @@ from attnc.codegen.cpu.layout import Layout, Mentions, Pack, reads, written
 from attnc.codegen.cpu.matrix import MatrixPlan, MatrixProduct, matrix_product
 from attnc.codegen.cpu.nest import Nest
 from attnc.codegen.cpu.packs import packs_of
+from attnc.codegen.cpu.selected import Selected
 from attnc.codegen.cpu.segments import NestStmt, shape
 from attnc.codegen.cpu.storage import Trace
 from attnc.codegen.cpu.transfer import Transfer, affine
@@ -30,6 +31,7 @@ class Body:
         self.scalars: frozenset[str] = frozenset()
         self.mentions = Mentions(layout.kernel)
         self.temporaries: set[str] = set()
+        self.every: dict[tuple[int, str], str] = {}
         self.current: tuple[Stmt, ...] = ()
         self.trace = Trace()
 
@@ -133,6 +135,8 @@ class Body:
                 return affine(self.layout, s.value.index, self.scalars) is None
             case Scatter():
                 return True
+            case Assign() if s.target.name in self.layout.selected:
+                return False
             case _:
                 return (
                     matrix_product(self.layout, s, self.scalars) is None
@@ -196,7 +200,8 @@ class Body:
                 self.out.note(s.note)
                 subscripts = affine(self.layout, s.value.index, self.scalars)
                 assert subscripts is not None
-                if s.target.name not in self.layout.packed_only:
+                here = id(self.current), s.target.name
+                if s.target.name not in self.layout.packed_only and here not in self.layout.packed_here:
                     self._transfer().read(self.layout.tiles[s.target.name], s.value.tensor, subscripts)
                 if (turned := self.layout.turned.get(s.target.name)) is not None:
                     self._transfer().read(turned, s.value.tensor, subscripts)
@@ -207,22 +212,54 @@ class Body:
                 subscripts = affine(self.layout, s.index, self.scalars)
                 assert subscripts is not None and isinstance(s.value, Var)
                 self._transfer().write(self.layout.tiles[s.value.name], s.tensor, subscripts)
+            case Assign() if s.target.name in self.layout.selected:
+                self._select(s, self.layout.selected[s.target.name])
+            case Assign() | Accumulate() if id(s) in self.layout.unselected:
+                self._unless_all_seen(s, self.layout.unselected[id(s)])
             case Assign() | Accumulate():
                 if (rows := across(self.layout, s, self.scalars)) is not None:
                     print_across(self.layout, self.needs, self.out, s, rows)
                     return
-                plan = matrix_product(self.layout, s, self.scalars)
-                assert plan is not None
-                if isinstance(s, Assign) and id(s) in self.layout.in_memory:
-                    self._in_memory(s, plan, self.layout.in_memory[id(s)])
-                    return
-                MatrixProduct(self.layout, self.needs, self.positions, self.out).print(s, plan)
+                self._product(s, s)
             case AddTo():
                 if not any(s is added for added in self.layout.in_memory.values()):
                     self.out.note(s.note)
                     self._add(s)
             case _:
                 raise TypeError(f"cannot print {s}")
+
+    def _product(self, s: Assign | Accumulate, printed: Assign | Accumulate) -> None:
+        """A matrix product; `printed` is what it multiplies."""
+        plan = matrix_product(self.layout, printed, self.scalars)
+        assert plan is not None
+        if isinstance(printed, Assign) and id(s) in self.layout.in_memory:
+            self._in_memory(printed, plan, self.layout.in_memory[id(s)])
+            return
+        MatrixProduct(self.layout, self.needs, self.positions, self.out).print(printed, plan)
+
+    def _select(self, s: Assign, selected: Selected) -> None:
+        """A copy without the rows that are not seen, where there are any."""
+        key = id(self.current), selected.seen.name
+        seen = self.layout.tiles[selected.seen.name]
+        if key not in self.every:
+            self.needs.add("all_above_zero")
+            self.every[key] = self.layout.names.fresh(f"all_{selected.seen.name}")
+            count = self.layout.count(next(iter(selected.seen.axes)))
+            self.out.line(f"const bool {self.every[key]} = all_above_zero({seen.array}, {count});")
+        with self.out.block(f"if (!{self.every[key]})"):
+            outside = {selected.source.name, selected.seen.name, s.target.name}
+            Nest(self.layout, self.needs, self.positions, self.scalars, outside, self.out, self._touch).print([s])
+        self.trace.unit += 1
+
+    def _unless_all_seen(self, s: Assign | Accumulate, other: Assign | Accumulate) -> None:
+        """A product with what was loaded where every row is seen."""
+        used = [x for x in self.layout.selected.values() if x.target.name in reads(s)]
+        for x in used:
+            self.trace.note(self.current, x.source.name)
+        with self.out.block(f"if ({' && '.join(self.every[id(self.current), x.seen.name] for x in used)})"):
+            self._product(s, other)
+        with self.out.block("else"):
+            self._product(s, s)
 
     def _add(self, s: AddTo) -> None:
         subscripts = affine(self.layout, s.index, self.scalars)

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from attnc.codegen.cpu.names import Names
 from attnc.codegen.tile import Accumulate, AccumulateAt, AddTo, Assign, Each, Kernel, Lane, Loop, Scatter, Stmt, Store
 from attnc.ir.node import Add, Axis, Call, Const, Iverson, Load, Max, Node, Prod, Size, Sum, Var
 from attnc.ir.walk import postorder
+
+if TYPE_CHECKING:
+    from attnc.codegen.cpu.selected import Selected
 
 Element = Literal["f", "i", "w", "b"]
 """f real; i lane integer (32 bits beside f32); w 64-bit integer; b truth value."""
@@ -89,6 +92,11 @@ class Layout:
         self.turned: dict[str, Tile] = {}
         self.in_memory: dict[int, AddTo] = {}
         """See `attnc.codegen.cpu.added`."""
+        self.selected: dict[str, Selected] = {}
+        self.unselected: dict[int, Assign | Accumulate] = {}
+        """See `attnc.codegen.cpu.selected`: variables, and by identity what products of them are without selection."""
+        self.packed_here: set[tuple[int, str]] = set()
+        """Variables that only packed products read, by statement list."""
         self._ranges: dict[str, int] = {}
         self.writes: dict[str, int] = {}
         self._reserve()

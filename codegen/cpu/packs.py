@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from attnc.codegen.cpu.layout import Form, Layout, Mentions, Pack, Tile, reads
 from attnc.codegen.cpu.matrix import MatrixPlan, matrix_product
+from attnc.codegen.cpu.selected import products
 from attnc.codegen.cpu.transfer import affine
 from attnc.codegen.tile import Accumulate, AccumulateAt, Assign, Each, Loop, Stmt, statements
 from attnc.ir.node import Load, Max, Sum
@@ -20,7 +21,9 @@ def find_packs(layout: Layout) -> None:
     """Fill `layout.pairs_of`, `layout.packs` and `layout.packed_only`, for a target that multiplies pairs of bf16."""
     packs, carried = layout.packs, Mentions(layout.kernel).carried
     by_products: dict[str, int] = {}
-    for s, scalars in _with_scalars(layout.kernel.body, frozenset()):
+    alternatives = {id(s) for s in layout.unselected.values()}
+    here: dict[tuple[int, str], int] = {}
+    for body, s, scalars in _with_scalars(layout, layout.kernel.body, frozenset()):
         plan = matrix_product(layout, s, scalars)
         if plan is None or plan.m is None or plan.broadcast.name in carried or not _fits(layout, plan, scalars):
             continue
@@ -36,12 +39,21 @@ def find_packs(layout: Layout) -> None:
                 packs[key] = pack = Pack(tile.name, form, plan.depth, other, array)
                 if form == "rows":
                     layout.left(pack), layout.source(pack)
+            if id(s) in alternatives:
+                continue
             by_products[tile.name] = by_products.get(tile.name, 0) + 1
+            here[id(body), tile.name] = here.get((id(body), tile.name), 0) + 1
     all_reads: dict[str, int] = {}
     for s in statements(layout.kernel.body):
         for name in reads(s):
             all_reads[name] = all_reads.get(name, 0) + 1
     layout.packed_only = {n for n, c in by_products.items() if _is_read(layout, n) and all_reads[n] == c}
+    for body in {id(b): b for b, _, _ in _with_scalars(layout, layout.kernel.body, frozenset())}.values():
+        loaded = [s.target.name for s in body if isinstance(s, Assign) and isinstance(s.value, Load)]
+        for n in loaded:
+            count = sum(n in reads(s) for s in body)
+            if here.get((id(body), n)) == count and _is_read(layout, n) and n not in carried:
+                layout.packed_here.add((id(body), n))
 
 
 def packs_of(layout: Layout, name: str) -> list[Pack]:
@@ -49,12 +61,14 @@ def packs_of(layout: Layout, name: str) -> list[Pack]:
     return [p for p in layout.packs.values() if p.name == name]
 
 
-def _with_scalars(body: tuple[Stmt, ...], scalars: frozenset[str]) -> Iterator[tuple[Stmt, frozenset[str]]]:
-    for s in body:
+def _with_scalars(
+    layout: Layout, body: tuple[Stmt, ...], scalars: frozenset[str]
+) -> Iterator[tuple[tuple[Stmt, ...], Stmt, frozenset[str]]]:
+    for s in products(layout, body):
         if isinstance(s, Loop | Each):
-            yield from _with_scalars(s.body, scalars | {s.axis} if isinstance(s, Each) else scalars)
+            yield from _with_scalars(layout, s.body, scalars | {s.axis} if isinstance(s, Each) else scalars)
         else:
-            yield s, scalars
+            yield body, s, scalars
 
 
 def _fits(layout: Layout, plan: MatrixPlan, scalars: frozenset[str]) -> bool:

@@ -19,6 +19,7 @@ from attnc.codegen.cpu.expression import Expressions, Value
 from attnc.codegen.cpu.layout import ALIGN, C_ELEMENT, C_TENSOR, SIZE_LIMIT, Layout
 from attnc.codegen.cpu.packs import find_packs
 from attnc.codegen.cpu.sections import sections
+from attnc.codegen.cpu.selected import find_selected
 from attnc.codegen.cpu.storage import shared_rooms
 from attnc.codegen.tile import Assign, Kernel, Loop, statements, verify
 from attnc.ir.node import Node, Size, Var
@@ -71,6 +72,7 @@ class KernelPrinter:
         self.shared: dict[str, str] = {}
         self.layout = Layout(kernel, block_lengths(kernel))
         find_aliases(self.layout)
+        find_selected(self.layout)
         if pairs and kernel.real == "f32":
             find_packs(self.layout)
         self.layout.turned = find_turned(self.layout)

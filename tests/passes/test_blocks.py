@@ -75,7 +75,7 @@ def test_values_and_gradients(case: str, backend: str) -> None:
 def test_two_levels_take_the_passes_of_one() -> None:
     op = attnc.compile(EXAMPLES / "gallery" / "landmark.attn")
     assert tuple(len(p.passes) for p in driver.plans(op.program)) == (1, 2)
-    kernels = driver.all_kernels(op.program)
+    kernels = [k for k in driver.all_kernels(op.program) if any(lane.role == "inner" for lane in k.lanes)]
     assert kernels and all(k.fixed == {"j": 64} == {"j": k.blocks["j"]} for k in kernels)
 
 

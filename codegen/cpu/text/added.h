@@ -28,3 +28,10 @@ static void rows_of_weights(bf16 *to, int64_t to_row, const real *from, int64_t 
             put(to + k, (pairs)x);
         }
 }
+
+//@ all_above_zero: vectors
+static inline bool all_above_zero(const real *x, int64_t count) {
+    for (int64_t l = 0; l < count; ++l)
+        if (!(x[l] > real(0))) return false;
+    return true;
+}
