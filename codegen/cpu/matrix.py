@@ -87,12 +87,16 @@ class MatrixProduct:
             b = vectors if plan.packed else self._at(plan.vectors, tuple(shift))
             m, array = plan.m, plan.broadcast.array
             steps = layout.aliases.get(plan.broadcast.name, {})
-            rows = "1" if m is None else layout.count(m)
-            c_row, a_row = ("0", "0") if m is None else (layout.step(target, m), layout.step(plan.broadcast, m))
+            a_step, end = layout.step(plan.broadcast, plan.depth), "true" if isinstance(s, Accumulate) else "false"
+            if m is None:
+                self.needs.add("product_of_row")
+                sizes = f"{layout.padded(plan.n)}, {layout.count(plan.depth)}"
+                self.out.line(f"product_of_row({c}, {a}, {a_step}, {b}, {row}, {sizes}, {end});")
+                return
             self.out.line(
-                f"product({c}, {c_row}, {a}, {a_row}, {layout.step(plan.broadcast, plan.depth)}, {b}, {row}, {rows}, "
-                f"{layout.padded(plan.n)}, {layout.count(plan.depth)}, "
-                f"{'true' if isinstance(s, Accumulate) else 'false'}{self._ahead(plan, array, steps)});"
+                f"product({c}, {layout.step(target, m)}, {a}, {layout.step(plan.broadcast, m)}, {a_step}, {b}, {row}, "
+                f"{layout.count(m)}, {layout.padded(plan.n)}, {layout.count(plan.depth)}, "
+                f"{end}{self._ahead(plan, array, steps)});"
             )
 
     def _ahead(self, plan: MatrixPlan, array: str, steps: Mapping[str, str]) -> str:
