@@ -264,8 +264,20 @@ DRIVER = """\
 // c[m, n] (+)= sum over k < depth of a[m, k] b[k, n] for packed b. Up to 15 rows of c beyond `rows` are written.
 static void product_of_pairs(real *c, int64_t c_row, Left a, const bf16 *b, int64_t b_row, int64_t rows, int64_t lanes,
                              int64_t depth, bool accumulate, Ahead ahead = {}) {
+    int64_t n = 0;
+    if (!has_tiles && rows >= 20)  // shared out evenly, rows come in fives and sixes
+        for (; n + 64 <= lanes; n += 64) {
+            real *at = c + n;
+            const bf16 *left = a.at;
+            for (int64_t pieces = (rows + 5) / 6, rest = rows; pieces > 0; --pieces) {
+                const int64_t taken = (rest + pieces - 1) / pieces;
+                if (taken == 6) pairs_6x4(at, c_row, left, a.row, a.step, b + 2 * n, b_row, depth, accumulate);
+                else pairs_5x4(at, c_row, left, a.row, a.step, b + 2 * n, b_row, depth, accumulate);
+                rest -= taken, at += taken * c_row, left += taken * a.row;
+            }
+        }
     if (lanes > 2 * W) ahead = {};  // each number read is used so often that memory can wait
-    for (int64_t n = 0; n < lanes; n += 32, ahead = {}) {
+    for (; n < lanes; n += 32, ahead = {}) {
         const bool wide = n + 32 <= lanes;
         real *at = c + n;
         const bf16 *left = a.at, *right = b + 2 * n;
@@ -320,6 +332,8 @@ SECTION: dict[str, tuple[tuple[str, ...], str]] = {
     "exp2_of_weight": (("exp2",), EXP2),
     "product_of_pairs": (
         ("pairs", "ahead"),
-        "\n".join([PRODUCT, LEFT, INSTRUCTIONS, micro_kernel(8, 2), micro_kernel(8, 1), DRIVER]),
+        "\n".join(
+            [PRODUCT, LEFT, INSTRUCTIONS, *(micro_kernel(m, n) for m, n in ((8, 1), (8, 2), (5, 4), (6, 4))), DRIVER]
+        ),
     ),
 }

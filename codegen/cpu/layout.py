@@ -88,7 +88,7 @@ class Layout:
         self.packs: dict[tuple[str, Form, str], Pack] = {}
         self.packed_only: set[str] = set()
         self.sources: dict[str, tuple[str, dict[str, str]]] = {}
-        """Where the printer is: where broadcast operands of bf16 lie in their tensors, with the steps along each axis."""
+        """Where the printer is: where broadcast operands of bf16 lie in their tensors, and the steps along the axes."""
         self.turned: dict[str, Tile] = {}
         self.in_memory: dict[int, AddTo] = {}
         """See `attnc.codegen.cpu.added`."""

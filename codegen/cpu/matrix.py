@@ -88,13 +88,17 @@ class MatrixProduct:
             b = vectors if plan.packed else self._at(plan.vectors, tuple(shift))
             m, array = plan.m, plan.broadcast.array
             steps = layout.aliases.get(plan.broadcast.name, {})
-            rows = "1" if m is None else layout.count(m)
-            c_row, a_row = ("0", "0") if m is None else (layout.step(target, m), layout.step(plan.broadcast, m))
-            c, c_row = into or (c, c_row)
+            a_step, end = layout.step(plan.broadcast, plan.depth), "true" if adds else "false"
+            if m is None:
+                self.needs.add("product_of_row")
+                sizes = f"{layout.padded(plan.n)}, {layout.count(plan.depth)}"
+                self.out.line(f"product_of_row({c}, {a}, {a_step}, {b}, {row}, {sizes}, {end});")
+                return
+            c, c_row = into or (c, layout.step(target, m))
             self.out.line(
-                f"product({c}, {c_row}, {a}, {a_row}, {layout.step(plan.broadcast, plan.depth)}, {b}, {row}, {rows}, "
-                f"{layout.padded(plan.n)}, {layout.count(plan.depth)}, "
-                f"{'true' if adds else 'false'}{self._ahead(plan, array, steps)});"
+                f"product({c}, {c_row}, {a}, {layout.step(plan.broadcast, m)}, {a_step}, {b}, {row}, "
+                f"{layout.count(m)}, {layout.padded(plan.n)}, {layout.count(plan.depth)}, "
+                f"{end}{self._ahead(plan, array, steps)});"
             )
 
     def _ahead(self, plan: MatrixPlan, array: str, steps: Mapping[str, str]) -> str:

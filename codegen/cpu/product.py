@@ -126,7 +126,21 @@ _KERNELS = "\n".join(
     ]
 )
 
+_ROW = """\
+// The same for one row, which is read once. Sums are taken 16 terms at a time: sums of sums are more accurate.
+static void product_of_row(real *c, const real *a, int64_t a_step, const real *b, int64_t b_row, int64_t lanes,
+                           int64_t depth, bool accumulate) {
+    int64_t k = 0;
+    do {
+        const int64_t taken = least(16, depth - k);
+        product(c, 0, a + k * a_step, 0, a_step, b + k * b_row, b_row, 1, lanes, taken, accumulate || k > 0);
+        k += taken;
+    } while (k < depth);
+}
+"""
+
 SECTION: dict[str, tuple[tuple[str, ...], str]] = {
     "ahead": (("vectors",), AHEAD),
+    "product_of_row": (("product",), _ROW),
     "product": (("ahead",), _KERNELS + "\n" + _choice((4, 2, 1)) + "\n" + _DISPATCH),
 }

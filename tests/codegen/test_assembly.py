@@ -13,6 +13,7 @@ import pytest
 from attnc import driver
 from attnc.codegen.cpu.printer import print_unit
 from attnc.runtime.toolchain import FLAGS, find
+from attnc.testing import peak
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MANY = 16
@@ -100,3 +101,13 @@ def test_sums_stay_in_registers(name: str, machine: str, tmp_path: Path) -> None
     assert full
     if pairs and name != "gla":
         assert any("vdpbf16ps" in p for x in full for p in x.products)
+
+
+@pytest.mark.parametrize(
+    ("machine", "sums"), [("haswell", {12}), ("x86-64-v4", {12}), ("sapphirerapids", {12, 16})], ids=str
+)
+def test_peaks_are_measured_with_separate_sums(machine: str, sums: set[int], tmp_path: Path) -> None:
+    """A compiler that sees equal sums keeps one of them, and its loop runs at the latency of an addition."""
+    found = innermost(assembly(peak.SOURCE, machine, tmp_path))
+    assert {len(x.products) for x in found if x.products} == sums
+    assert not any(x.on_stack for x in found if x.products)

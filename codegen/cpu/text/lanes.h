@@ -285,10 +285,13 @@ template <int n> static inline real largest_of_lanes(typename Lanes<n>::type x) 
     if constexpr (n > 4) {
         const auto low = half<n>(x, 0), high = half<n>(x, 1);
         return largest_of_lanes<n / 2>((low > high) | (low != low) ? low : high);  // NaN on either side stays
+    } else if constexpr (n == 4) {
+        const auto across = __builtin_shufflevector(x, x, 2, 3, 0, 1);
+        x = (x > across) | (x != x) ? x : across;
+        const auto beside = __builtin_shufflevector(x, x, 1, 0, 3, 2);
+        return real(((x > beside) | (x != x) ? x : beside)[0]);
     } else {
-        real best = x[0];
-        for (int l = 1; l < n; ++l) best = maximum(best, real(x[l]));
-        return best;
+        return maximum(real(x[0]), real(x[1]));
     }
 }
 // The maximum of `count` neighbours, -inf of none.
