@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from attnc.codegen.tile import Kernel, Lane, Loop
+from attnc.codegen.tile import Each, Kernel, Lane, Loop, statements
 from attnc.codegen.triton.parameters import evaluate, padded
 from attnc.codegen.triton.pressure import BUDGETS, FALLBACK, Budget, Load, load_of
+from attnc.codegen.triton.sinking import is_unrolled
 from attnc.codegen.triton.table import Entry, committed
 
 
@@ -78,6 +79,12 @@ def candidates(kernel: Kernel, sizes: Mapping[str, int], target: str) -> tuple[C
         [*first, *fitting[:CHOICES], *smallest, *(_last_resort(fitting, rungs) if kernel.longest else [])]
     )
     return tuple(listed) or (Configuration(capped(kernel, sizes, {x.axis: 16 for x in kernel.lanes}), 4, 1),)
+
+
+def _walks(kernel: Kernel) -> bool:
+    """Whether a loop over blocks holds a loop over single channels."""
+    inside = (t for s in statements(kernel.body) if isinstance(s, Loop) for t in statements(s.body))
+    return any(isinstance(t, Each) and not is_unrolled(t) for t in inside)
 
 
 def _last_resort(
