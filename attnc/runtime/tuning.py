@@ -13,7 +13,7 @@ import json
 import os
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -140,7 +140,7 @@ _open: list[Session] = []
 
 
 @contextlib.contextmanager
-def session(choose: Choose, clock: Clock) -> Iterator[Session]:
+def session(choose: Choose, clock: Clock) -> Generator[Session]:
     """A session for the kernels that are launched within, from any thread."""
     made = Session(choose, clock)
     _open.append(made)

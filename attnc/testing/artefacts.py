@@ -15,7 +15,7 @@ from attnc.codegen.tile import Loop as TileLoop
 from attnc.codegen.triton.configuration import HARMLESS
 from attnc.codegen.triton.facts import HALF
 from attnc.codegen.triton.parameters import evaluate, padded, paddings
-from attnc.codegen.triton.statements import is_unrolled
+from attnc.codegen.triton.sinking import is_unrolled
 from attnc.ir.node import Sum
 from attnc.runtime.triton_aot import SHARED_LIMITS, Artefact
 from attnc.testing.listing import Loop, loops

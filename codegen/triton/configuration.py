@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from attnc.codegen.tile import Kernel, Lane, Loop
+from attnc.codegen.tile import Each, Kernel, Lane, Loop, statements
 from attnc.codegen.triton.parameters import evaluate, padded
 from attnc.codegen.triton.pressure import BUDGETS, FALLBACK, Budget, Load, load_of
+from attnc.codegen.triton.sinking import is_unrolled
 from attnc.codegen.triton.table import Entry, committed
 
 
@@ -72,17 +73,34 @@ def candidates(kernel: Kernel, sizes: Mapping[str, int], target: str) -> tuple[C
         fitting = [c for _, c in sorted(found, key=lambda x: x[0])]
     measured = committed(kernel, sizes, target)
     first = [] if measured is None else [_measured(kernel, sizes, measured)]
-    held = [c for pressure, c, _ in rungs if pressure <= 1]
-    smallest = held[-1:] if load.exact else []  # operands in f32 stay in registers; the rule says little of how many
-    listed = _distinct(
-        [*first, *fitting[:CHOICES], *smallest, *(_last_resort(fitting, rungs) if kernel.longest else [])]
-    )
+    listed = _distinct([*first, *fitting[: _count(kernel)], *_last(kernel, load, fitting, rungs)])
     return tuple(listed) or (Configuration(capped(kernel, sizes, {x.axis: 16 for x in kernel.lanes}), 4, 1),)
 
 
-def _last_resort(
-    fitting: Sequence[Configuration], rungs: Sequence[tuple[float, Configuration, bool]]
-) -> list[Configuration]:
+def _count(kernel: Kernel) -> int:
+    """How many fitting candidates to try: more where loops walk over channels, since the rule does not see what they
+    hold."""
+    return MOST - 2 if _walks(kernel) else CHOICES
+
+
+Rung = tuple[float, Configuration, bool]
+"""How much a configuration holds, the configuration, and whether warps would repeat each other's work."""
+
+
+def _last(kernel: Kernel, load: Load, fitting: Sequence[Configuration], rungs: Sequence[Rung]) -> list[Configuration]:
+    """What is tried if all else spills. Operands in f32 stay in registers, and the rule says little of how many; where
+    blocks are kept short, a few warps may have to hold what more could share."""
+    held = [c for pressure, c, _ in rungs if pressure <= 1]
+    return [*(held[-1:] if load.exact else []), *(_shared_rows(fitting, rungs) if kernel.longest else [])]
+
+
+def _walks(kernel: Kernel) -> bool:
+    """Whether a loop over blocks holds a loop over single channels."""
+    inside = (t for s in statements(kernel.body) if isinstance(s, Loop) for t in statements(s.body))
+    return any(isinstance(t, Each) and not is_unrolled(t) for t in inside)
+
+
+def _shared_rows(fitting: Sequence[Configuration], rungs: Sequence[Rung]) -> list[Configuration]:
     """The largest and the smallest tile of as many rows, where short blocks leave room for few warps and more of them
     would share those rows: repeating some work costs less than spilling what is accumulated."""
     most = max((c.num_warps for c in fitting), default=0)
@@ -126,10 +144,8 @@ def _lengths(kernel: Kernel, blocks: Mapping[str, int], outer: int, inner: int) 
     return found.get("outer", outer), found.get("inner", inner)
 
 
-def _rungs(
-    kernel: Kernel, sizes: Mapping[str, int], target: str, load: Load, budget: Budget
-) -> Iterator[tuple[float, Configuration, bool]]:
-    """Every rung of the ladder, how much it holds, and whether warps would repeat each other's work."""
+def _rungs(kernel: Kernel, sizes: Mapping[str, int], target: str, load: Load, budget: Budget) -> Iterator[Rung]:
+    """Every rung of the ladder."""
     lanes = 64 if target.startswith("gfx") else 32
     fixed = {x.role: kernel.fixed[x.axis] for x in kernel.lanes if x.axis in kernel.fixed}
     for outer, inner, warps in LADDER:

@@ -9,13 +9,11 @@ from attnc.codegen.triton.environment import REAL, Environment
 from attnc.codegen.triton.facts import HALF, Fact, has_shared, sources, usage, zero_lanes
 from attnc.codegen.triton.parameters import COUNTER
 from attnc.codegen.triton.product import TRITON_TYPES, Reductions
+from attnc.codegen.triton.sinking import is_unrolled, sunk
 from attnc.codegen.triton.text import SUM, Text
 from attnc.ir.construct import is_const
-from attnc.ir.node import Axis, Const, Iverson, Load, Max, Node, Sum, Var
+from attnc.ir.node import Axis, Iverson, Load, Max, Node, Sum, Var
 from attnc.ir.walk import postorder
-
-UNROLLED = 4
-"""Channels of an `Each` that are written out by the compiler: only loops without loops inside are pipelined."""
 
 
 class Statements:
@@ -37,8 +35,9 @@ class Statements:
         self.anchors: list[str] = []
 
     def kernel(self) -> None:
-        """The whole body. Addresses that only the end needs are computed there, to occupy no registers until then."""
-        body = self.env.kernel.body
+        """The whole body. Values and addresses that only the end needs are computed there, to occupy no registers
+        until then."""
+        body = sunk(self.env.kernel.body)
         end = max((k + 1 for k, s in enumerate(body) if isinstance(s, Loop | Each)), default=0)
         self._block(body[:end])
         self._scoped(Scope(frozenset(self.env.kernel.grid)), body[end:])
@@ -284,12 +283,3 @@ class Statements:
         self.out.note(f"0, but not for the compiler: nothing below is hoisted out of the loop over {name}")
         self.out.line(f"{zero} = tl.minimum({name}, 0)")
         self.anchors.append(zero)
-
-
-def is_unrolled(s: Each) -> bool:
-    """Whether a loop over single channels is known to be short."""
-    match s.start, s.stop:
-        case Const(value=first), Const(value=last):
-            return int(last) - int(first) <= UNROLLED
-        case _:
-            return False

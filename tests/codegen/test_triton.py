@@ -16,6 +16,7 @@ from torch import Tensor
 from attnc.codegen.tile import Accumulate, AccumulateAt, Argument, Assign, Each, Kernel, Loop, Scatter, Store
 from attnc.codegen.triton.configuration import Configuration, candidates
 from attnc.codegen.triton.printer import print_kernel
+from attnc.codegen.triton.sinking import sunk
 from attnc.ir.construct import ZERO, add, axis, call, const, iverson, load, mul, size, sub, var
 from attnc.ir.node import Node
 from attnc.runtime.triton_aot import Artefact, aot
@@ -408,6 +409,25 @@ def test_half_operands_stay_half(interpreter: Interpreter) -> None:
     found = interpreter.run(kernel, {"x": rows, "y": columns, "out": poison(20, 16)}, sizes, blocks(kernel), source)
     exact = (rows.double() @ columns.double().T).exp() @ columns.double()
     assert torch.allclose(found["out"].double(), exact, atol=5e-3)
+
+
+def test_what_only_the_end_needs_is_computed_there() -> None:
+    """x is read in the loop, y and what is made from it behind; z feeds the loop through w."""
+    x, y, z, w, total, late = (var(n, "i") for n in ("x", "y", "z", "w", "total", "late"))
+    body = (
+        Assign(y, load("y", (i,))),
+        Assign(late, mul(y, const(2.0))),
+        Assign(z, load("z", (i,))),
+        Assign(w, mul(z, z)),
+        Assign(x, load("x", (i,))),
+        Assign(total, ZERO),
+        Loop("j", const(0), N, True, (Accumulate(total, mul(x, w)),)),
+        Store("out", (i,), add(total, late, x)),
+    )
+    found = sunk(body)
+    assert [getattr(s, "target", None) for s in found] == [z, w, x, total, None, y, late, None]
+    assert set(found) == set(body)
+    assert sunk(body[:6]) == body[:6]
 
 
 def test_the_longest_loops_come_first() -> None:

@@ -93,15 +93,12 @@ def test_scatter(spread: Spread, tmp_path: Path) -> None:
     assert torch.equal(bins[:, 0], values)
 
 
-@pytest.mark.parametrize("name", ["forward", "columns"])
-def test_compiled_offsets(name: str, tmp_path: Path) -> None:
-    """Every offset of a block of addresses has 64 bits, and no more than that has when tensors are short."""
-    columns = replace(softmax_columns(dtype="bf16"), constants={"D": 64, "E": 64})
-    kernel = {"forward": softmax_forward(causal=True, dtype="bf16"), "columns": columns}[name]
+def test_compiled_offsets(tmp_path: Path) -> None:
+    """Every offset of a block of addresses has 64 bits; with short tensors some have fewer."""
+    kernel = replace(softmax_columns(dtype="bf16"), constants={"D": 64, "E": 64})
     for wide in (False, True):
         source = print_kernel(kernel, wide=wide)
-        text = aot(kernel, source, "sm_90", {"D": 64, "E": 64}, directory=tmp_path).listings["ttir"]
+        text = aot(kernel, source, "sm_80", {"D": 64, "E": 64}, directory=tmp_path).listings["ttir"]
         found = re.findall(r"tt\.addptr .*: tensor<\S+, tensor<\S*x(i32|i64)>", text)
-        planes = [bits for bits in found if bits == "i64"]
         assert len(found) >= 6
-        assert len(planes) == len(found) if wide else len(planes) < len(found)
+        assert (set(found) == {"i64"}) is wide
