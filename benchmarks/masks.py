@@ -4,8 +4,8 @@
 
 First, planning: the time to find the blocks of 64 x 64 that a mask leaves, and the memory on top of what was held
 before, for the table of a row pass and of a column pass, beside PyTorch's `create_block_mask` for the same mask at a
-length that it finishes in seconds. Masks with loop bounds in closed form plan nothing; for them the table is
-made anyway (``disable="bounds"``), to show what it would cost. Each number is from a process of its own on one
+length that it finishes in seconds. Masks with loop bounds or ranges in closed form plan nothing; for some of them the
+table is made anyway (``disable="bounds"``), to show what it would cost. Each number is from a process of its own on one
 thread; times are processor time, the least of several rounds, since other programs on the machine only add to it.
 
 Second, a 256-key window beside full attention at the same length, medians of interleaved rounds: how much of the
@@ -32,15 +32,41 @@ if TYPE_CHECKING:
 HERE = Path(__file__).resolve().parent
 WINDOW, RADIUS, DOCUMENT = 1024, 3, 1000
 BLOCK = 64
+SIDE, FRAME = 1024, 1024
+GRID = f"""const side = {SIDE}
+let y = clamp(i // side, {RADIUS}, side - 1 - {RADIUS})
+let x = clamp(i % side, {RADIUS}, side - 1 - {RADIUS})
+"""
+VOLUME = f"""const width = 128
+const height = 64
+let z = i // (width * height)
+let y = clamp(i // width % height, {RADIUS}, height - 1 - {RADIUS})
+let x = clamp(i % width, {RADIUS}, width - 1 - {RADIUS})
+"""
+DILATED = 2
 SPECS = {
     "causal": "mask = j <= i",
     "window": f"mask = 0 <= i - j < {WINDOW}",
+    "dilated": f"mask = 0 <= i - j < {WINDOW} and (i - j) % 4 == 0",
+    "strided": "mask = j <= i and (i - j < 128 or j % 128 == 127)",
+    "power-of-two distances": "let t = i // 64 - j // 64\nmask = j <= i and (t < 5 or t & (t - 1) == 0 or j < 64)",
+    "radial": f"""const s = {FRAME}
+let t = abs(i // s - j // s)
+let reach = 1 << floor_log2(max(t, 1))
+let away = abs(i % s - j % s)
+mask = (away + 1) * reach <= s or (t % ((reach + s - 1) // s) == 0 and away == 0) or j < s""",
+    "2-D neighbourhood": f"{GRID}mask = abs(j // side - y) <= {RADIUS} and abs(j % side - x) <= {RADIUS}",
+    "dilated 2-D neighbourhood": f"""{GRID}
+let near = abs(j // side - y) <= {RADIUS * DILATED} and abs(j % side - x) <= {RADIUS * DILATED}
+mask = near and (i // side - j // side) % {DILATED} == 0 and (i % side - j % side) % {DILATED} == 0""",
+    "3-D neighbourhood": f"""{VOLUME}
+let near = abs(j // width % height - y) <= {RADIUS} and abs(j % width - x) <= {RADIUS}
+mask = 0 <= z - j // (width * height) <= {RADIUS} and near""",
     "documents": "tensor doc: i32[B, N]\nmask = j <= i and doc[b, i] == doc[b, j]",
-    "2-D neighbourhood": f"""const side = 1024
-let y = clamp(i // side, {RADIUS}, side - 1 - {RADIUS})
-let x = clamp(i % side, {RADIUS}, side - 1 - {RADIUS})
-mask = abs(j // side - y) <= {RADIUS} and abs(j % side - x) <= {RADIUS}""",
 }
+
+PLANNED = ("causal", "window", "2-D neighbourhood", "dilated 2-D neighbourhood", "documents")
+"""Masks whose table is made; the tables of some others take minutes."""
 
 
 def documents(length: int) -> Tensor:
@@ -72,6 +98,18 @@ def timed(run: Callable[[], object], rounds: int) -> dict[str, float]:
     return {"seconds": min(times), "megabytes": extra}
 
 
+def visited_by(name: str) -> dict[str, Any]:
+    """How the loops of the passes follow a mask."""
+    import attnc
+    from attnc import driver
+
+    program = attnc.compile(f"attention masked\n{SPECS[name]}\n").program
+    kernels = driver.all_kernels(program)
+    closed = all(k.runs is None for k in kernels)
+    text = "\n".join(str(d) for p in driver.plans(program) for d in p.decisions)
+    return {"closed": closed, "ranges": closed and "ranges of blocks in closed form" in text}
+
+
 def plan_once(name: str, inner: str, length: int, rounds: int) -> dict[str, Any]:
     """Planning a mask for passes that loop over `inner`."""
     import torch
@@ -83,7 +121,6 @@ def plan_once(name: str, inner: str, length: int, rounds: int) -> dict[str, Any]
 
     torch.set_num_threads(1)
     text = f"attention masked\n{SPECS[name]}\n"
-    closed = all(k.runs is None for k in driver.all_kernels(attnc.compile(text).program))
     kernels = driver.all_kernels(attnc.compile(text, disable="bounds").program)
     table = next(k.runs for k in kernels if k.runs is not None and k.runs.inner == inner)
     batch = tuple(a for a, _ in table.batch)
@@ -97,7 +134,7 @@ def plan_once(name: str, inner: str, length: int, rounds: int) -> dict[str, Any]
 
     doc = documents(length)
     run(4096)
-    return {"closed": closed, "length": length, **timed(lambda: run(length), rounds), "runs": run(length)}
+    return {"length": length, **timed(lambda: run(length), rounds), "runs": run(length)}
 
 
 def block_mask_once(name: str, length: int, rounds: int) -> dict[str, Any]:
@@ -118,6 +155,10 @@ def block_mask_once(name: str, length: int, rounds: int) -> dict[str, Any]:
             return (j <= i) & (doc[i] == doc[j])
         y = (i // side).clamp(RADIUS, length // side - 1 - RADIUS)
         x = (i % side).clamp(RADIUS, side - 1 - RADIUS)
+        if name == "dilated 2-D neighbourhood":
+            apart = (i // side - j // side) % DILATED + (i % side - j % side) % DILATED
+            near = ((j // side - y).abs() <= RADIUS * DILATED) & ((j % side - x).abs() <= RADIUS * DILATED)
+            return near & (apart == 0)
         return ((j // side - y).abs() <= RADIUS) & ((j % side - x).abs() <= RADIUS)
 
     def run(positions: int) -> None:
@@ -179,12 +220,15 @@ def in_process(*arguments: Any) -> dict[str, Any]:
 
 def measure(what: str, *arguments: Any) -> dict[str, Any]:
     runners: dict[str, Callable[..., dict[str, Any]]]
-    runners = {"plan": plan_once, "block_mask": block_mask_once, "window": window_once}
+    runners = {"plan": plan_once, "block_mask": block_mask_once, "form": visited_by, "window": window_once}
     return runners[what](*arguments)
 
 
 def line(name: str, row: dict[str, Any]) -> str:
-    parts = [f"| {name} | {'loop bounds' if row['forward']['closed'] else 'table'} "]
+    form = row["form"]
+    parts = [f"| {name} | {'ranges' if form['ranges'] else 'loop bounds' if form['closed'] else 'table'} "]
+    if "forward" not in row:
+        return parts[0] + "| " * 8 + "|"
     for direction in ("forward", "transposed"):
         got = row[direction]
         parts.append(f"| {got['seconds'] * 1e3:.0f} ms | {got['megabytes']:.0f} MB | {got['runs']:,} ")
@@ -228,11 +272,11 @@ def main() -> None:
     print("| mask | visited by | forward | memory | runs | transposed | memory | runs | create_block_mask | memory |")
     print("|---|---|--:|--:|--:|--:|--:|--:|--:|--:|")
     for name in given.masks.split(","):
-        row = {
-            "forward": in_process("plan", name, "j", given.length, given.rounds),
-            "transposed": in_process("plan", name, "i", given.length, given.rounds),
-            "create_block_mask": in_process("block_mask", name, given.peer_length, min(3, given.rounds)),
-        }
+        row = {"form": in_process("form", name)}
+        if name in PLANNED:
+            row["forward"] = in_process("plan", name, "j", given.length, given.rounds)
+            row["transposed"] = in_process("plan", name, "i", given.length, given.rounds)
+            row["create_block_mask"] = in_process("block_mask", name, given.peer_length, min(3, given.rounds))
         result["planning"][name] = row
         keep()
         print(line(name, row), flush=True)

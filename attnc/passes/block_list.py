@@ -93,9 +93,9 @@ def _in_parts(conditions: Sequence[Node], outer: str, inner: str, extent: Node) 
 
 def _inlined(r: Range, names: Names) -> Range:
     """A range without names, and with no end where it is empty, since its beginning is rounded down."""
-    full = (None if x is None else names.inlined(x) for x in (r.full_low, r.full_high))
+    full_low, full_high = (None if x is None else names.inlined(x) for x in (r.full_low, r.full_high))
     high = call("where", call("lt", r.low, r.high), r.high, ZERO)
-    return Range(names.inlined(r.low), names.inlined(high), *full, r.exact)
+    return Range(names.inlined(r.low), names.inlined(high), full_low, full_high, r.exact)
 
 
 def _part(choice: Sequence[Node], outer: str, inner: str, extent: Node, names: Names) -> Range | Series | None:

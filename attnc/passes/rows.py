@@ -124,7 +124,7 @@ def row_ranges(
     for a, b in lines(conditions, outer, inner):
         rewritten = b.rewritten(a.rewritten(conditions))
         rows = _rows(rewritten, a, b, extent, names)
-        fixed = {axis(a.row): var("outer_row", (), "i"), axis(b.row): var("inner_row", (), "i")}
+        fixed: dict[Node, Node] = {axis(a.row): var("outer_row", (), "i"), axis(b.row): var("inner_row", (), "i")}
         found = _in_row(replace(rewritten, fixed), a, b)
         if rows is None or found is None:
             continue

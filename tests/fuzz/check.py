@@ -18,11 +18,15 @@ from attnc.diagnostics.diagnostic import SpecError
 from attnc.diagnostics.source import Source
 from attnc.grammar.formatter import format_source
 from attnc.grammar.parser import parse
+from attnc.ir.dense import evaluate_nodes
+from attnc.ir.node import Call
 from attnc.ir.options import Options
 from attnc.ir.parser import parse_program
 from attnc.ir.printer import print_program
 from attnc.ir.program import Program
+from attnc.ir.sizes import evaluator
 from attnc.ir.verify import verify
+from attnc.ir.walk import postorder
 from attnc.passes.derive import gradient_program
 from attnc.passes.plan import Plan
 from attnc.runtime.backends import TiledBackend, kernel_backend
@@ -154,13 +158,29 @@ def _laid_out(value: Tensor, layout: int) -> Tensor:
 def compare(program: Program, backend: str, sizes: Mapping[str, int], seed: int) -> str:
     """Run one variant on one backend and compare it with the dense formula in float64."""
     if backend == "tiled":
-        return _compare(program, backend, sizes, seed)
+        try:
+            return _compare(program, backend, sizes, seed)
+        except Disagreement:
+            if _is_at_a_kink(program, sizes, seed):
+                return "at a kink"
+            raise
     try:
         return _compare(program, backend, sizes, seed)
     except Disagreement:
         # In float32 a rounding may move a value over a jump of the spec; a bug shows whatever the values are.
         _compare(program, backend, sizes, seed + 100)
         return _compare(program, backend, sizes, seed + 200)
+
+
+def _is_at_a_kink(program: Program, sizes: Mapping[str, int], seed: int) -> bool:
+    """Whether an absolute value is taken of what is 0 but for rounding, so that its slope is anyone's guess: scores
+    less the mean of a single one, say, whatever the tensors hold."""
+    nodes = postorder(program.roots())
+    bent = list(dict.fromkeys(n.args[0] for n in nodes if isinstance(n, Call) and n.fn in ("abs", "sign")))
+    extents = {a: int(evaluator(program.extent(a))(sizes)) for a in program.axes}
+    tensors = make_tensors(program, sizes, seed)
+    values = evaluate_nodes(bent, extents, tensors, sizes, dtype=torch.float64, order=sorted(extents))
+    return any(bool((v.abs() < EXACT).any()) for v in values if v.is_floating_point())
 
 
 def _compare(program: Program, backend: str, sizes: Mapping[str, int], seed: int) -> str:
