@@ -161,9 +161,10 @@ def judge(errors: Errors, dtype: torch.dtype, factor: float = 1) -> str | None:
 
 
 def term_size(inputs: Inputs, exact: dict[str, Tensor]) -> float:
-    """How large the terms of a gradient may be: the largest result times the largest input squared."""
+    """How large the terms of a gradient may be: the largest result, or where all are 0 the incoming gradient of about
+    1, times the largest input squared."""
     reach = max(1.0, *(float(x.detach().abs().max()) for x in inputs.real().values()))
-    return max(float(x.abs().max()) for x in exact.values()) * reach**2
+    return (max(float(x.abs().max()) for x in exact.values()) or 1.0) * reach**2
 
 
 def dense_results(name: str, inputs: Inputs, seed: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
