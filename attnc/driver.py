@@ -90,7 +90,7 @@ def plan_forward(program: Program) -> Plan:
 
 def plan_gradient(program: Program, seeds: Collection[str], needs: Collection[str]) -> Plan:
     """The plan of the gradients of `needs` given those of the outputs `seeds`, reading what `plan_forward` saves."""
-    whole = pipeline.normalise(gradient_program(program))
+    whole = pipeline.normalise(gradient_program(program), program)
     rewritten, _ = pipeline.saved_values(program, whole)
     return pipeline.finish(modes.restricted(rewritten, {f"grad_{s}" for s in seeds}, needs))
 

@@ -379,6 +379,8 @@ class Spec:
         costly: several planes, or D values per pair: tested at smaller lengths.
         lengths: pairs of M and N that the gallery is tested at, where not every length makes sense (a grid).
         observed: the formula also returns a dict of observations.
+        erratic: divides by sums of both signs. The largest error is that of whichever row has a sum near 0, in the
+            dense formula as in a kernel, so every result is judged over several draws.
     """
 
     formula: Formula
@@ -389,6 +391,7 @@ class Spec:
     costly: bool = False
     lengths: tuple[tuple[int, int], ...] = ()
     observed: bool = False
+    erratic: bool = False
 
 
 SPECS: dict[str, Spec] = {

@@ -145,7 +145,7 @@ class Block:
     # ------------------------------------------------------------------------------------------------- pointwise
 
     def _add(self, node: Add) -> Tensor:
-        return reduce(torch.add, [self._over(t, node.axes, node.kind) for t in node.terms])
+        return reduce(torch.add, [self._over(t, node.axes, node.kind) for t in _score_first(node)])
 
     def _product(self, node: Prod) -> Tensor:
         factors, conditions = split(node.factors)
@@ -376,3 +376,16 @@ def _integer_division(name: str, a: Tensor, b: Tensor) -> Tensor:
     if name == "mod":
         return torch.remainder(a, b)
     return torch.div(a.detach(), b.detach(), rounding_mode="floor")
+
+
+def _score_first(node: Add) -> tuple[Node, ...]:
+    """The terms of a sum, those of a score before the maximum of that score: ``s - m`` rounds s as it is rounded
+    inside m, as in any formula that computes s once."""
+    below: list[Node] = [t for t in node.terms if isinstance(t, Prod)]
+    while below:
+        part = below.pop()
+        if isinstance(part, Max) and isinstance(part.body, Add) and set(part.body.terms) < set(node.terms):
+            return (*part.body.terms, *(t for t in node.terms if t not in part.body.terms))
+        if isinstance(part, Prod) or (isinstance(part, Call) and part.fn in ("finite_or_zero", "detach")):
+            below += part.children
+    return node.terms

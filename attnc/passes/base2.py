@@ -8,7 +8,7 @@ hardware's base-2 exponential needs one multiply-add; a score of several terms k
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from attnc.ir.construct import add, call, coefficient, const, is_const, max_over, mul, neg, terms_of
 from attnc.ir.node import Add, Call, Max, Node
@@ -20,9 +20,18 @@ LOG2E = 1 / math.log(2.0)
 LN2 = math.log(2.0)
 
 
-def to_base2(roots: Iterable[Node]) -> list[Node]:
-    """Rewrite exp, log and detach away; see the module docstring."""
-    return rewrite(roots, _rule)
+def to_base2(roots: Iterable[Node], whole: Collection[Node] = ()) -> list[Node]:
+    """Rewrite exp, log and detach away; see the module docstring. Exponents in `whole` keep their units."""
+    roots = list(roots)
+    inner = {e: rewrite([e], _rule)[0] for e in whole}
+    kept = frozenset(inner.values())
+    return rewrite(roots, lambda node: _exponential(node, kept) or _rule(node))
+
+
+def _exponential(node: Node, whole: Collection[Node]) -> Node | None:
+    if isinstance(node, Call) and node.fn == "exp" and node.args[0] in whole:
+        return call("exp2", exponent_of(LOG2E, node.args[0]))
+    return None
 
 
 def _rule(node: Node) -> Node | None:

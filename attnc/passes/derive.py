@@ -54,7 +54,8 @@ def gradient_program(program: Program, needs: Iterable[str] | None = None) -> Pr
 def _load_adjoints(program: Program, names: set[str]) -> dict[str, dict[Load, Node]]:
     """The adjoint of every load of the named tensors."""
     roots = program.roots()
-    order = postorder(roots)
+    copies = _copies(program, postorder(roots))
+    order = postorder([*(original for original, _, _ in copies.values()), *roots])
     reaches = _reaching(order, names)
     adjoint: dict[Node, list[Node]] = {}
     for out in program.outputs:
@@ -70,11 +71,64 @@ def _load_adjoints(program: Program, names: set[str]) -> dict[str, dict[Load, No
         if isinstance(node, Load):
             found.setdefault(node.tensor, {})[node] = g
             continue
+        if node in copies:
+            original, name, place = copies[node]
+            arriving = sum_over(node.axes - original.axes, [g], (), [(name, place)])
+            adjoint.setdefault(original, []).append(_reduce(program, arriving, original))
+            continue
         for child, contribution, bound in _contributions(node, g, reaches):
             deferred = _deferred(program, child, contribution)
             reduced = _reduce(program, contribution, child, _kept(node) | bound, deferred)
             adjoint.setdefault(child, []).append(reduced)
     return found
+
+
+def _copies(program: Program, order: list[Node]) -> dict[Node, tuple[Node, str, Node]]:
+    """Exponentials ``exp(s[j] - max(s))`` that are read at a position of their own axis as well: the copy's adjoint is
+    the original's, at that position.
+
+    Derived apart, the weight that a query reads and the sum that divides it would send s two gradients that cancel, and
+    of which each is as large as the weight's slope. Sent to one place they are a weight times a difference.
+    """
+    exponentials = [n for n in order if isinstance(n, Call) and n.fn == "exp"]
+    found: dict[Node, tuple[Node, str, Node]] = {}
+    for original in exponentials:
+        name = _stabilised_over(program, original, order)
+        if name is None:
+            continue
+        for copy in exponentials:
+            place = _place(original, copy, name)
+            if place is not None and substitute(original, {name: place}) is copy:
+                found[copy] = (original, name, place)
+    return found
+
+
+def _stabilised_over(program: Program, node: Node, order: list[Node]) -> str | None:
+    """The one sequence axis of an exponential that has its maximum over that axis taken away, and is summed over it."""
+    axes = [a for a in node.axes if program.axis(a).role == "sequence"]
+    if len(axes) != 1 or not any(isinstance(n, Max) and axes[0] in n.bound for n in postorder([node])):
+        return None
+    summed = any(isinstance(n, Sum) and axes[0] in n.bound and node in n.factors for n in order)
+    return axes[0] if summed else None
+
+
+def _place(original: Node, copy: Node, name: str) -> Node | None:
+    """What stands in a copy where the original reads a tensor at an axis."""
+    wanted = axis(name)
+    if copy is original or name in copy.axes:
+        return None
+    loads = [n for n in postorder([original]) if isinstance(n, Load) and wanted in n.index]
+    for n in postorder([copy]):
+        for like in loads:
+            k = like.index.index(wanted)
+            if (
+                isinstance(n, Load)
+                and n.tensor == like.tensor
+                and len(n.index[k].axes) == 1
+                and n.index[k] is not wanted
+            ):
+                return n.index[k]
+    return None
 
 
 def _kept(node: Node) -> Axes:

@@ -4,12 +4,17 @@ A score of several terms, or with a factor read from a tensor, is added up as th
 log2(e) once, after its maximum is taken away. Folded into each coefficient, log2(e) would be rounded there: a relative
 error of half an eps, the same in every pair of positions, which a gradient that sums over all of them (that of a slope)
 adds up. Behind the difference it is multiplied by what is small where weights are not.
+
+So is the score of weights that are summed over rows and over columns (`shared_exponents`): scores in their own units
+are rounded alike by every pass (`attnc.passes.values`), and these weights are made from the sums of several.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from attnc.ir.construct import add, coefficient, const, factors_of, mul, raw_add, raw_prod, terms_of
-from attnc.ir.node import Add, Call, Const, Load, Node, Prod
+from attnc.ir.node import Add, Axes, Call, Const, Load, Node, Prod, Sum
 from attnc.ir.walk import postorder
 
 
@@ -17,6 +22,16 @@ def keeps_unit(exponent: Node) -> bool:
     """Whether an exponent is worth the multiplication: what is moved by its maximum is no number times one value."""
     moved = [t for t in terms_of(exponent) if not _is_shift(t)]
     return len(moved) > 1 or any(sum(map(_reads, factors_of(t))) > 1 for t in moved)
+
+
+def shared_exponents(roots: Iterable[Node], sequences: Axes) -> frozenset[Node]:
+    """The exponents of exponentials that are factors of sums over different sequence axes."""
+    over: dict[Node, set[str]] = {}
+    for n in postorder(roots):
+        for f in n.factors if isinstance(n, Sum) else ():
+            if isinstance(f, Call) and f.fn == "exp" and len(f.axes & sequences) > 1:
+                over.setdefault(f.args[0], set()).update(n.bound & sequences & f.axes)
+    return frozenset(x for x, axes in over.items() if len(axes) > 1)
 
 
 def _is_shift(term: Node) -> bool:

@@ -14,6 +14,7 @@ from attnc.passes.balance import balance
 from attnc.passes.base2 import to_base2
 from attnc.passes.derive import gradient_program
 from attnc.passes.expand import expand_online
+from attnc.passes.exponents import shared_exponents
 from attnc.passes.plan import Plan
 from attnc.passes.planes import Planes
 from attnc.passes.reuse import Saved, reuse
@@ -35,10 +36,12 @@ def _with_roots(program: Program, roots: Iterable[Node]) -> Program:
     return program.with_outputs(outputs)
 
 
-def normalise(program: Program) -> Program:
-    """The program in base 2."""
+def normalise(program: Program, of: Program | None = None) -> Program:
+    """The program in base 2. The gradient `of` a program has the exponents that its weights have there."""
+    planes = Planes(of or program)
+    sequences = planes.sequences(planes.program.axes)
     with tracking(program.notes):
-        return _with_roots(program, to_base2(program.roots()))
+        return _with_roots(program, to_base2(program.roots(), shared_exponents(planes.program.roots(), sequences)))
 
 
 def finish(program: Program) -> Plan:
@@ -95,7 +98,7 @@ def plan_forward(program: Program, needs: Iterable[str] | None = None, *, traini
     """The plan of a program; with `training`, it also stores what its gradient reads."""
     saved: tuple[Saved, ...] = ()
     if training:
-        _, saved = saved_values(program, normalise(gradient_program(program, needs)))
+        _, saved = saved_values(program, normalise(gradient_program(program, needs), program))
     forward = normalise(program)
     names = {o.name for o in forward.outputs}
     extra = tuple(
@@ -111,5 +114,5 @@ def plan_forward(program: Program, needs: Iterable[str] | None = None, *, traini
 
 def plan_gradient(program: Program, needs: Iterable[str] | None = None) -> Plan:
     """The plan of a program's gradient, reading what the program saved for all its real tensors."""
-    gradient, _ = saved_values(program, normalise(gradient_program(program, needs)))
+    gradient, _ = saved_values(program, normalise(gradient_program(program, needs), program))
     return finish(gradient)

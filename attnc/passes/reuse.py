@@ -155,7 +155,7 @@ def _quotients(roots: Iterable[Node]) -> dict[Node, list[Node]]:
         if isinstance(node, Prod | Sum):
             reciprocals: list[Node] = [f for f in node.factors if isinstance(f, Call) and f.fn == "reciprocal_or_zero"]
             for f in node.factors:
-                own = [r for r in reciprocals if r.axes < f.axes]
+                own = [r for r in reciprocals if r.axes <= f.axes]
                 if isinstance(f, Sum) and own:
                     found.setdefault(f, own)
     return found
@@ -184,7 +184,11 @@ def _fold_quotients(roots: list[Node], state: _State, memo: dict[Node, Node], ou
 
 
 def _divide(node: Node, leaf: Load, quotient: Load, divisors: list[Node]) -> Node | None:
-    """A product of S, alone or under a sum over channels, with all its reciprocals: S / Z takes their place."""
+    """A product of S, alone or under a sum over channels, with all its reciprocals: S / Z takes their place.
+
+    So it does in a term of a sum that is multiplied by them. What was multiplied by Z and divided again would be off by
+    the rounding of both, and the row term of several outputs is such a sum.
+    """
     if not isinstance(node, Prod | Sum) or not Counter(divisors) <= Counter(node.factors):
         return None
 
@@ -201,6 +205,11 @@ def _divide(node: Node, leaf: Load, quotient: Load, divisors: list[Node]) -> Nod
             inner = list(f.factors)
             inner[inner.index(leaf)] = quotient
             return build(*rest[:k], sum_over(f.bound, inner, f.domain, f.scatter), *rest[k + 1 :])
+        if isinstance(f, Add) and isinstance(node, Prod):
+            divided = [_divide(mul(*divisors, t), leaf, quotient, divisors) for t in f.terms]
+            if any(divided):
+                left = [t for t, d in zip(f.terms, divided, strict=True) if d is None]
+                return mul(*rest[:k], *rest[k + 1 :], add(*filter(None, divided), mul(*divisors, add(*left))))
     return None
 
 

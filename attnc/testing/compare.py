@@ -7,7 +7,8 @@ while results are rounded on their way into memory, and so are the output and th
 made from.
 
 A gradient of few numbers, each a sum over the whole plane (a slope per head), has an error that is one draw from a wide
-distribution. Its yardstick is the largest dense error of several draws of the incoming gradient.
+distribution. Its yardstick is the largest dense error of several draws of the incoming gradient. A call that misses
+narrowly is judged by the largest errors of several draws, its own and those of the dense formula.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ FACTOR = 2.0
 ROUNDINGS = 4.0
 FEW = 100
 DRAWS = 4
+NEAR = 2.0
+"""A miss by less than this factor in one draw is judged over several."""
 NOTHING = 1e-12
 """Below this share of its terms an exact gradient is what rounding left of 0."""
 
@@ -166,7 +169,42 @@ def agreements(
         again = dense(program, tensors, other, torch.float64, q_start=q_start)
         more = dense_errors(dense(program, tensors, other, dtype, q_start=q_start), again, got)
         errors |= {("gradient", n): max(errors["gradient", n], more["gradient", n]) for n in few}
-    return judge(got, exact, errors, seeds)
+    rows = judge(got, exact, errors, seeds, tensors)
+    if all(r.agrees for r in rows) or any(r.error > NEAR * r.limit for r in rows) or draws <= 1:
+        return rows
+    return _over_draws(op, tensors, rows, q_start, seeds is not None, draws, tell)
+
+
+def _over_draws(
+    op: Op, tensors: Tensors, rows: list[Agreement], q_start: int, backward: bool, draws: int, tell: Tell
+) -> list[Agreement]:
+    """The same call judged by the largest errors of several draws of q, k, v and the incoming gradients.
+
+    Of a hundred results with errors like those of the dense formula, some have their largest error where the dense
+    formula has a small one. That happens once; a kernel that loses digits loses them in every draw.
+    """
+    import torch
+
+    program, dtype = op.program, tensors["q"].dtype
+    for draw in range(1, draws):
+        tell(f"a near miss: judging draw {draw + 1} of {draws}")
+        generator = torch.Generator().manual_seed(draw)
+        fresh = dict(tensors)
+        for n in "qkv":
+            fresh[n] = torch.randn(tensors[n].shape, generator=generator, dtype=torch.float64).to(tensors[n])
+        seeds = output_seeds(program, fresh, q_start, seed=1 + draw) if backward else None
+        got = run_op(op, fresh, seeds, q_start=q_start)
+        exact = dense(program, fresh, seeds, torch.float64, q_start=q_start)
+        errors = dense_errors(dense(program, fresh, seeds, dtype, q_start=q_start), exact, got)
+        again = judge(got, exact, errors, seeds, fresh)
+        rows = [_worse(a, b) for a, b in zip(rows, again, strict=True)]
+    return rows
+
+
+def _worse(a: Agreement, b: Agreement) -> Agreement:
+    """The largest of each number over two draws."""
+    largest = (max(x, y) for x, y in ((a.error, b.error), (a.dense_error, b.dense_error), (a.scale, b.scale)))
+    return Agreement(a.name, a.kind, *largest, max(a.limit, b.limit))
 
 
 Errors = dict[tuple[str, str], float]
@@ -187,15 +225,18 @@ def dense_errors(plain: Results, exact: Results, got: Results) -> Errors:
     return found
 
 
-def judge(got: Results, exact: Results, errors: Errors, seeds: Tensors | None = None) -> list[Agreement]:
+def judge(
+    got: Results, exact: Results, errors: Errors, seeds: Tensors | None = None, tensors: Tensors | None = None
+) -> list[Agreement]:
     """Compare results name by name, given the errors of the dense formula and the incoming gradients.
 
     What is 0 because its terms cancel is held to the scale of its terms: an observation to that of the output,
     gradients of q, k and v to the largest of the three and of the output times its incoming gradient. Where all of
-    that is 0 (the logarithm of a weight of 1), the incoming gradients themselves are the terms.
+    that is 0 (the logarithm of a weight of 1), the incoming gradients themselves are the terms. An output that is 0
+    everywhere is held to the scale of q and k.
     """
     main = next(iter(got.outputs))
-    floor = _largest(exact.outputs[main])
+    floor = _largest(exact.outputs[main]) or max((_largest((tensors or {})[n]) for n in "qk" if tensors), default=0.0)
     rows = [_row(n, "output", o, exact.outputs[n], errors["output", n], floor) for n, o in got.outputs.items()]
     terms = [exact.gradients[n] for n in "qkv" if n in exact.gradients]
     terms += [exact.outputs[n] * g for n, g in (seeds or {}).items() if n in exact.outputs]

@@ -161,9 +161,10 @@ def judge(errors: Errors, dtype: torch.dtype, factor: float = 1) -> str | None:
 
 
 def term_size(inputs: Inputs, exact: dict[str, Tensor]) -> float:
-    """How large the terms of a gradient may be: the largest result times the largest input squared."""
+    """How large the terms of a gradient may be: the largest result, or where all are 0 the incoming gradient of about
+    1, times the largest input squared."""
     reach = max(1.0, *(float(x.detach().abs().max()) for x in inputs.real().values()))
-    return max(float(x.abs().max()) for x in exact.values()) * reach**2
+    return (max(float(x.abs().max()) for x in exact.values()) or 1.0) * reach**2
 
 
 def dense_results(name: str, inputs: Inputs, seed: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -209,7 +210,7 @@ def complaints(name: str, backend: str, shape: Shape, dtype: torch.dtype, factor
             actual = with_gradients(run_op(name, backend, inputs), inputs, seed=1 + draw)
         dense, exact = dense_results(name, inputs, seed=1 + draw)
         terms = term_size(inputs, exact)
-        few = [x for x, value in exact.items() if value.numel() < FEW]
+        few = [x for x, value in exact.items() if value.numel() < FEW or spec_of(name).erratic]
         for x in few if draw else exact:
             largest = max(float(exact[y].abs().max()) for y in (TOGETHER if x in TOGETHER[1:] else (x,)))
             size = largest if largest > NOTHING * terms else terms

@@ -30,7 +30,7 @@ CLOSE = 1e-10
 def test_balance_keeps_every_gradient(name: str) -> None:
     program = example(name)
     tensors, sizes = inputs(name)
-    gradient = normalise(gradient_program(program))
+    gradient = normalise(gradient_program(program), program)
     known = {**tensors, **seeds(program, evaluate(program, tensors, sizes))}
     roots = iter(balance(gradient.roots(), Planes(gradient), rows=True))
     outputs = tuple(replace(o, parts=tuple((a, next(roots)) for a, _ in o.parts)) for o in gradient.outputs)
