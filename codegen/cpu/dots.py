@@ -43,7 +43,7 @@ def _is_dot(kernel: Kernel, total: Sum, made: Assign) -> bool:
         return False
     factors = [f for f in value.factors if isinstance(f, Var) and f.kind == "f"]
     along = kernel.layout(axes)[-1:]
-    return set(along) == total.bound and len(axes) > 1 and {f.axes for f in factors} == {axes, total.bound}
+    return frozenset(along) == total.bound and len(axes) > 1 and {f.axes for f in factors} == {axes, total.bound}
 
 
 def _is_free(body: tuple[Stmt, ...], made: Assign, total: Stmt, carried: frozenset[str]) -> bool:

@@ -104,10 +104,11 @@ class MatrixProduct:
     def _ahead(self, plan: MatrixPlan, array: str, steps: Mapping[str, str]) -> str:
         """What the next round of the loop reads in place of the broadcast operand, if it moves with the loop."""
         layout, lanes = self.layout, plan.broadcast.lanes
-        if layout.looped not in steps or len(lanes) != 2:
+        looped = layout.looped
+        if looped is None or looped not in steps or len(lanes) != 2:
             return ""
-        (other,) = (a for a in lanes if a != layout.looped)
-        return f", next_block({array}, {layout.blocks[layout.looped]}, {steps[layout.looped]}, {layout.count(other)})"
+        (other,) = (a for a in lanes if a != looped)
+        return f", next_block({array}, {layout.blocks[looped]}, {steps[looped]}, {layout.count(other)})"
 
     def _pairs(self, s: Assign | Accumulate, plan: MatrixPlan, into: tuple[str, str] | None) -> None:
         """A product of packed bf16 numbers."""

@@ -37,8 +37,9 @@ def find_packs(layout: Layout) -> None:
             if key not in packs:
                 array = layout.names.get("pack", " ".join(key), f"{tile.name}_{form}")
                 packs[key] = pack = Pack(tile.name, form, plan.depth, other, array)
-                if form == "rows":
-                    layout.left(pack), layout.source(pack)
+                if form == "rows":  # named now, for good
+                    layout.left(pack)
+                    layout.source(pack)
             if id(s) in alternatives:
                 continue
             by_products[tile.name] = by_products.get(tile.name, 0) + 1

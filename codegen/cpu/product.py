@@ -83,10 +83,9 @@ static void product(real *c, int64_t c_row, const real *a, int64_t a_row, int64_
                     int64_t rows, int64_t lanes, int64_t depth, bool accumulate, Ahead ahead = {}) {
     int64_t n = 0;
 #if defined(__AVX512F__) || defined(__aarch64__)
-    for (; n + 4 * W <= lanes; n += 4 * W)
-        product_columns<4>(c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, accumulate, {});
+    for (; n + 4 * W <= lanes; n += 4 * W, ahead = {})
+        product_columns<4>(c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, accumulate, ahead);
 #endif
-    if (n > 0) ahead = {};  // each number read is used so often that memory can wait
     for (; n + 2 * W <= lanes; n += 2 * W, ahead = {})
         product_columns<2>(c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, accumulate, ahead);
     if (n < lanes) product_columns<1>(c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, accumulate, ahead);

@@ -42,6 +42,11 @@ template <class E, class T> static inline void give(T *p, E x) { *p = T(x); }
 template <class E> static inline void give(bool *p, E x) { *p = x != 0; }
 template <class E> static inline void give(bf16 *p, E x) { p->bits = uint16_t(to_bf16((float_bits)(float_vec{} + float(x)))[0]); }
 template <class E> static inline void give(f16 *p, E x) { p->bits = uint16_t(to_f16((float_bits)(float_vec{} + float(x)))[0]); }
+#if defined(__AVX512F__)
+#define ATTNC_REGISTER(x) "v"(x)
+#else
+#define ATTNC_REGISTER(x) "x"(x)
+#endif
 // W neighbours.
 template <class T> static inline vec take_lanes(const T *p) {
     vec x = {};
@@ -53,7 +58,13 @@ static inline vec take_lanes(const bf16 *p) {
     return __builtin_convertvector(as_float(from_bf16(__builtin_convertvector(*(const loose_half_bits *)p, float_bits))), vec);
 }
 static inline vec take_lanes(const f16 *p) {
+#if defined(__F16C__)
+    float_vec x;
+    asm("vcvtph2ps %1, %0" : "=" ATTNC_REGISTER(x) : "m"(*(const loose_half_bits *)p));
+    return __builtin_convertvector(x, vec);
+#else
     return __builtin_convertvector(as_float(from_f16(__builtin_convertvector(*(const loose_half_bits *)p, float_bits))), vec);
+#endif
 }
 template <class T> static inline void give_lanes(T *p, vec x) {
     for (int l = 0; l < W; ++l) give(p + l, x[l]);
@@ -63,7 +74,12 @@ static inline void give_lanes(bf16 *p, vec x) {
     *(loose_half_bits *)p = __builtin_convertvector(to_bf16((float_bits)__builtin_convertvector(x, float_vec)), half_bits);
 }
 static inline void give_lanes(f16 *p, vec x) {
-    *(loose_half_bits *)p = __builtin_convertvector(to_f16((float_bits)__builtin_convertvector(x, float_vec)), half_bits);
+    const float_vec single = __builtin_convertvector(x, float_vec);
+#if defined(__F16C__)
+    asm("vcvtps2ph $0, %1, %0" : "=m"(*(loose_half_bits *)p) : ATTNC_REGISTER(single));
+#else
+    *(loose_half_bits *)p = __builtin_convertvector(to_f16((float_bits)single), half_bits);
+#endif
 }
 
 //@ spans: vectors
