@@ -125,7 +125,8 @@ def _pass_lines(program: Program, step: Pass) -> list[str]:
         names[node] = f"%{count}"
     written = [("<-", store) for store in step.stores] + [("+=", added) for added in step.adds]
     return lines + [
-        f"    {name}[{', '.join(axes)}] {how} {names.get(node) or show(node, names)}" for how, (name, axes, node) in written
+        f"    {name}[{', '.join(axes)}] {how} {names.get(node) or show(node, names)}"
+        for how, (name, axes, node) in written
     ]
 
 

@@ -418,9 +418,7 @@ class Lowering:
         note = "blocks the mask cuts" if masked and common else "the last, partial block" if masked else "full blocks"
         return Loop(inner, start, stop, masked, tuple(block.body), note)
 
-    def _add(
-        self, name: str, axes: tuple[str, ...], node: Sum, block: Block, conditions: Sequence[Node]
-    ) -> None:
+    def _add(self, name: str, axes: tuple[str, ...], node: Sum, block: Block, conditions: Sequence[Node]) -> None:
         """This block's part of a sum over the outer axis, added to memory."""
         emitter = self.emitter
         assert self.outer is not None
@@ -438,14 +436,14 @@ class Lowering:
         """Sums over parts that earlier passes left in memory, one part after another."""
         ((a, start, stop),) = self.item.groups
         emitter = self.emitter
-        accumulators = {r: self._accumulator(r) for r in self.reductions}
+        accumulators: dict[Node, Node] = {r: self._accumulator(r) for r in self.reductions}
         emitter.blocks.append(Block(a))
         for r, total in accumulators.items():
-            assert isinstance(r, Sum)
+            assert isinstance(r, Sum) and isinstance(total, Var)
             (value,) = r.factors
             here = emitter.variable(value, "here")
             emitter.blocks[-1].body.append(Accumulate(total, here))
-        emitter.running = dict(accumulators)
+        emitter.running = accumulators
         return Each(a, start, stop, tuple(emitter.blocks.pop().body), "what the parts of the loop before found")
 
     def _conditions(self, r: Reduction, inner: str, common: Sequence[Node], masked: bool) -> list[Node]:

@@ -1,4 +1,4 @@
-"""Tiles added to memory block by block (`AddTo`), and loaded operands that a product takes with rows and lanes exchanged.
+"""Tiles added to memory block by block (`AddTo`), and loaded operands that products take with their axes exchanged.
 
 A matrix product whose result is only added to memory is accumulated right there, where the lanes of memory are
 contiguous. Its operand of vectors is a tile of the outer axis, held with that axis contiguous for the other products:
@@ -38,7 +38,9 @@ def _is_loaded_outside(layout: Layout, name: str) -> bool:
     if layout.writes.get(name) != 1 or len(own) != 1:
         return False
     (s,) = own
-    return isinstance(s, Assign) and isinstance(s.value, Load) and affine(layout, s.value.index, frozenset()) is not None
+    return (
+        isinstance(s, Assign) and isinstance(s.value, Load) and affine(layout, s.value.index, frozenset()) is not None
+    )
 
 
 def products_in_memory(layout: Layout) -> dict[int, AddTo]:
