@@ -1,8 +1,9 @@
 """A row pass and a column pass over the same plane as one loop, where programs of a target run in order.
 
 The two passes of a gradient evaluate the same scores and weights, one for each row and one for each column: seven
-matrix products for softmax where five would do. In one pass, the *host*, everything stays as it is; the sums of the other, the
-*guest*, run over the host's outer axis, so each block of it adds its part to memory (`Pass.adds`). It applies where
+matrix products for softmax where five would do. In one pass, the *host*, everything stays as it is; the sums of the
+other, the *guest*, run over the host's outer axis, so each block of it adds its part to memory (`Pass.adds`). It applies
+where
 
 1. neither pass reads what the other's reductions make, and neither keeps maxima, scatters, scans or stores a plane;
 2. both run over the same heads, or the host loops over those that share a key head.
@@ -61,7 +62,7 @@ def fused(plan: Plan) -> Plan:
 
 
 def decisions(plan: Plan) -> tuple[Decision, ...]:
-    """That passes of a plan can be one: one decision."""
+    """That passes of a plan can be one: one decision. It takes as long as planning, so it is for explanations."""
     one = fused(plan)
     if one is plan:
         return ()
