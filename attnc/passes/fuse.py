@@ -2,8 +2,8 @@
 
 The two passes of a gradient evaluate the same scores and weights, one for each row and one for each column: seven
 matrix products for softmax where five would do. In one pass, the *host*, everything stays as it is; the sums of the
-other, the *guest*, run over the host's outer axis, so each block of it adds its part to memory (`Pass.adds`). It applies
-where
+other, the *guest*, run over the host's outer axis, so each block of it adds its part to memory (`Pass.adds`). That is
+done where
 
 1. neither pass reads what the other's reductions make, and neither keeps maxima, scatters, scans or stores a plane;
 2. both run over the same heads, or the host loops over those that share a key head.
