@@ -25,10 +25,9 @@ from attnc.ir.node import Load, Size
 from attnc.ir.options import DEFAULT, Options
 from attnc.ir.program import Program
 from attnc.ir.walk import postorder
-from attnc.passes import bias_form, modes, pipeline
+from attnc.passes import bias_form, fuse, modes, pipeline
 from attnc.passes.bias_form import Choice, TargetName
 from attnc.passes.derive import gradient_program
-from attnc.passes.fuse import fused
 from attnc.passes.merge_tile import lower_merge
 from attnc.passes.plan import Pass, Plan
 from attnc.passes.scan_tile import lower_scan
@@ -126,7 +125,7 @@ def plans(program: Program, target: TargetName = "cpu") -> tuple[Plan, Plan]:
 
 def on_target(plan: Plan, target: TargetName) -> Plan:
     """A plan as a target runs it: on a CPU, where programs may run in order, pairs of passes are fused."""
-    return fused(plan) if target == "cpu" else plan
+    return fuse.fused(plan) if target == "cpu" else plan
 
 
 def bias_plans(program: Program, target: TargetName = "cpu") -> tuple[Plan, ...]:
@@ -140,7 +139,8 @@ def _both(program: Program, fixed: Collection[str] = ()) -> tuple[Plan, Plan]:
     seeds = [o.name for o in program.outputs]
     read = {n.tensor for n in postorder(program.roots()) if isinstance(n, Load)} - set(fixed)
     wanted = [t.name for t in program.tensors if t.is_real and t.name in read]
-    return plan_forward(program), plan_gradient(program, seeds, wanted)
+    gradient = plan_gradient(program, seeds, wanted)
+    return plan_forward(program), replace(gradient, decisions=(*gradient.decisions, *fuse.decisions(gradient)))
 
 
 def kernels(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -102,7 +104,7 @@ def stage_text(program: Program, emit: str, target: str, dtype: str, channels: i
         case "backward":
             return stages.program_text(gradient_program(program))
         case "plan":
-            return "\n\n".join(stages.plan_text(p) for p in (*driver.bias_plans(program), *driver.plans(program)))
+            return "\n\n".join(_plans(program))
         case "tile":
             kernels = driver.all_kernels(program, dtype, channels)
             return "\n\n".join(stages.kernel_text(k) for k in kernels)
@@ -112,3 +114,15 @@ def stage_text(program: Program, emit: str, target: str, dtype: str, channels: i
             from attnc.cli.machine import listing
 
             return listing(program, emit, target, dtype, channels)
+
+
+def _plans(program: Program) -> Iterator[str]:
+    """The plans of a program, each as it is on a CPU too where that differs."""
+    from attnc import driver
+    from attnc.cli import stages
+
+    for plan in (*driver.bias_plans(program), *driver.plans(program)):
+        yield stages.plan_text(plan)
+        here = driver.on_target(plan, "cpu")
+        if here is not plan:
+            yield stages.plan_text(replace(here, decisions=()), " on a CPU")

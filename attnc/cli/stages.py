@@ -100,9 +100,9 @@ def shared_nodes(roots: Iterable[Node]) -> list[Node]:
 # ------------------------------------------------------------------------------------------------------------ plan
 
 
-def plan_text(plan: Plan) -> str:
+def plan_text(plan: Plan, where: str = "") -> str:
     """The steps of a plan with what they read, reduce and write, its buffers, and the decisions behind it."""
-    lines = [f"plan {plan.program.name}"]
+    lines = [f"plan {plan.program.name}{where}"]
     lines += [f"  {b.role} {b.name}: {b.dtype}{_shape(b.dims)}" for b in plan.buffers]
     for step in plan.steps:
         lines += _pass_lines(plan.program, step) if isinstance(step, Pass) else _finish_lines(step)

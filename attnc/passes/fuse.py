@@ -1,8 +1,9 @@
 """A row pass and a column pass over the same plane as one loop, where programs of a target run in order.
 
-The two passes of a gradient evaluate the same scores and weights, one for each row and one for each column: seven matrix
-products for softmax where five would do. In one pass, the *host*, everything stays as it is; the sums of the other, the
-*guest*, run over the host's outer axis, so each block of it adds its part to memory (`Pass.adds`). It applies where
+The two passes of a gradient evaluate the same scores and weights, one for each row and one for each column: seven
+matrix products for softmax where five would do. In one pass, the *host*, everything stays as it is; the sums of the
+other, the *guest*, run over the host's outer axis, so each block of it adds its part to memory (`Pass.adds`). That is
+done where
 
 1. neither pass reads what the other's reductions make, and neither keeps maxima, scatters, scans or stores a plane;
 2. both run over the same heads, or the host loops over those that share a key head.
@@ -23,7 +24,7 @@ from dataclasses import dataclass, replace
 from itertools import permutations
 
 from attnc.ir.construct import axis, call, const, load, mul, raw_add, raw_prod, raw_sum
-from attnc.ir.node import Add, Axis, Call, Const, Load, Max, Node, Prod, Sum
+from attnc.ir.node import Add, Axis, Call, Const, Load, Node, Prod, Sum
 from attnc.ir.notes import tracking
 from attnc.ir.program import AxisInfo
 from attnc.ir.sizes import evaluator
@@ -34,6 +35,9 @@ from attnc.passes.decision import Alternative, Decision
 from attnc.passes.plan import Buffer, Pass, Plan
 from attnc.passes.planes import Planes
 from attnc.passes.reuse import ordered
+
+Store = tuple[str, tuple[str, ...], Node]
+"""What a pass writes: the buffer, the axes of its dimensions, and the value."""
 
 TASKS = 16
 """Programs in all from which on blocks are not dealt out further."""
@@ -58,7 +62,7 @@ def fused(plan: Plan) -> Plan:
 
 
 def decisions(plan: Plan) -> tuple[Decision, ...]:
-    """That passes of a plan can be one: one decision."""
+    """That passes of a plan can be one: one decision. It takes as long as planning, so it is for explanations."""
     one = fused(plan)
     if one is plan:
         return ()
@@ -69,7 +73,7 @@ def decisions(plan: Plan) -> tuple[Decision, ...]:
     return (Decision("fuse", f"{pairs} come of the same pairs of positions", said, ways),)
 
 
-def _listed(stores: Iterable[tuple[str, tuple[str, ...], Node]]) -> str:
+def _listed(stores: Iterable[Store]) -> str:
     return ", ".join(dict.fromkeys(name for name, _, _ in stores))
 
 
@@ -83,7 +87,7 @@ def _alternative(name: str, plan: Plan) -> Alternative:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two passes, by their places in the plan, and what is ``h // n`` in the guest's terms and an axis in the host's."""
+    """Two passes, by their places in the plan, and ``h // n`` in the guest's terms with the host's axis for it."""
 
     guest: int
     host: int
@@ -211,12 +215,10 @@ class _Fusion:
             "maximum", call("minimum", wanted, call("floordiv", program.extent(host.outer), const(LEAST))), const(1)
         )
 
-    def _row_values(
-        self, stored: Sequence[tuple[str, tuple[str, ...], Node]]
-    ) -> list[tuple[str, tuple[str, ...], Node]]:
+    def _row_values(self, stored: Sequence[Store]) -> list[Store]:
         """Sums over channels that the guest needs per position: in the host they would be summed for every block."""
         planes, known = self.planes, {node for _, _, node in stored}
-        out = []
+        out: list[Store] = []
         for node in postorder(self.guest.reductions):
             if not isinstance(node, Sum) or node in known or planes.sequences(node.axes) != {self.rows}:
                 continue
@@ -226,9 +228,7 @@ class _Fusion:
             out.append((name, ordered(node.axes), node))
         return out
 
-    def _adds(
-        self, known: Mapping[Node, Node], after: Sequence[tuple[str, tuple[str, ...], Node]]
-    ) -> tuple[tuple[tuple[str, tuple[str, ...], Node], ...], dict[Node, Node]]:
+    def _adds(self, known: Mapping[Node, Node], after: Sequence[Store]) -> tuple[tuple[Store, ...], dict[Node, Node]]:
         """The guest's reductions in the host's terms with the buffers they add to, and their totals over all parts."""
         nodes = replace_nodes(self.guest.reductions, known, canonical=False)
         if self.pair.shared is not None:
@@ -245,7 +245,7 @@ class _Fusion:
             totals[r] = raw_sum({self.part}, [load(name, [axis(a) for a in axes])])
         return tuple(adds), totals
 
-    def _vectors(self, stores: Sequence[tuple[str, tuple[str, ...], Node]], known: Mapping[Node, Node]) -> Pass:
+    def _vectors(self, stores: Sequence[Store], known: Mapping[Node, Node]) -> Pass:
         """A pass over vectors that stores what the guest did."""
         values = replace_nodes([node for _, _, node in stores], known, canonical=False)
         sums = dict.fromkeys(n for n in postorder(values) if isinstance(n, Sum) and n.bound == {self.part})

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from attnc.ir.node import Node
 from attnc.ir.notes import tracking
 from attnc.ir.program import Output, Program, Tensor
-from attnc.passes import coverage, fuse, split
+from attnc.passes import coverage, split
 from attnc.passes.associate import associate
 from attnc.passes.balance import balance
 from attnc.passes.base2 import to_base2
@@ -50,8 +50,7 @@ def finish(program: Program) -> Plan:
         if program.options.applies("expand"):
             program = _with_roots(program, expand_online(program.roots(), Planes(program)))
         plan = schedule(program)
-        found = *coverage.decisions(plan), *split.decisions(plan), *fuse.decisions(plan)
-        return replace(plan, decisions=(*plan.decisions, *found))
+        return replace(plan, decisions=(*plan.decisions, *coverage.decisions(plan), *split.decisions(plan)))
 
 
 def saved_values(program: Program, gradient: Program) -> tuple[Program, tuple[Saved, ...]]:

@@ -470,14 +470,14 @@ class Lowering:
         """Sums over parts that earlier passes left in memory, one part after another."""
         ((a, start, stop),) = self.item.groups
         emitter = self.emitter
-        accumulators = {r: self._accumulator(r) for r in self.reductions}
+        accumulators: dict[Node, Node] = {r: self._accumulator(r) for r in self.reductions}
         emitter.blocks.append(Block(a))
         for r, total in accumulators.items():
-            assert isinstance(r, Sum)
+            assert isinstance(r, Sum) and isinstance(total, Var)
             (value,) = r.factors
             here = emitter.variable(value, "here")
             emitter.blocks[-1].body.append(Accumulate(total, here))
-        emitter.running = dict(accumulators)
+        emitter.running = accumulators
         return Each(a, start, stop, tuple(emitter.blocks.pop().body), "what the parts of the loop before found")
 
     def _conditions(self, r: Reduction, inner: str, common: Sequence[Node], masked: bool) -> list[Node]:

@@ -1,4 +1,4 @@
-"""Tiles added to memory block by block (`AddTo`), and loaded operands that a product takes with rows and lanes exchanged.
+"""Tiles added to memory block by block (`AddTo`), and loaded operands that products take with their axes exchanged.
 
 A matrix product whose result is only added to memory is accumulated right there, where the lanes of memory are
 contiguous. Its operand of vectors is a tile of the outer axis, held with that axis contiguous for the other products:

@@ -11,8 +11,8 @@ from attnc.codegen.cpu.layout import Layout, Mentions, Pack, reads, written
 from attnc.codegen.cpu.matrix import MatrixPlan, MatrixProduct, matrix_product
 from attnc.codegen.cpu.nest import Nest
 from attnc.codegen.cpu.packs import packs_of
-from attnc.codegen.cpu.selected import Selected
 from attnc.codegen.cpu.segments import NestStmt, shape
+from attnc.codegen.cpu.selected import Selected
 from attnc.codegen.cpu.storage import Trace
 from attnc.codegen.cpu.transfer import Transfer, affine
 from attnc.codegen.tile import Accumulate, AddTo, Assign, Each, Loop, Scatter, Stmt, Store
@@ -56,7 +56,7 @@ class Body:
         while waiting:
             s = waiting.pop(0)
             if self._joins(group, s):
-                assert not isinstance(s, Loop | Each)
+                assert not isinstance(s, Loop | Each | AddTo)
                 group.append(s)
             elif isinstance(s, Loop | Each) or any(_depends(s, g) for g in group):
                 self._pull_up(group, s, waiting)
@@ -74,7 +74,7 @@ class Body:
     def _start(self, group: list[NestStmt], s: Stmt) -> None:
         """Begin a group with `s`, or print it if it is no nest."""
         if self._nests(s):
-            assert not isinstance(s, Loop | Each)
+            assert not isinstance(s, Loop | Each | AddTo)
             group.append(s)
         else:
             self._alone(s)
@@ -88,7 +88,7 @@ class Body:
             if isinstance(s, Loop | Each):
                 break
             if self._joins(group, s) and not any(_depends(s, o) for o in overtaken):
-                assert not isinstance(s, Loop | Each)
+                assert not isinstance(s, Loop | Each | AddTo)
                 group.append(s)
                 waiting.remove(s)
             else:
@@ -144,7 +144,7 @@ class Body:
                 )
 
     def _joins(self, group: list[NestStmt], s: Stmt) -> bool:
-        if not group or isinstance(s, Loop | Each) or not self._nests(s):
+        if not group or isinstance(s, Loop | Each | AddTo) or not self._nests(s):
             return False
         vector = shape(self.layout, s, self.scalars).vector
         return vector is not None and vector == shape(self.layout, group[0], self.scalars).vector
@@ -267,7 +267,7 @@ class Body:
         self._transfer().write(self.layout.tiles[s.value.name], s.tensor, subscripts, "add_tile")
 
     def _in_memory(self, s: Assign, plan: MatrixPlan, added: AddTo) -> None:
-        """A product summed up in memory; by way of its tile where lanes are apart or rows do not fill what it writes."""
+        """A product summed up in memory, or by way of its tile where lanes are apart or its rows are too few."""
         subscripts = affine(self.layout, added.index, self.scalars)
         assert plan.m is not None and subscripts is not None
         printed = MatrixProduct(self.layout, self.needs, self.positions, self.out)

@@ -17,8 +17,8 @@ volatile wchar_t while xor xor_eq
 
 _OWN = """
 W vec ivec uvec wide real integer load store splat mask select strided least most larger round_up positions
-infinity lane_numbers take give take_lanes give_lanes inside both Span read_tile write_tile add_tile transpose_tile rows_of_weights
-all_above_zero
+infinity lane_numbers take give take_lanes give_lanes inside both Span read_tile write_tile add_tile
+transpose_tile rows_of_weights all_above_zero
 product Workspace bf16 f16 exp exp2 log log2 sigmoid tanh softplus erf sin cos pow sqrt rsqrt floor floor_real
 floordiv mod sign absolute maximum minimum finite_or_zero reciprocal_or_zero to_real narrow widen mantissa turns
 tensors strides sizes threads workspace task main int8_t int16_t int32_t int64_t uint8_t uint16_t uint32_t

@@ -44,7 +44,9 @@ def _selected(s: Stmt) -> Selected | None:
     sources = [f for f in s.value.factors if isinstance(f, Var)]
     brackets = [f.condition for f in s.value.factors if isinstance(f, Iverson)]
     match sources, brackets:
-        case [source], [Call(fn="lt", args=(Const(), Var() as seen))] if len(seen.axes) == 1 and seen.axes < source.axes:
+        case [source], [Call(fn="lt", args=(Const(), Var() as seen))] if (
+            len(seen.axes) == 1 and seen.axes < source.axes
+        ):
             return Selected(s.target, source, seen)
         case _:
             return None

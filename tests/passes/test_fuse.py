@@ -13,6 +13,7 @@ import torch
 
 import attnc
 from attnc import driver
+from attnc.cli.inspect import stage_text
 from attnc.codegen.tile import AddTo, Kernel, statements
 from attnc.codegen.triton.printer import print_module
 from attnc.ir.options import options
@@ -99,6 +100,13 @@ def test_triton_refuses_what_only_programs_in_order_may_do() -> None:
     (loop,) = (k for k in driver.all_kernels(example("softmax"), target="cpu") if k.shares is not None)
     with pytest.raises(TypeError, match="cannot add to the same memory"):
         print_module([loop])
+
+
+def test_a_listing_shows_both_plans() -> None:
+    text = stage_text(example("softmax"), "plan", "sm_90", "f32", 16)
+    assert "plan softmax_gradient\n" in text
+    here = text.split("plan softmax_gradient on a CPU\n")[1]
+    assert "grad_q_parts[j_part, b, h, i, d] += " in here
 
 
 def test_an_explanation_weighs_it() -> None:
