@@ -6,7 +6,7 @@ On a GPU kernels are compiled; CPU tensors go through Triton's interpreter, in t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -27,7 +27,7 @@ from attnc.codegen.triton.configuration import (
     default_configuration,
     preferred,
 )
-from attnc.codegen.triton.parameters import evaluate, padded, parameters, programs, values
+from attnc.codegen.triton.parameters import counts, evaluate, padded, parameters, programs, values
 from attnc.codegen.triton.printer import print_module
 from attnc.codegen.triton.table import bucket
 from attnc.runtime import tuning
@@ -81,14 +81,21 @@ class Call:
         self, called: Any, tensors: Sequence[Tensor], sizes: Mapping[str, int], configuration: Configuration
     ) -> None:
         """Launch a Triton function over the whole grid."""
+        self.bound(called, tensors, sizes, configuration)(tensors)
+
+    def bound(
+        self, called: Any, tensors: Sequence[Tensor], sizes: Mapping[str, int], configuration: Configuration
+    ) -> Callable[[Sequence[Tensor]], None]:
+        """A launch over the whole grid, for tensors of the shapes and strides of these."""
         count = programs(self.kernel, sizes, configuration.blocks)
         if count == 0:
-            return
-        passed = self.arguments(tensors, sizes, configuration)
+            return lambda tensors: None
+        integers = self.arguments(tensors, sizes, configuration)[len(tensors) :]
+        ready = called[(count,)]
         if is_interpreted(called):
-            called[(count,)](*passed)
-        else:
-            called[(count,)](*passed, num_warps=configuration.num_warps, num_stages=configuration.num_stages)
+            return lambda tensors: ready(*tensors, *integers)
+        options = {"num_warps": configuration.num_warps, "num_stages": configuration.num_stages}
+        return lambda tensors: ready(*tensors, *integers, **options)
 
 
 def launch(
@@ -122,7 +129,9 @@ def launch(
 
 
 def _current(device: torch.device) -> AbstractContextManager[object]:
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    if device.type != "cuda" or torch.cuda.current_device() == device.index:
+        return nullcontext()
+    return torch.cuda.device(device)
 
 
 def _target(device: torch.device) -> str:
@@ -191,6 +200,24 @@ class TritonKernel:
                 self._call(called, tensors, sizes, configuration)
             else:
                 session.launch(self._key(device, sizes), lambda: self._call(called, tensors, sizes, configuration))
+
+    def bind(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> Callable[[Sequence[Tensor]], None]:
+        """The kernel ready for tensors of the shapes, strides and device of these, on a GPU."""
+        device = tensors[0].device
+        if device.type != "cuda" or counts(self.kernel):
+            return lambda tensors: self(tensors, sizes)
+        with _current(device):
+            called = self._function(is_wide(tensors))
+            launch = self._call.bound(called, tensors, sizes, self._configuration(device, called, tensors, sizes))
+
+        def run(tensors: Sequence[Tensor]) -> None:
+            if tuning.current() is not None:
+                self(tensors, sizes)
+                return
+            with _current(device):
+                launch(tensors)
+
+        return run
 
     def blocks(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> Mapping[str, int]:
         """Block lengths of the configuration that a call chooses."""

@@ -165,7 +165,10 @@ def _work(kernel: Kernel, artefact: Artefact, loop: Loop) -> float | None:
     if name not in THREADS:
         return None
     threads = artefact.configuration.num_warps * (64 if name == "v_mfma" else 32)
-    done = sum(n * instruction_flops(x) for x, n in loop.names.items() if x.startswith(name)) * threads / THREADS[name]
+    counted = ("QGMMA", "HGMMA") if name == "QGMMA" else name  # what was computed is multiplied in more bits
+    done = (
+        sum(n * instruction_flops(x) for x, n in loop.names.items() if x.startswith(counted)) * threads / THREADS[name]
+    )
     wanted = _loop_flops(kernel, artefact)
     return done / wanted if wanted else None
 

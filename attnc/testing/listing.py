@@ -12,6 +12,7 @@ _SASS = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)\s*(
 _AMD = re.compile(r"^\s+([vs]_\w+|ds_\w+|buffer_\w+|global_\w+|flat_\w+|scratch_\w+)\s*(.*)$")
 _TARGET = re.compile(r"(\.L\w+)")
 _PREDICATE = re.compile(r"!?U?P\d")  # BRA.U takes its condition as an operand
+_JUMPS = ("s_branch", "s_cbranch", "CALL.REL.NOINC")  # the last leaves long loops, and nothing returns from it
 _LEAVES = ("EXIT", "RET", "BRA", "s_branch", "s_endpgm", "s_setpc_b64")
 
 
@@ -55,7 +56,7 @@ def instructions(text: str) -> tuple[list[Instruction], dict[str, int]]:
             labels[label[1]] = len(found)
         elif match := _SASS.match(line) or _AMD.match(line):
             name, operands = match[1], match[2]
-            branch = name.split(".")[0] in ("BRA", "BRX") or name.startswith(("s_branch", "s_cbranch"))
+            branch = name.split(".")[0] in ("BRA", "BRX") or name.startswith(_JUMPS)
             target = _TARGET.search(operands) if branch else None
             guarded = "@" in line.split(name)[0] or name.startswith("s_cbranch") or _PREDICATE.match(operands)
             goes_on = bool(guarded) or not name.startswith(_LEAVES)

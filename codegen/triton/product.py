@@ -83,7 +83,7 @@ class Reductions:
         free = tuple(x for t in (a, b) for x in t.axes if x != bound)
         first = a.code if a.axes[1] == bound else f"tl.trans({a.code})"
         second = b.code if b.axes[0] == bound else f"tl.trans({b.code})"
-        eight = not exact and "f8" in (self.facts[v].storage for v in pair)
+        eight = not exact and all(self.facts[v].storage == "f8" for v in pair)
         arguments = [first, second, *([accumulator] if accumulator else []), *([EXACT] if exact else [])]
         arguments += [FULL] if eight and accumulator else []
         return Text(f"tl.dot({', '.join(arguments)})", free)
@@ -96,14 +96,23 @@ class Reductions:
         if kinds[0] == kinds[1] and kinds[0] in HALF:
             return a, b, False
         if kinds[0] in HALF and self._narrows(right):
-            return a, Text(f"{b.within(ATOM)}.to({a.code}.dtype)", b.axes), False
+            return *self._beside(a, b, kinds[0]), False
         if kinds[1] in HALF and self._narrows(left):
-            return Text(f"{a.within(ATOM)}.to({b.code}.dtype)", a.axes), b, False
+            second, first = self._beside(b, a, kinds[1])
+            return first, second, False
         half = self._common_half(left, right)
         if half:
-            kind = TRITON_TYPES[half]
+            kind = _roomy(half)
             return Text(f"{a.code}.to({kind})", a.axes), Text(f"{b.code}.to({kind})", b.axes), False
         return self.expressions.text(left), self.expressions.text(right), True
+
+    def _beside(self, stored: Text, computed: Text, dtype: str) -> tuple[Text, Text]:
+        """An operand as it is stored, and one that was computed, in one dtype."""
+        if dtype == "f8":
+            kind = _roomy(dtype)
+            first, second = (Text(f"{t.within(ATOM)}.to({kind})", t.axes) for t in (stored, computed))
+            return first, second
+        return stored, Text(f"{computed.within(ATOM)}.to({stored.code}.dtype)", computed.axes)
 
     def _narrows(self, operand: Var) -> bool:
         """Whether an operand may be rounded to a half type: it was computed, from half values among others or for pairs
@@ -126,3 +135,9 @@ class Reductions:
         if not self.env.padded(bound) or bound in self.facts[operand].zero:
             return text
         return self._guard(text, bound, "0.0")
+
+
+def _roomy(dtype: str) -> str:
+    """The type that values computed from a half type are rounded to: eight bits end at 448, which what was computed
+    may exceed."""
+    return TRITON_TYPES["bf16" if dtype == "f8" else dtype]

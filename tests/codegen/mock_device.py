@@ -25,10 +25,12 @@ from attnc.testing.tuning import measured
 
 @dataclass
 class Record:
-    """What a mock device saw: the shared memory of every loaded kernel, grid and number of values of every launch."""
+    """What a mock device saw: the shared memory of every loaded kernel, grid, number of values and integers of every
+    launch."""
 
     loaded: list[int] = field(default_factory=list)
     launched: list[tuple[int, int]] = field(default_factory=list)
+    passed: list[list[int]] = field(default_factory=list)
     blocks: list[dict[str, int]] = field(default_factory=list)
 
 
@@ -65,6 +67,7 @@ def _driver(record: Record, spills: list[int]) -> Any:
 
         def __call__(self, *values: Any) -> None:
             record.launched.append((values[0], len(values)))
+            record.passed.append([v for v in values if isinstance(v, int)])
 
     class Driver(DriverBase):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -143,5 +146,6 @@ def tune_and_launch(
     remember(trial, "a mock device")
     again = triton_backend.TritonKernel(kernel, print_kernel(kernel), Path(directory))
     again(moved, sizes)
+    again.bind(moved, sizes)(moved)
     chosen = [dict(c.blocks) for c in again._chosen.values()]
-    return trial, Record(launched=record.launched[-1:], blocks=chosen)
+    return trial, Record(launched=record.launched[-2:], passed=record.passed[-2:], blocks=chosen)

@@ -73,7 +73,8 @@ def test_tensor_cores_multiply_them() -> None:
     (kernel,) = driver.all_kernels(program, "f8", 64, "gpu")
     assert kernel.argument("o").dtype == "bf16"
     text = print_kernel(kernel)
-    assert "p.to(v.dtype)" in text
+    assert "tl.dot(q, tl.trans(k))" in text
+    assert "tl.dot(p.to(tl.bfloat16), v.to(tl.bfloat16), acc)" in text  # eight bits end at 448
     found = report(kernel, aot(kernel, text, "sm_90", {"D": 64, "E": 64}))
     assert not found.problems
     assert found.loop is not None and found.loop.count("QGMMA")

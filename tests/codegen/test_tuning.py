@@ -48,6 +48,9 @@ def tuned(
     tensors = {"q": q, "k": k, "v": v, "o": o, "lse": torch.empty(2, 2, 500)}
     choices = [choice(128, 32, 8), choice(64, 32), choice(32, 32), choice(16, 32)]
     trial, after = device.ask((kernel, tensors, SIZES, spills, choices, wanted, str(tmp_path)))
+    plain, bound = after.passed
+    assert plain == bound  # the launch itself, and one made ready for tensors like these
+    assert len(plain) > 10
     return trial, after.blocks, after.launched[0][0]
 
 
