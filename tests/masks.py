@@ -208,6 +208,7 @@ FAMILIES: dict[str, Family] = {
         "tensor score_of: f32[B, H, N, N]\nmask = score_of[b, h, i, j] > 0.25 or j + 30 <= i",
         lambda sizes, generator: {"score_of": scores(sizes, generator)},
     ),
+    "keys and heads": Family("mask = max(j, 20 * h + 3) < i + 5 or i & 21 == j & 21"),
     "unsorted documents": Family("tensor doc: i32[B, N]\nmask = doc[b, i] == doc[b, j]", unsorted_documents),
     "key flags": Family("tensor valid: bool[B, N]\nmask = valid[b, j]", flags),
     "causal key flags": Family("tensor valid: bool[B, N]\nmask = j <= i and valid[b, j]", flags),

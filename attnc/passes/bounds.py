@@ -288,10 +288,14 @@ def _touching(lows: Sequence[End], highs: Sequence[End], outer: str, extent: Nod
 
 
 def _uncut(value: Node, fn: str, limit: Node) -> Node:
-    """An end before it was cut to the axis: what cuts all ranges alike leaves no gap."""
-    if isinstance(value, Call) and value.fn == fn and limit in value.args:
-        (value,) = (x for x in value.args if x is not limit)
-    return value
+    """An end before it was cut to the axis: what cuts all ranges alike leaves no gap, nor does an end that is none."""
+    match value:
+        case Call(fn="maximum" | "minimum", args=args) if value.fn == fn and limit in args:
+            return next(x for x in args if x is not limit)
+        case Call(fn="where", args=(_, x, y)) if limit in (x, y):
+            return y if x is limit else x
+        case _:
+            return value
 
 
 def _step(node: Node, outer: str) -> int | None:
@@ -332,6 +336,8 @@ def trend(node: Node, outer: str) -> int | None:
             return trend(x, outer)
         case Call(fn="maximum" | "minimum" | "and" | "or", args=args):
             return _common([trend(x, outer) for x in args])
+        case Call(fn="where", args=(c, a, b)) if outer not in c.axes:
+            return _common([trend(a, outer), trend(b, outer)])
         case Call(fn="le" | "lt", args=(a, b)) if a.kind == b.kind == "i":
             return trend(sub(b, a), outer)
         case Call(fn="not", args=(x,)):

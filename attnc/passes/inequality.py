@@ -1,7 +1,7 @@
 """Proofs of integer inequalities between index expressions, where floors are replaced by what they round.
 
-``x // c`` lies between ``(x - c + 1) / c`` and ``x / c``; a maximum is each of its arguments in turn, and so is a
-minimum. What is left is linear, and at most 0 if no coefficient of what is never negative is above 0.
+``x // c`` lies between ``(x - c + 1) / c`` and ``x / c``; a maximum is each of its arguments in turn, and so are a
+minimum and a choice. What is left is linear, and at most 0 if no coefficient of what is never negative is above 0.
 """
 
 from __future__ import annotations
@@ -59,6 +59,8 @@ def _bounded(total: Fraction, terms: Terms, free: frozenset[Node], tops: Mapping
             case Call(fn="maximum" | "minimum", args=args):
                 branches = (_bounded(total, [*rest, *_expanded(k, x)], free, tops, left - 1) for x in args)
                 return all(branches) if (t.fn == "maximum") == (k > 0) else any(branches)
+            case Call(fn="where", args=(_, x, y)):
+                return all(_bounded(total, [*rest, *_expanded(k, z)], free, tops, left - 1) for z in (x, y))
             case _:
                 pass
     for t, k in sums.items():

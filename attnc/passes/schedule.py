@@ -281,8 +281,15 @@ class _Scheduler:
         """A sum over heads with what it sums stored by the pass that knows it, where every head has its own states."""
         if not self.scans.states:
             return node
-        memo: dict[Node, Node] = {}
-        for n in postorder([node]):
+        memo: dict[Node, Node] = {r: r for d in self.drafts for r in d.reductions}
+        outside: set[Node] = set()
+        stack = [node]
+        while stack:
+            n = stack.pop()
+            if n not in outside:
+                outside.add(n)
+                stack.extend(() if n in memo else n.children)
+        for n in (n for n in postorder([node]) if n in outside and n not in memo):
             memo[n] = rebuild(n, tuple(memo[c] for c in n.children), canonical=False)
             if (
                 not isinstance(n, Sum)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -172,7 +172,8 @@ class Level:
         self._known_planes: dict[Node, Interval | Truth] = {}
         self._ready: dict[int, tuple[Any, Any]] = {}
         self._rules = Rules(ON_TENSORS, witnesses=finer is None)
-        self._sides = Walker(self._rules, frozenset({mask.outer, mask.inner}), self._side)
+        plane = frozenset({mask.outer, mask.inner})
+        self._sides = {s: Walker(self._rules, plane, partial(self._side, s)) for s in (OUTER, INNER)}
         """Values of what depends on one axis of the plane, the same for all tiles of a row or of a column."""
 
     @property
@@ -241,15 +242,17 @@ class Level:
     def _leaf(self, node: Node) -> Interval | Truth | None:
         if self.cells.keys() <= node.axes:
             return None
-        return self._sides.truth(node) if node.kind == "b" else self._sides.interval(node)
+        side = self._sides[INNER if self.mask.inner in node.axes else OUTER]
+        return side.truth(node) if node.kind == "b" else side.interval(node)
 
-    def _side(self, node: Node) -> Interval | Truth | None:
-        found = self._known(node)
+    def _side(self, space: int, node: Node) -> Interval | Truth | None:
+        found = self._known(node, space)
         if self.finer is not None:
             forget_witnesses(found)
         return found
 
-    def _known(self, node: Node) -> Interval | Truth | None:
+    def _known(self, node: Node, side: int) -> Interval | Truth | None:
+        """A value that needs no rule; batch axes, and what reads tensors by them alone, are as for one side."""
         mask = self.mask
         match node:
             case Size():
@@ -259,8 +262,8 @@ class Level:
                 space = INNER if node.name == mask.inner else OUTER
                 cells = self.cells.get(node.name)
                 if cells is None:
-                    at = mask.coordinates(self.rows)[node.name]
-                    return Interval(at, at, True, True, OUTER)
+                    at = mask.coordinates(self.columns if side == INNER else self.rows)[node.name]
+                    return Interval(at, at, True, True, side)
                 first = torch.arange(0, cells.extent, cells.length, device=mask.device)
                 first = first.repeat(mask.combinations) if mask.batch else first
                 return Interval(first, (first + (cells.length - 1)).clamp(max=cells.extent - 1), True, True, space)

@@ -166,7 +166,7 @@ def test_exact_for_any_mask_that_has_a_form(
 
 
 @pytest.mark.sweep
-@settings(max_examples=20000, deadline=None)
+@settings(max_examples=3000, deadline=None)
 @given(masks() | conditions(), st.integers(1, 150), st.integers(1, 150), BLOCKS, DIRECTIONS)
 def test_exact_for_many_masks(
     condition: Node, m: int, n: int, lengths: tuple[int, int], direction: tuple[str, str]
