@@ -43,7 +43,7 @@ MISSES = {
     ("cpp", "f32", "gla", "257x63-B2H2G2D16E16"): (1.1, "dg; kept with scan disabled"),
     ("cpp", "f64", "relative_table", "63x130-B1H4G2D24E40-tail"): (
         1.9,
-        "dtable at the clipped distance: thousands of pairs added one by one to one number; 1 draw of 6, 0.4 in the others",
+        "dtable at the clipped distance: thousands of pairs added to one number; 1 draw of 6, others below 0.4",
     ),
 }
 
