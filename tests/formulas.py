@@ -379,8 +379,8 @@ class Spec:
         costly: several planes, or D values per pair: tested at smaller lengths.
         lengths: pairs of M and N that the gallery is tested at, where not every length makes sense (a grid).
         observed: the formula also returns a dict of observations.
-        erratic: divides by sums of both signs. The largest error is that of whichever row has a sum near 0, in the
-            dense formula as in a kernel, so every result is judged over several draws.
+        positive: divides by a sum of scores, so q and k are drawn at least 0. With scores of both signs some row has a
+            sum near 0, whose rounding is then the error of every result, in the dense formula as in a kernel.
     """
 
     formula: Formula
@@ -391,7 +391,7 @@ class Spec:
     costly: bool = False
     lengths: tuple[tuple[int, int], ...] = ()
     observed: bool = False
-    erratic: bool = False
+    positive: bool = False
 
 
 SPECS: dict[str, Spec] = {
@@ -467,6 +467,8 @@ def make_inputs(
     k = r.normal(dims.B, dims.G, dims.N, dims.D)
     v = r.normal(dims.B, dims.G, dims.N, dims.E)
     spec = spec_of(name)
+    if spec.positive:
+        q, k = q.abs(), k.abs()
     return Inputs(q, k, v, spec.tensors(r), dict(spec.consts), q_start)
 
 

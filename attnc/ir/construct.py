@@ -215,8 +215,8 @@ def _cancel_reciprocals(factors: list[Node]) -> list[Node]:
     reciprocals = [f for f in factors if isinstance(f, Call) and f.fn in ("reciprocal", "reciprocal_or_zero")]
     for f in sorted(reciprocals, key=lambda n: n.order):
         left = Counter(out)
-        divided = Counter(factors_of(f.args[0]))
-        if f not in left or not divided <= left - Counter([f]):
+        needed = Counter((f, *factors_of(f.args[0])))
+        if not needed <= left:
             continue
         for x in (f, *factors_of(f.args[0])):
             out.remove(x)

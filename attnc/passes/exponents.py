@@ -28,7 +28,9 @@ def shared_exponents(roots: Iterable[Node], sequences: Axes) -> frozenset[Node]:
     """The exponents of exponentials that are factors of sums over different sequence axes."""
     over: dict[Node, set[str]] = {}
     for n in postorder(roots):
-        for f in n.factors if isinstance(n, Sum) else ():
+        if not isinstance(n, Sum):
+            continue
+        for f in n.factors:
             if isinstance(f, Call) and f.fn == "exp" and len(f.axes & sequences) > 1:
                 over.setdefault(f.args[0], set()).update(n.bound & sequences & f.axes)
     return frozenset(x for x, axes in over.items() if len(axes) > 1)

@@ -203,8 +203,14 @@ def _over_draws(
 
 def _worse(a: Agreement, b: Agreement) -> Agreement:
     """The largest of each number over two draws."""
-    largest = (max(x, y) for x, y in ((a.error, b.error), (a.dense_error, b.dense_error), (a.scale, b.scale)))
-    return Agreement(a.name, a.kind, *largest, max(a.limit, b.limit))
+    return Agreement(
+        a.name,
+        a.kind,
+        error=max(a.error, b.error),
+        dense_error=max(a.dense_error, b.dense_error),
+        scale=max(a.scale, b.scale),
+        limit=max(a.limit, b.limit),
+    )
 
 
 Errors = dict[tuple[str, str], float]

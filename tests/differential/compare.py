@@ -210,7 +210,7 @@ def complaints(name: str, backend: str, shape: Shape, dtype: torch.dtype, factor
             actual = with_gradients(run_op(name, backend, inputs), inputs, seed=1 + draw)
         dense, exact = dense_results(name, inputs, seed=1 + draw)
         terms = term_size(inputs, exact)
-        few = [x for x, value in exact.items() if value.numel() < FEW or spec_of(name).erratic]
+        few = [x for x, value in exact.items() if value.numel() < FEW]
         for x in few if draw else exact:
             largest = max(float(exact[y].abs().max()) for y in (TOGETHER if x in TOGETHER[1:] else (x,)))
             size = largest if largest > NOTHING * terms else terms

@@ -40,8 +40,10 @@ QUICK_SHAPES = {
 # Results that miss the yardstick: by how much at most, and why. What is not listed here has to keep it.
 MISSES = {
     ("cpp", "f32", "gla", "257x63-B2H2G2D16E16"): (1.1, "dg; kept with scan disabled"),
-    ("dense", "f32", "scalar_decay", "63x257-B1H2G2D16E16-tail-strided"): (1.2, "dg; the dense evaluator, no kernel"),
-    ("cpp", "f64", "relative_table", "63x130-B1H4G2D24E40-tail"): (1.7, "dtable; cause unknown"),
+    ("cpp", "f64", "relative_table", "63x130-B1H4G2D24E40-tail"): (
+        1.9,
+        "dtable at the clipped distance: thousands of pairs added to one number; 1 draw of 6, others below 0.4",
+    ),
 }
 
 

@@ -121,7 +121,7 @@ def encoder(r: Random) -> dict[str, Tensor]:
 GALLERY.update(
     {
         "gallery/taylor_softmax": Spec(taylor_softmax),
-        "gallery/taylor_orders": Spec(taylor_orders, erratic=True),
+        "gallery/taylor_orders": Spec(taylor_orders, positive=True),
         "gallery/key_only": Spec(
             key_only,
             lambda r: {"a": r.normal(r.dims.B, r.dims.H, r.dims.N, r.dims.D)},

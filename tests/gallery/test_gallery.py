@@ -30,7 +30,17 @@ LONG = [Shape(1, 1), Shape(257, 63, B=2), Shape(63, 257, tail=True), Shape(257, 
 
 
 # With inputs drawn from normal distributions some results miss the yardstick: by what factor at most, and why.
-MISSES: dict[str, tuple[float, str]] = {}
+MISSES = {
+    "gallery/alibi_factors": (1.2, "scores of 128, at 257 by 63: dv in one draw of eight, below 0.6 in the others"),
+    "gallery/alibi_keys": (1.1, "scores of 128, at 257 by 63: a slope's gradient"),
+    "gallery/cosine_bias": (1.2, "at 63 by 257: o in one draw of eight, below 0.8 in the others"),
+    "gallery/squared_distance": (1.3, "scores of 40 and more: lse is one number, whose rounding a whole row shares"),
+    "gallery/dynamic_mask": (1.2, "the scale of a key's gate: one number per head, from sums that cancel"),
+    "gallery/polynomial_bias": (
+        1.7,
+        "x / N is x times the rounded 1 / N: one relative error in every pair, cubed",
+    ),
+}
 
 
 def sampled(*turns: int) -> list[Any]:
