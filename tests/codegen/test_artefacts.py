@@ -187,6 +187,6 @@ def examples() -> Iterator[object]:
 
 
 @pytest.mark.sweep
-@pytest.mark.parametrize(("spec", "target"), examples())
+@pytest.mark.parametrize(("spec", "target"), list(examples()))
 def test_examples_pass_the_gates(spec: str, target: str, within_budget: Callable[[str, str], list[str]]) -> None:
     assert not within_budget(spec, target)
