@@ -220,7 +220,7 @@ class _Fusion:
         planes, known = self.planes, {node for _, _, node in stored}
         out: list[Store] = []
         for node in postorder(self.guest.reductions):
-            if not isinstance(node, Sum) or node in known or planes.sequences(node.axes) != {self.rows}:
+            if not isinstance(node, Sum) or node in known or planes.sequences(node.axes) != frozenset({self.rows}):
                 continue
             if planes.sequences(node.bound) or planes.channels(node.axes) or node in self.guest.reductions:
                 continue
@@ -248,7 +248,7 @@ class _Fusion:
     def _vectors(self, stores: Sequence[Store], known: Mapping[Node, Node]) -> Pass:
         """A pass over vectors that stores what the guest did."""
         values = replace_nodes([node for _, _, node in stores], known, canonical=False)
-        sums = dict.fromkeys(n for n in postorder(values) if isinstance(n, Sum) and n.bound == {self.part})
+        sums = dict.fromkeys(n for n in postorder(values) if isinstance(n, Sum) and n.bound == frozenset({self.part}))
         read = {n.tensor for n in postorder(values) if isinstance(n, Load)} & {b.name for b in self.buffers}
         return Pass(
             "_".join(["vector", *(name for name, _, _ in stores[:2])]),
