@@ -439,7 +439,7 @@ class Lowering:
             block.body.append(Assign(as_var(accumulators[r]), emitter.running[r]))
         for name, axes, node in self.item.adds:
             assert isinstance(node, Sum)
-            self._add(name, axes, node, block, self._conditions(node, inner, common, masked))
+            self._add_to_memory(name, axes, node, block, self._conditions(node, inner, common, masked))
         for name, axes, node in self.plane_stores:
             if any(a in self.tables for a in axes):
                 for term in terms_of(node):
@@ -452,7 +452,9 @@ class Lowering:
         note = "blocks the mask cuts" if masked and common else "the last, partial block" if masked else "full blocks"
         return Loop(inner, start, stop, masked, tuple(block.body), note)
 
-    def _add(self, name: str, axes: tuple[str, ...], node: Sum, block: Block, conditions: Sequence[Node]) -> None:
+    def _add_to_memory(
+        self, name: str, axes: tuple[str, ...], node: Sum, block: Block, conditions: Sequence[Node]
+    ) -> None:
         """This block's part of a sum over the outer axis, added to memory."""
         emitter = self.emitter
         assert self.outer is not None
