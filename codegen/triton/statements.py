@@ -88,6 +88,8 @@ class Statements:
         else:
             text, fact = self._computed(s, axes)
         code = self._filled(text, axes, fact.storage, s.value)
+        if s.target.kind == "i" and s.target in postorder([s.value]):
+            code = f"tl.cast({code}, tl.int32)"  # powers of two are wider, and what a loop carries keeps its type
         name = self._declare(s.target, fact)
         if self._settles(s):
             self.settled.append(f"{name} = {code}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import attnc
 from attnc import driver
 from attnc.codegen.triton.printer import print_module
 from attnc.runtime import runs
+from attnc.runtime.triton_aot import aot
 from attnc.testing.inputs import complete_sizes, make_inputs
 from tests.masks import FAMILIES
 from tests.runtime.test_runs import wrong
@@ -61,6 +63,14 @@ def test_values_of_all(name: str, backend: str) -> None:
 @pytest.mark.parametrize("sizes", [{"M": 1, "N": 1}, {"M": 7, "N": 7}, {"M": 63, "N": 257}, {"M": 65, "N": 64}])
 def test_odd_lengths(sizes: dict[str, int]) -> None:
     assert not wrong(spec("per head and strided"), "cpp", torch.float32, sizes)
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("name", ["strided", "radial, long frames"])
+def test_triton_compiled(name: str, tmp_path: Path) -> None:
+    """What a loop over ranges carries keeps its type, also where powers of two are wider."""
+    for kernel in driver.all_kernels(attnc.compile(spec(name)).program, "bf16", 64):
+        assert aot(kernel, print_module([kernel]), "sm_90", {"D": 64, "E": 64}, directory=tmp_path).fits
 
 
 @pytest.mark.parametrize("name", ["strided", "powers", pytest.param("grid", marks=pytest.mark.sweep)])
