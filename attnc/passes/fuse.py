@@ -12,15 +12,18 @@ What the guest stores besides its reductions (softmax's ``delta``), and any sum 
 position, is computed by a pass over vectors before; what it makes of its reductions, by one after.
 
 Blocks of the host's outer axis that add to the same memory run in order. So that threads have something to do where
-there are few heads, the blocks are dealt out to `TASKS` programs in all, each with sums of its own, which the pass over
-vectors adds up in order. How many depends on sizes alone: results are the same bits for any number of threads.
+there are few heads, the blocks of each are dealt out to at most `MOST` programs, each with sums of its own, which the
+pass over vectors adds up in order. How many depends on sizes and on the machine's cores, never on the number of threads
+that run: for any of those, results are the same bits.
 Addition to memory from many programs at once would need atomics on a GPU, so GPUs keep two passes.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import permutations
 
 from attnc.ir.construct import axis, call, const, load, mul, raw_add, raw_prod, raw_sum
@@ -39,14 +42,20 @@ from attnc.passes.reuse import ordered
 Store = tuple[str, tuple[str, ...], Node]
 """What a pass writes: the buffer, the axes of its dimensions, and the value."""
 
-TASKS = 16
-"""Programs in all from which on blocks are not dealt out further."""
 LEAST = 512
 """Positions of the outer axis that each program has at least."""
+MOST = 6
+"""Programs among which the blocks of one head are dealt out, at most: the sums of each are as large as the result."""
 INTENSITY = 8
 """Operations a core does in the time it reads or writes one byte of a cache."""
 NOMINAL = {"B": 1, "H": 8, "G": 8, "M": 4096, "N": 4096, "D": 64, "E": 64, "q_start": 0}
 """The call that costs are compared for; other sizes are 64."""
+
+
+@cache
+def tasks() -> int:
+    """Programs in all from which on blocks are not dealt out further: two or more for each core of the machine."""
+    return max(8, 2 << ((os.cpu_count() or 1) - 1).bit_length())
 
 
 def fused(plan: Plan) -> Plan:
@@ -210,10 +219,9 @@ class _Fusion:
         program, host = self.program, self.host
         assert host.outer is not None
         heads = call("maximum", mul(const(1), *(program.extent(a) for a in host.grid)), const(1))
-        wanted = call("floordiv", _plus(heads, TASKS - 1), heads)
-        return call(
-            "maximum", call("minimum", wanted, call("floordiv", program.extent(host.outer), const(LEAST))), const(1)
-        )
+        wanted = call("floordiv", _plus(heads, tasks() - 1), heads)
+        enough = call("floordiv", program.extent(host.outer), const(LEAST))
+        return call("maximum", call("minimum", call("minimum", wanted, enough), const(MOST)), const(1))
 
     def _row_values(self, stored: Sequence[Store]) -> list[Store]:
         """Sums over channels that the guest needs per position: in the host they would be summed for every block."""
