@@ -33,6 +33,7 @@ from attnc.passes.plan import Pass, Plan
 from attnc.passes.scan_tile import lower_scan
 from attnc.passes.split import ROWS, Split
 from attnc.passes.tile import DEFAULT_BLOCK, lower_pass
+from attnc.passes.wide_sums import with_wide_sums
 
 Consts = Mapping[str, float | int]
 
@@ -124,8 +125,9 @@ def plans(program: Program, target: TargetName = "cpu") -> tuple[Plan, Plan]:
 
 
 def on_target(plan: Plan, target: TargetName) -> Plan:
-    """A plan as a target runs it: on a CPU, where programs may run in order, pairs of passes are fused."""
-    return fuse.fused(plan) if target == "cpu" else plan
+    """A plan as a target runs it: on a CPU, where programs may run in order, pairs of passes are fused, and what is
+    scattered is added up in f64."""
+    return with_wide_sums(fuse.fused(plan)) if target == "cpu" else plan
 
 
 def bias_plans(program: Program, target: TargetName = "cpu") -> tuple[Plan, ...]:

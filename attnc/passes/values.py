@@ -15,8 +15,8 @@ from attnc.passes.scope import Block, Scope
 
 @dataclass
 class Values(Scope):
-    """`uses` counts how often each node is read; `sums` are the sums of the pass; `ordered` are the sums and products
-    that every pass rounds alike (see `scores_below`)."""
+    """`uses` counts how often each node is read; `sums` are the sums of the pass; `ordered` are the sums, products
+    and reciprocals that every pass rounds alike (see `scores_below`)."""
 
     uses: dict[Node, int] = field(default_factory=dict)
     sums: tuple[Add, ...] = ()
@@ -48,7 +48,9 @@ class Values(Scope):
             return self._in_block(node, home)
         built = self._pointwise(node)
         shared = self.uses.get(node, 1) > 1 and bool(self.spread(node))
-        if shared or hoisted or node in self.program.notes:
+        # One kernel would divide by what another multiplies by the reciprocal of.
+        apart = node in self.ordered and isinstance(node, Call) and len(self.spread(node)) < 2
+        if shared or hoisted or apart or node in self.program.notes:
             return self.assign(node, built, self._default(node), home)
         home.values[node] = built
         return built
@@ -235,8 +237,8 @@ def _unmarked(term: Node) -> Node:
 
 
 def scores_below(roots: Iterable[Node]) -> set[Node]:
-    """The sums and products that make up a score: in a maximum, in an exponent in units of the score, or raised to a
-    power.
+    """The sums, products and reciprocals that make up a score: in a maximum, in an exponent in units of the score, or
+    raised to a power.
 
     A weight is recomputed by several passes, and where scores are large a score rounded in another way is another
     weight: the last digit of a score of thousands is the fourth of the weight. A power multiplies what its base was
@@ -258,7 +260,17 @@ def scores_below(roots: Iterable[Node]) -> set[Node]:
             if isinstance(part, Add) or (isinstance(part, Prod) and not any(map(_is_bracket, part.factors))):
                 found.add(part)
             stack += part.children
-    return found
+    return found.union(*(_divisors(n) for n in found if isinstance(n, Prod)))
+
+
+def _divisors(node: Prod) -> set[Node]:
+    """The reciprocals in a product that may meet another factor in one pass and a number in the next.
+
+    Beside one value and a constant, as in softmax's scale, it always meets the constant.
+    """
+    if len(node.factors) == 3 and isinstance(node.factors[0], Const):
+        return set()
+    return {f for f in node.factors if isinstance(f, Call) and f.fn == "reciprocal"}
 
 
 def _is_bracket(node: Node) -> bool:

@@ -192,9 +192,11 @@ class Expressions:
             parts, element = [(m, self.real(v)) for m, v in parts], "f"
         text = ""
         for minus, v in parts:
-            code = v.at(PRODUCT if minus else SUM) if element == "f" or not lanes else self.scalar_beside(v, element)
+            bracketed = minus or (bool(text) and element == "f")  # a sum among terms was rounded by itself
+            real = element == "f" or not lanes
+            code = v.at(PRODUCT if bracketed else SUM) if real else self.scalar_beside(v, element)
             if not text:
-                text = f"-{v.at(UNARY) if element == 'f' or not lanes else code}" if minus else code
+                text = f"-{v.at(UNARY) if real else code}" if minus else code
             else:
                 text += f" {'-' if minus else '+'} {code}"
         return Value(text, element, lanes, SUM)
@@ -231,7 +233,7 @@ class Expressions:
         lanes = any(v.lanes for v in above + below)
         if not above:
             above = [Value(self.literal(1.0), "f", False)]
-        text = " * ".join(v.at(PRODUCT) for v in above)
+        text = " * ".join([above[0].at(PRODUCT), *(v.at(UNARY) for v in above[1:])])
         for v in below:
             text += f" / {v.at(UNARY)}"
         single = len(above) == 1 and not below

@@ -61,7 +61,8 @@ def scatter(nest: Nest, s: Scatter | Store) -> None:
             conditions.insert(0, where.at(UNARY))
     guard = f"if ({' && '.join(conditions)}) " if conditions else ""
     target = layout.names.fresh("target")
-    before = f"take({target}, real()) + " if isinstance(s, Scatter) else ""
+    held = "double()" if layout.kernel.argument(s.tensor).dtype == "f64" else "real()"
+    before = f"take({target}, {held}) + " if isinstance(s, Scatter) else ""
     if nest.vector is None:
         with out.block(guard.rstrip()):
             out.line(f"auto *{target} = {address};")

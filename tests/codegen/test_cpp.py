@@ -13,7 +13,7 @@ from torch import Tensor
 
 from attnc.codegen.cpu.printer import print_kernel
 from attnc.codegen.tile import Accumulate, AccumulateAt, Argument, Assign, Each, Kernel, Loop, Scatter, Store
-from attnc.ir.construct import ZERO, add, axis, call, const, iverson, load, mul, size, sub, var
+from attnc.ir.construct import ZERO, add, axis, call, const, iverson, load, mul, raw_add, raw_prod, size, sub, var
 from attnc.runtime.cpu import build
 from attnc.runtime.toolchain import FLAGS, Toolchain, find
 from tests.codegen.kernels import contract, largest, softmax_columns, softmax_forward, vectors
@@ -269,6 +269,71 @@ def test_each_channel() -> None:
     plane = pairs.tanh().sum(-1)
     assert torch.allclose(y.double(), plane.sum(-1), atol=1e-4)
     assert torch.allclose(z.double(), (plane[..., None] * pairs.cos()).sum(1), atol=1e-3)
+
+
+def test_groups_are_computed_as_groups() -> None:
+    """A product inside a product and a sum inside a sum are rounded by themselves, wherever vectors run."""
+    x, y, z = var("x", "i"), var("y", "j"), var("z", "ij")
+    seen = iverson(call("lt", j, N))
+    product, total = raw_prod((y, raw_prod((x, z)))), raw_add((y, raw_add((x, z))))
+    for value in (product, total):
+        grouped = vectors(
+            (Argument("x", "f32", (M,)), Argument("y", "f32", (N,)), Argument("z", "f32", (M, N)),
+             Argument("r", "f32", (M,), "out")),
+            (
+                Assign(x, load("x", (i,))),
+                Assign(var("r", "i"), const(-math.inf)),
+                Loop("j", const(0), N, True, (
+                    Assign(y, load("y", (j,))),
+                    Assign(z, load("z", (i, j))),
+                    Assign(var("s", "ij"), call("where", seen.condition, value, const(-math.inf))),
+                    Assign(var("best", "i"), largest("j", var("s", "ij"))),
+                    Assign(var("r", "i"), call("maximum", var("r", "i"), var("best", "i"))),
+                )),
+                Store("r", (i,), var("r", "i")),
+            ),
+            inner=True,
+        )  # fmt: skip
+        xs, ys, zs, r = torch.randn(500), torch.randn(1), torch.randn(500, 1), poison(500)
+        run(grouped, {"x": xs, "y": ys, "z": zs, "r": r}, B=1, M=500, N=1, D=1, E=1)
+        inside = xs * zs[:, 0] if value is product else xs + zs[:, 0]
+        exact, flat = (ys * inside, ys * xs * zs[:, 0]) if value is product else (ys + inside, ys + xs + zs[:, 0])
+        assert torch.equal(r, exact)
+        assert not torch.equal(exact, flat)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 7])
+def test_long_sums_are_sums_of_runs(rows: int) -> None:
+    """Ones added to 2^24 one at a time are lost; in runs of their own they are not."""
+    x, y, s = var("x", "id"), var("y", "jd"), var("s", "ij")
+    kernel = vectors(
+        (Argument("x", "f32", (M, D)), Argument("y", "f32", (N, D)), Argument("s", "f32", (M, N), "out")),
+        (
+            Assign(x, load("x", (i, d))),
+            Loop("j", const(0), N, True, (
+                Assign(y, load("y", (j, d))),
+                Assign(s, contract("d", x, y)),
+                Store("s", (i, j), s),
+            )),
+        ),
+        inner=True,
+    )  # fmt: skip
+    xs, ys, out = torch.ones(rows, 128), torch.ones(5, 128), poison(rows, 5)
+    ys[:, 0] = 2.0**24
+    run(kernel, {"x": xs, "y": ys, "s": out}, B=1, M=rows, N=5, D=128, E=1)
+    assert (out >= 2.0**24 + 64).all()
+
+
+def test_wide_tables_are_added_to_in_double_precision() -> None:
+    """Ones scattered to an entry of f64 that is larger than f32 can count: none is lost on the way."""
+    kernel = vectors(
+        (Argument("x", "f32", (M,)), Argument("table", "f64", (N,), "add")),
+        (Assign(var("x", "i"), load("x", (i,))), Scatter("table", (const(0),), var("x", "i"))),
+        serial=("i",),
+    )
+    table = torch.full((2,), 2.0**33, dtype=torch.float64)
+    run(kernel, {"x": torch.ones(100), "table": table}, B=1, M=100, N=2, D=1, E=1)
+    assert table.tolist() == [2.0**33 + 100, 2.0**33]
 
 
 @pytest.mark.parametrize("ids", ["i64", "i32", "i16", "u8"])

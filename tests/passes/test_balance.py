@@ -8,7 +8,9 @@ import pytest
 import torch
 
 import attnc
+from attnc import driver
 from attnc.codegen.tile import Accumulate, Assign, statements
+from attnc.ir.construct import call, size
 from attnc.ir.dense import evaluate
 from attnc.ir.node import Add, Call, Const, Load, Max, Node, Prod, Sum, Var
 from attnc.ir.options import Options
@@ -120,3 +122,16 @@ def test_forward_and_backward_round_a_score_alike() -> None:
             scores = [n for n in every if isinstance(n, Add) and n.kind == "f" and "rounded" in show(n)]
             found |= {t for n in scores if "lse" not in (t := association(n, named)) and "q" in t}
     assert found == {"(((distance * x) * (y * z)) + (other * sum(q)))"}
+
+
+def test_scores_are_multiplied_by_the_same_reciprocal_in_every_pass() -> None:
+    """Where one pass divides by N, and another multiplies by what it found to be 1/N, weights differ."""
+    x = "(i - j) / N"
+    program = spec(f"attention far\ntensor c: f32[H, 2]\nbias = {x} * (c[h, 0] + {x} * c[h, 1])")
+    inverse, named = call("reciprocal", size("N")), 0
+    for kernel in driver.all_kernels(program):
+        values = {s.target: s.value for s in statements(kernel.body) if isinstance(s, Assign)}
+        named += inverse in values.values()
+        products = [n for n in postorder(values.values()) if isinstance(n, Prod)]
+        assert not any(inverse in n.factors for n in products)
+    assert named >= 2
