@@ -32,45 +32,44 @@ enum { W = 4 };
 #endif
 typedef float vec __attribute__((vector_size(4 * W)));
 
-// Every loop: `steps` rounds of independent multiplications and additions per thread. Sums have names, for arrays may
-// stay in memory, and are hidden from the compiler before they start: sums that are alike would become one.
-#define EACH(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5) DO(6) DO(7) DO(8) DO(9) DO(10) DO(11)
-#define HIDE(k) asm volatile("" : REGISTER(c##k));
-#define COLLECT(k) sum += c##k[0];
+// Every loop: `steps` rounds of independent multiplications and additions per thread, kept in registers.
 extern "C" double f32_step_flops() { return 2.0 * W * 12; }
 extern "C" double f32_run(int64_t steps, int threads) {
     double sum = 0;
 #pragma omp parallel for num_threads(threads) reduction(+ : sum)
     for (int t = 0; t < threads; ++t) {
-        vec a = vec{} + 0.999f, b = vec{} + 0.001f;
-#define START(k) vec c##k = {};
-        EACH(START) EACH(HIDE)
+        vec a = vec{} + 0.999f, b = vec{} + 0.001f, c[12];
+        for (int k = 0; k < 12; ++k) {
+            c[k] = vec{} + float(k);
+            asm volatile("" : REGISTER(c[k]));  // equal sums would be merged into one
+        }
         for (int64_t n = 0; n < steps; ++n) {
             asm volatile("" : REGISTER(a), REGISTER(b));
-#define STEP(k) c##k = c##k * a + b;
-            EACH(STEP)
+#pragma GCC unroll 12
+            for (int k = 0; k < 12; ++k) c[k] = c[k] * a + b;
         }
-        EACH(COLLECT)
+        for (int k = 0; k < 12; ++k) sum += c[k][0];
     }
     return sum;
 }
-#undef START
-#undef STEP
 #ifdef __AVX512BF16__
-extern "C" double bf16_step_flops() { return 2.0 * 32 * 12; }
+extern "C" double bf16_step_flops() { return 2.0 * 32 * 16; }
 extern "C" double bf16_run(int64_t steps, int threads) {
     double sum = 0;
 #pragma omp parallel for num_threads(threads) reduction(+ : sum)
     for (int t = 0; t < threads; ++t) {
         __m512bh a = (__m512bh)_mm512_set1_epi32(0x3f803f80), b = a;
-#define START(k) __m512 c##k = _mm512_setzero_ps();
-        EACH(START) EACH(HIDE)
+        __m512 c[16];
+        for (int k = 0; k < 16; ++k) {
+            c[k] = _mm512_setzero_ps();
+            asm volatile("" : "+v"(c[k]));
+        }
         for (int64_t n = 0; n < steps; ++n) {
             asm volatile("" : "+v"(a), "+v"(b));
-#define STEP(k) c##k = _mm512_dpbf16_ps(c##k, a, b);
-            EACH(STEP)
+#pragma GCC unroll 16
+            for (int k = 0; k < 16; ++k) c[k] = _mm512_dpbf16_ps(c[k], a, b);
         }
-        EACH(COLLECT)
+        for (int k = 0; k < 16; ++k) sum += c[k][0];
     }
     return sum;
 }
