@@ -304,7 +304,7 @@ def test_groups_are_computed_as_groups() -> None:
 
 @pytest.mark.parametrize("rows", [1, 3, 7])
 def test_long_sums_are_sums_of_runs(rows: int) -> None:
-    """Ones added to 2^24 one at a time are lost; in runs of their own they are not."""
+    """Ones added to 2^24 one at a time are lost; in runs of their own they are not. d is an index of fixed extent."""
     x, y, s = var("x", "id"), var("y", "jd"), var("s", "ij")
     kernel = vectors(
         (Argument("x", "f32", (M, D)), Argument("y", "f32", (N, D)), Argument("s", "f32", (M, N), "out")),
@@ -318,6 +318,8 @@ def test_long_sums_are_sums_of_runs(rows: int) -> None:
         ),
         inner=True,
     )  # fmt: skip
+    lanes = tuple(replace(lane, extent=const(128)) if lane.axis == "d" else lane for lane in kernel.lanes)
+    kernel = replace(kernel, lanes=lanes)
     xs, ys, out = torch.ones(rows, 128), torch.ones(5, 128), poison(rows, 5)
     ys[:, 0] = 2.0**24
     run(kernel, {"x": xs, "y": ys, "s": out}, B=1, M=rows, N=5, D=128, E=1)
