@@ -274,7 +274,7 @@ def test_each_channel() -> None:
 def test_groups_are_computed_as_groups() -> None:
     """A product inside a product and a sum inside a sum are rounded by themselves, wherever vectors run."""
     x, y, z = var("x", "i"), var("y", "j"), var("z", "ij")
-    seen = iverson(call("lt", j, N))
+    seen = call("lt", j, N)
     product, total = raw_prod((y, raw_prod((x, z)))), raw_add((y, raw_add((x, z))))
     for value in (product, total):
         grouped = vectors(
@@ -286,7 +286,7 @@ def test_groups_are_computed_as_groups() -> None:
                 Loop("j", const(0), N, True, (
                     Assign(y, load("y", (j,))),
                     Assign(z, load("z", (i, j))),
-                    Assign(var("s", "ij"), call("where", seen.condition, value, const(-math.inf))),
+                    Assign(var("s", "ij"), call("where", seen, value, const(-math.inf))),
                     Assign(var("best", "i"), largest("j", var("s", "ij"))),
                     Assign(var("r", "i"), call("maximum", var("r", "i"), var("best", "i"))),
                 )),
