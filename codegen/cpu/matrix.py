@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from attnc.codegen.cpu.emitter import Emitter
 from attnc.codegen.cpu.layout import Layout, Tile
 from attnc.codegen.tile import Accumulate, Assign, Stmt
-from attnc.ir.node import Sum, Var
+from attnc.ir.node import Const, Sum, Var
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +95,21 @@ class MatrixProduct:
                 self.out.line(f"product_of_row({c}, {a}, {a_step}, {b}, {row}, {sizes}, {end});")
                 return
             c, c_row = into or (c, layout.step(target, m))
+            name = "product_in_runs" if self._is_declared(plan.depth) else "product"
+            self.needs.add(name)
             self.out.line(
-                f"product({c}, {c_row}, {a}, {layout.step(plan.broadcast, m)}, {a_step}, {b}, {row}, "
+                f"{name}({c}, {c_row}, {a}, {layout.step(plan.broadcast, m)}, {a_step}, {b}, {row}, "
                 f"{layout.count(m)}, {layout.padded(plan.n)}, {layout.count(plan.depth)}, "
                 f"{end}{self._ahead(plan, array, steps)});"
             )
+
+    def _is_declared(self, depth: str) -> bool:
+        """Whether a sum is over an index that the spec declares, of a fixed extent.
+
+        Such sums enter scores as they are, and what they round multiplies weights. What queries and keys round is
+        divided by the root of their channels, as their product is.
+        """
+        return self.layout.roles[depth].role == "channel" and isinstance(self.layout.extent(depth), Const)
 
     def _ahead(self, plan: MatrixPlan, array: str, steps: Mapping[str, str]) -> str:
         """What the next round of the loop reads in place of the broadcast operand, if it moves with the loop."""

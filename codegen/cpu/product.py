@@ -150,8 +150,25 @@ static void product_of_row(real *c, const real *a, int64_t a_step, const real *b
 }
 """
 
+_RUNS = """\
+// The same, at most 64 terms at a time, in equal runs: sums of sums are more accurate than one long sum.
+static void product_in_runs(real *c, int64_t c_row, const real *a, int64_t a_row, int64_t a_step, const real *b,
+                            int64_t b_row, int64_t rows, int64_t lanes, int64_t depth, bool accumulate,
+                            Ahead ahead = {}) {
+    for (int64_t runs = (depth + 63) / 64; runs > 1; --runs, ahead = {}, accumulate = true) {
+        const int64_t taken = (depth + runs - 1) / runs;
+        product(c, c_row, a, a_row, a_step, b, b_row, rows, lanes, taken, accumulate, ahead);
+        a += taken * a_step;
+        b += taken * b_row;
+        depth -= taken;
+    }
+    product(c, c_row, a, a_row, a_step, b, b_row, rows, lanes, depth, accumulate, ahead);
+}
+"""
+
 SECTION: dict[str, tuple[tuple[str, ...], str]] = {
     "ahead": (("vectors",), AHEAD),
     "product_of_row": (("product",), _ROW),
+    "product_in_runs": (("product",), _RUNS),
     "product": (("ahead",), _KERNELS + "\n" + _choice((4, 2, 1)) + "\n" + _DISPATCH),
 }

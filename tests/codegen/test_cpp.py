@@ -274,7 +274,7 @@ def test_each_channel() -> None:
 def test_groups_are_computed_as_groups() -> None:
     """A product inside a product and a sum inside a sum are rounded by themselves, wherever vectors run."""
     x, y, z = var("x", "i"), var("y", "j"), var("z", "ij")
-    seen = iverson(call("lt", j, N))
+    seen = call("lt", j, N)
     product, total = raw_prod((y, raw_prod((x, z)))), raw_add((y, raw_add((x, z))))
     for value in (product, total):
         grouped = vectors(
@@ -286,7 +286,7 @@ def test_groups_are_computed_as_groups() -> None:
                 Loop("j", const(0), N, True, (
                     Assign(y, load("y", (j,))),
                     Assign(z, load("z", (i, j))),
-                    Assign(var("s", "ij"), call("where", seen.condition, value, const(-math.inf))),
+                    Assign(var("s", "ij"), call("where", seen, value, const(-math.inf))),
                     Assign(var("best", "i"), largest("j", var("s", "ij"))),
                     Assign(var("r", "i"), call("maximum", var("r", "i"), var("best", "i"))),
                 )),
@@ -304,7 +304,7 @@ def test_groups_are_computed_as_groups() -> None:
 
 @pytest.mark.parametrize("rows", [1, 3, 7])
 def test_long_sums_are_sums_of_runs(rows: int) -> None:
-    """Ones added to 2^24 one at a time are lost; in runs of their own they are not."""
+    """Ones added to 2^24 one at a time are lost; in runs of their own they are not. d is an index of fixed extent."""
     x, y, s = var("x", "id"), var("y", "jd"), var("s", "ij")
     kernel = vectors(
         (Argument("x", "f32", (M, D)), Argument("y", "f32", (N, D)), Argument("s", "f32", (M, N), "out")),
@@ -318,6 +318,8 @@ def test_long_sums_are_sums_of_runs(rows: int) -> None:
         ),
         inner=True,
     )  # fmt: skip
+    lanes = tuple(replace(lane, extent=const(128)) if lane.axis == "d" else lane for lane in kernel.lanes)
+    kernel = replace(kernel, lanes=lanes)
     xs, ys, out = torch.ones(rows, 128), torch.ones(5, 128), poison(rows, 5)
     ys[:, 0] = 2.0**24
     run(kernel, {"x": xs, "y": ys, "s": out}, B=1, M=rows, N=5, D=128, E=1)
