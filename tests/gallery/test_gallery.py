@@ -35,6 +35,11 @@ MISSES = {
     "gallery/alibi_keys": (1.1, "scores of 128, at 257 by 63: a slope's gradient"),
     "gallery/cosine_bias": (1.2, "at 63 by 257: o in one draw of eight, below 0.8 in the others"),
     "gallery/squared_distance": (1.3, "scores of 40 and more: lse is one number, whose rounding a whole row shares"),
+    "gallery/multiplicative_bias": (
+        1.3,
+        "a query's factor: lse is one number, whose rounding a whole row shares (kept with reuse disabled)",
+    ),
+    "gallery/gaussian_adaptive": (1.2, "scores in the thousands, at 7 by 7 on tile programs: dv"),
     "gallery/dynamic_mask": (1.2, "the scale of a key's gate: one number per head, from sums that cancel"),
     "gallery/polynomial_bias": (
         1.7,
