@@ -79,8 +79,8 @@ static inline void product_columns(real *c, int64_t c_row, const real *a, int64_
         a += taken * a_row;
     }
 }
-static void product_run(real *c, int64_t c_row, const real *a, int64_t a_row, int64_t a_step, const real *b,
-                        int64_t b_row, int64_t rows, int64_t lanes, int64_t depth, bool accumulate, Ahead ahead) {
+static void product(real *c, int64_t c_row, const real *a, int64_t a_row, int64_t a_step, const real *b, int64_t b_row,
+                    int64_t rows, int64_t lanes, int64_t depth, bool accumulate, Ahead ahead = {}) {
     int64_t n = 0;
 #if defined(__AVX512F__) || defined(__aarch64__)
     for (; n + 4 * W <= lanes; n += 4 * W, ahead = {})
@@ -89,18 +89,6 @@ static void product_run(real *c, int64_t c_row, const real *a, int64_t a_row, in
     for (; n + 2 * W <= lanes; n += 2 * W, ahead = {})
         product_columns<2>(c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, accumulate, ahead);
     if (n < lanes) product_columns<1>(c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, accumulate, ahead);
-}
-// Sums are taken at most 64 terms at a time, in equal runs: sums of sums are more accurate than one long sum.
-static void product(real *c, int64_t c_row, const real *a, int64_t a_row, int64_t a_step, const real *b, int64_t b_row,
-                    int64_t rows, int64_t lanes, int64_t depth, bool accumulate, Ahead ahead = {}) {
-    for (int64_t runs = (depth + 63) / 64; runs > 1; --runs, ahead = {}, accumulate = true) {
-        const int64_t taken = (depth + runs - 1) / runs;
-        product_run(c, c_row, a, a_row, a_step, b, b_row, rows, lanes, taken, accumulate, ahead);
-        a += taken * a_step;
-        b += taken * b_row;
-        depth -= taken;
-    }
-    product_run(c, c_row, a, a_row, a_step, b, b_row, rows, lanes, depth, accumulate, ahead);
 }
 """
 
