@@ -190,7 +190,11 @@ def test_values_and_gradients_are_those_of_the_spec(name: str, form: str, backen
 @pytest.mark.parametrize(("M", "N"), [(1, 1), (63, 63), (257, 130), (1, 257)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_factors_are_as_accurate_as_registers(M: int, N: int, dtype: torch.dtype) -> None:
-    """By the largest error of several draws: that of a slope, one number a head, may be tiny by luck."""
+    """By the largest error of several draws: that of a slope, one number a head, may be tiny by luck.
+
+    As accurate as registers, or as plain PyTorch in the same dtype; a gradient that is 0 because its terms cancel is
+    held to the size of the terms, as everywhere.
+    """
     ops = {f: attnc.compile(CASES["spatial"].text, bias=f) for f in ("registers", "factors")}
     program = ops["factors"].program
     worst: dict[str, dict[str, float]] = {}
@@ -199,14 +203,19 @@ def test_factors_are_as_accurate_as_registers(M: int, N: int, dtype: torch.dtype
         seeds = output_seeds(program, tensors, seed=1 + draw)
         exact = dense(program, tensors, seeds, torch.float64)
         runs = {f: run_op(op, tensors, seeds) for f, op in ops.items()}
+        runs["dense"] = dense(program, tensors, seeds, dtype)
+        values = [*exact.outputs.values(), *exact.gradients.values()]
+        terms = max(x.abs().max().item() for x in values) * max(x.abs().max().item() for x in tensors.values()) ** 2
         for kind in ("outputs", "gradients"):
             for key, value in getattr(exact, kind).items():
                 found = {f: (getattr(r, kind)[key].double() - value).abs().max().item() for f, r in runs.items()}
-                found["floor"] = 8 * torch.finfo(dtype).eps * value.abs().max().item()
+                largest = value.abs().max().item()
+                found["floor"] = 8 * torch.finfo(dtype).eps * (largest if largest > 1e-12 * terms else terms)
                 before = worst.setdefault(key, found)
                 worst[key] = {f: max(found[f], before[f]) for f in found}
     for key, error in worst.items():
-        assert error["factors"] <= 4 * error["registers"] + error["floor"], key
+        allowed = max(4 * error["registers"], 2 * error["dense"]) + error["floor"]
+        assert error["factors"] <= allowed, key
 
 
 def test_points_far_from_the_origin_are_centred() -> None:
