@@ -42,6 +42,8 @@ from attnc.passes.reuse import ordered
 Store = tuple[str, tuple[str, ...], Node]
 """What a pass writes: the buffer, the axes of its dimensions, and the value."""
 
+FEWEST = 8
+"""Programs in all that even a machine of few cores has."""
 LEAST = 512
 """Positions of the outer axis that each program has at least."""
 MOST = 6
@@ -55,24 +57,32 @@ NOMINAL = {"B": 1, "H": 8, "G": 8, "M": 4096, "N": 4096, "D": 64, "E": 64, "q_st
 @cache
 def tasks() -> int:
     """Programs in all from which on blocks are not dealt out further: two or more for each core of the machine."""
-    return max(8, 2 << ((os.cpu_count() or 1) - 1).bit_length())
+    return max(FEWEST, 2 << ((os.cpu_count() or 1) - 1).bit_length())
 
 
-def fused(plan: Plan) -> Plan:
-    """The plan with every such pair of passes as one that costs less so; the plan itself if there is none."""
+def fused(plan: Plan, programs: int | None = None) -> Plan:
+    """The plan with every such pair of passes as one that costs less so; the plan itself if there is none.
+
+    Args:
+        programs: from how many programs in all blocks are not dealt out further; `tasks` if not given.
+    """
     if not plan.program.options.applies("fuse"):
         return plan
     with tracking(plan.program.notes):
         while True:
-            found = next((p for pair in _pairs(plan) if (p := _cheaper(plan, pair)) is not None), None)
+            ways = (_cheaper(plan, pair, programs or tasks()) for pair in _pairs(plan))
+            found = next((p for p in ways if p is not None), None)
             if found is None:
                 return plan
             plan = found
 
 
 def decisions(plan: Plan) -> tuple[Decision, ...]:
-    """That passes of a plan can be one: one decision. It takes as long as planning, so it is for explanations."""
-    one = fused(plan)
+    """That passes of a plan can be one: one decision, the same on every machine.
+
+    It takes as long as planning, so it is for explanations.
+    """
+    one = fused(plan, FEWEST)
     if one is plan:
         return ()
     joint = [s for s in one.passes if s.adds]
@@ -165,9 +175,9 @@ def _shared(host: Pass) -> tuple[Call, Axis] | None:
 # ------------------------------------------------------------------------------------------------------ how it is done
 
 
-def _cheaper(plan: Plan, pair: Pair) -> Plan | None:
+def _cheaper(plan: Plan, pair: Pair, programs: int) -> Plan | None:
     """The plan with a pair of passes as one, if the model of costs finds that cheaper."""
-    one = _Fusion(plan, pair).plan()
+    one = _Fusion(plan, pair, programs).plan()
     return one if _time(plan_cost(one), plan) < _time(plan_cost(plan), plan) else None
 
 
@@ -179,8 +189,8 @@ def _time(cost: Cost, plan: Plan) -> float:
 class _Fusion:
     """One pair of passes on the way to one."""
 
-    def __init__(self, whole: Plan, pair: Pair) -> None:
-        self.whole, self.pair = whole, pair
+    def __init__(self, whole: Plan, pair: Pair, programs: int) -> None:
+        self.whole, self.pair, self.programs = whole, pair, programs
         guest, host = whole.steps[pair.guest], whole.steps[pair.host]
         assert isinstance(guest, Pass) and isinstance(host, Pass) and guest.outer is not None
         self.guest, self.host, self.rows = guest, host, guest.outer
@@ -219,7 +229,7 @@ class _Fusion:
         program, host = self.program, self.host
         assert host.outer is not None
         heads = call("maximum", mul(const(1), *(program.extent(a) for a in host.grid)), const(1))
-        wanted = call("floordiv", _plus(heads, tasks() - 1), heads)
+        wanted = call("floordiv", _plus(heads, self.programs - 1), heads)
         enough = call("floordiv", program.extent(host.outer), const(LEAST))
         return call("maximum", call("minimum", call("minimum", wanted, enough), const(MOST)), const(1))
 
