@@ -13,7 +13,7 @@ from attnc.ir.printer import show
 from attnc.ir.program import Program
 from attnc.ir.walk import postorder
 from attnc.passes.coverage import described
-from attnc.passes.plan import Finish, Pass, Plan
+from attnc.passes.plan import Finish, Pass, Plan, expressions
 
 # ---------------------------------------------------------------------------------------------------- syntax tree
 
@@ -119,7 +119,7 @@ def _pass_lines(program: Program, step: Pass) -> list[str]:
     lines = [f"  {kind} {step.name}: {over}{within}{loop}"]
     lines += [f"    {line}" for line in described(program, step)]
     names: dict[Node, str] = {}
-    roots = [*step.sums, *(node for _, _, node in step.stores)]
+    roots = expressions(step)
     for count, node in enumerate(shared_nodes(roots)):
         lines.append(f"    %{count} [{', '.join(sorted(node.axes))}] = {show(node, names)}")
         names[node] = f"%{count}"

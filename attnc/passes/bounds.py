@@ -254,8 +254,8 @@ def _gapless(solution: Solution, outer: str, extent: Node, size: int | None) -> 
     """
     lows = [x for x in solution.lows if outer in x.axes]
     highs = [x for x in solution.highs if outer in x.axes]
-    for ends, side in ((lows, -1), (highs, 1)):
-        if _common([x.trend(outer, side) for x in ends]) is None:
+    for moving, side in ((lows, -1), (highs, 1)):
+        if _common([x.trend(outer, side) for x in moving]) is None:
             return None
     gates: list[Node] = []
     for low in lows:

@@ -32,7 +32,7 @@ from attnc.ir.walk import postorder, replace
 from attnc.passes.associate import is_group_condition
 from attnc.passes.bounds import first, inner_range, last
 from attnc.passes.coverage import has_channels
-from attnc.passes.plan import Finish, Pass, Plan
+from attnc.passes.plan import Finish, Pass, Plan, expressions
 from attnc.passes.planes import Planes
 
 BLOCK = 64
@@ -71,7 +71,7 @@ def plan_cost(plan: Plan, *, width: int = 4, block: int = BLOCK, percent: int = 
 def step_cost(plan: Plan, step: Pass | Finish, *, width: int = 4, block: int = BLOCK, percent: int = 100) -> Cost:
     """The cost of one step of a plan."""
     counter = _Pass(plan, step, block, percent) if isinstance(step, Pass) else _Tensors(plan.program)
-    roots = _roots(step)
+    roots = expressions(step)
     flops = _flops(roots, counter.points)
     if isinstance(counter, _Pass):
         flops = add(flops, counter.rescaling())
@@ -84,12 +84,6 @@ def step_cost(plan: Plan, step: Pass | Finish, *, width: int = 4, block: int = B
         if isinstance(node, Sum) and node.scatter:
             moved.append(mul(counter.scattered(node, plan.buffer(name).dims), const(2 * sizes.of(name))))
     return Cost(add(const(0), *moved), flops)
-
-
-def _roots(step: Pass | Finish) -> list[Node]:
-    if isinstance(step, Finish):
-        return [node for _, node in step.parts]
-    return [*step.sums, *(node for _, _, node in step.stores)]
 
 
 def _stores(step: Pass | Finish) -> list[tuple[str, Node]]:

@@ -14,8 +14,8 @@ position, is computed by a pass over vectors before; what it makes of its reduct
 Blocks of the host's outer axis that add to the same memory run in order. So that threads have something to do where
 there are few heads, the blocks of each are dealt out to at most `MOST` programs, each with sums of its own, which the
 pass over vectors adds up in order. How many depends on sizes and on the machine's cores, never on the number of threads
-that run: for any of those, results are the same bits.
-Addition to memory from many programs at once would need atomics on a GPU, so GPUs keep two passes.
+that run: for any of those, results are the same bits. Addition to memory from many programs at once would need atomics
+on a GPU, so GPUs keep two passes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from attnc.ir.walk import postorder, rebuild
 from attnc.ir.walk import replace as replace_nodes
 from attnc.passes.cost import Cost, plan_cost
 from attnc.passes.decision import Alternative, Decision
-from attnc.passes.plan import Buffer, Pass, Plan
+from attnc.passes.plan import Buffer, Finish, Pass, Plan, expressions
 from attnc.passes.planes import Planes
 from attnc.passes.reuse import ordered
 
@@ -148,14 +148,8 @@ def _are_independent(plan: Plan, k: int, n: int) -> bool:
     assert isinstance(item, Pass)
     made = {name for name, _, node in item.stores if first != k or _mentions(item, node)}
     later = (s for s in plan.steps[first + 1 : last + 1])
-    read = {x.tensor for s in later for x in postorder(_roots(s)) if isinstance(x, Load)}
+    read = {x.tensor for s in later for x in postorder(expressions(s)) if isinstance(x, Load)}
     return not made & read
-
-
-def _roots(step: object) -> list[Node]:
-    if isinstance(step, Pass):
-        return [*step.reductions, *(node for _, _, node in (*step.stores, *step.adds))]
-    return [node for _, node in getattr(step, "parts", ())]
 
 
 def _mentions(item: Pass, node: Node) -> bool:
@@ -216,13 +210,13 @@ class _Fusion:
             adds=adds,
             reads=tuple(sorted({*self.host.reads, *(self.guest.reads), *(name for name, _, _ in before)})),
         )
-        steps: list[object] = list(self.whole.steps)
+        steps: list[Pass | Finish | None] = list(self.whole.steps)
         steps[self.pair.guest] = self._vectors(before, {}) if before else None
         last = max(self.pair.guest, self.pair.host)
         steps[self.pair.host] = None
         steps[last : last + 1] = [steps[last], loop, self._vectors(after, {**known, **totals})]
         kept = tuple(s for s in steps if s is not None)
-        return replace(self.whole, program=self.program, steps=kept, buffers=tuple(self.buffers))  # type: ignore[arg-type]
+        return replace(self.whole, program=self.program, steps=kept, buffers=tuple(self.buffers))
 
     def _parts(self) -> Node:
         """How many programs share out the blocks of a head."""

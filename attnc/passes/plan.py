@@ -80,6 +80,13 @@ class Finish:
     parts: tuple[tuple[tuple[str, ...], Node], ...]
 
 
+def expressions(step: Pass | Finish) -> list[Node]:
+    """All that a step computes: its reductions, and what it stores or adds to memory."""
+    if isinstance(step, Finish):
+        return [node for _, node in step.parts]
+    return [*step.sums, *(node for _, _, node in step.stores)]
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """Steps in order, buffers by name, and what the scheduler decided and why (`decisions`, for `explain`)."""

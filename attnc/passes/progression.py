@@ -38,7 +38,6 @@ class Powers:
     """1, 2, 4 and so on, with 0 before them or without."""
 
     zero: bool
-    step: None = None
 
     @property
     def least(self) -> int | None:

@@ -97,9 +97,8 @@ class Series:
     """Ranges numbered from 0 to `count`, in order of their first position.
 
     `least`, `most`: of the rest of the number over the block; `low`, `high`: what all ranges are cut to, `full_low` and
-    `full_high` what is all allowed but for the progression; `bottom`:
-    the number of the first member, `top` of the one after the last. With `merges` the ranges are one where the gaps
-    between them are shorter than a block.
+    `full_high` what is all allowed but for the progression; `bottom`: the number of the first member, `top` of the one
+    after the last. With `merges` the ranges are one where the gaps between them are shorter than a block.
     """
 
     at: Place
