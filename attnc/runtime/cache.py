@@ -50,7 +50,7 @@ def begin(source: str, toolchain: Toolchain, settings: Settings | None = None) -
     directory = _writable(directory)
 
     def make() -> ctypes.CDLL:
-        with _locked(directory / f"{key}.lock"):
+        with locked(directory / f"{key}.lock"):
             return _load(directory / f"{key}.so") or _build(directory, key, source, toolchain)
 
     return Compiling(make)
@@ -97,7 +97,7 @@ def _load(path: Path) -> ctypes.CDLL | None:
 
 def _build(directory: Path, key: str, source: str, toolchain: Toolchain) -> ctypes.CDLL:
     text = directory / f"{key}.cpp"
-    _replace(text, lambda path: path.write_text(source))
+    replace_file(text, lambda path: path.write_text(source))
     target = directory / f"{key}.so"
     sums: list[str] = []
 
@@ -110,12 +110,12 @@ def _build(directory: Path, key: str, source: str, toolchain: Toolchain) -> ctyp
             raise CompilerFailed(f"{error} (full log: {log})", error.log) from None
         sums.append(hashlib.sha256(path.read_bytes()).hexdigest())
 
-    _replace(target, compile_to)
-    _replace(target.with_suffix(".sha256"), lambda path: path.write_text(sums[-1] + "\n"))
+    replace_file(target, compile_to)
+    replace_file(target.with_suffix(".sha256"), lambda path: path.write_text(sums[-1] + "\n"))
     return ctypes.CDLL(str(target))
 
 
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Have `path` written under another name and renamed, so that no reader ever sees part of it."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=f".tmp{path.suffix}")
     os.close(handle)
@@ -129,7 +129,8 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Generator[None]:
+def locked(path: Path) -> Generator[None]:
+    """One process at a time, by a lock file."""
     with filelock.FileLock(path):
         yield
 

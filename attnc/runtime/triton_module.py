@@ -10,7 +10,6 @@ import hashlib
 import importlib
 import importlib.util
 import os
-import tempfile
 import threading
 from functools import cache
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 from attnc.codegen.tile import Kernel
 from attnc.codegen.triton.names import identifier
+from attnc.runtime.cache import replace_file
 from attnc.settings import Settings
 
 _modules: dict[tuple[str, Path], ModuleType] = {}
@@ -53,14 +53,7 @@ def _write(path: Path, source: str) -> None:
     except (OSError, UnicodeDecodeError):
         pass
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(source)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    replace_file(path, lambda other: other.write_text(source, encoding="utf-8"))
 
 
 def _import(path: Path) -> ModuleType:

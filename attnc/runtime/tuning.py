@@ -10,9 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import statistics
-import tempfile
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +19,7 @@ from typing import Any, Protocol
 from attnc.codegen.tile import Kernel
 from attnc.codegen.triton.configuration import MOST, Configuration
 from attnc.codegen.triton.table import bucket
+from attnc.runtime.cache import locked, replace_file
 from attnc.settings import Settings
 
 Choose = Callable[[Kernel, Mapping[str, int], str], Sequence[Configuration]]
@@ -180,19 +179,17 @@ def remember(trial: Trial, device: str, settings: Settings | None = None) -> Pat
     if best is None:
         return None
     path = _path(trial.source, trial.target, settings or Settings.read())
-    try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        held = {}
-    held[trial.bucket] = asdict(trial.choices[best]) | {
-        "kernel": trial.kernel.name,
-        "seconds": trial.seconds(best),
-        "device": device,
-        "tried": [asdict(c) | {"seconds": trial.seconds(n)} for n, c in enumerate(trial.choices)],
-    }
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump(held, file, indent=1)
-    Path(temporary).replace(path)
+    with locked(path.with_suffix(".lock")):
+        try:
+            held = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            held = {}
+        held[trial.bucket] = asdict(trial.choices[best]) | {
+            "kernel": trial.kernel.name,
+            "seconds": trial.seconds(best),
+            "device": device,
+            "tried": [asdict(c) | {"seconds": trial.seconds(n)} for n, c in enumerate(trial.choices)],
+        }
+        replace_file(path, lambda other: other.write_text(json.dumps(held, indent=1), encoding="utf-8"))
     return path
