@@ -41,10 +41,6 @@ MISSES = {
     ),
     "gallery/gaussian_adaptive": (1.2, "scores in the thousands, at 7 by 7 on tile programs: dv"),
     "gallery/dynamic_mask": (1.2, "the scale of a key's gate: one number per head, from sums that cancel"),
-    "gallery/polynomial_bias": (
-        1.7,
-        "x / N is x times the rounded 1 / N: one relative error in every pair, cubed",
-    ),
 }
 
 
