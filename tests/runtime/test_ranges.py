@@ -69,7 +69,7 @@ def test_odd_lengths(sizes: dict[str, int]) -> None:
 @pytest.mark.parametrize("name", ["strided", "radial, long frames"])
 def test_triton_compiled(name: str, tmp_path: Path) -> None:
     """What a loop over ranges carries keeps its type, also where powers of two are wider."""
-    for kernel in driver.all_kernels(attnc.compile(spec(name)).program, "bf16", 64):
+    for kernel in driver.all_kernels(attnc.compile(spec(name)).program, "bf16", 64, "gpu"):
         assert aot(kernel, print_module([kernel]), "sm_90", {"D": 64, "E": 64}, directory=tmp_path).fits
 
 
