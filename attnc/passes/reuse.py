@@ -8,8 +8,9 @@ replaced by an opaque saved tensor. Three rules decide in which form it is saved
   multiplies and has its addition for nothing: there m and log2 Z are saved apart, for ``exp2(c * (s - m) - log2 Z)``.
   A bias may be large, and the rounding of its lse would be one error that all weights of a row share. Where s depends
   on the key alone, m and Z are saved as they are: rows then have nearly the same lse, and its rounding would be the
-  same error in all of them. A weight that a row has once (a sink's) is made of m and Z too, which costs nothing there
-  and has no part in the rounding of lse;
+  same error in all of them. So they are where the forward itself multiplies by 1/Z inside of a sum over columns: what
+  is normalised again and again (Sinkhorn) has to be the same weights in all passes. A weight that a row has once (a
+  sink's) is made of m and Z too, which costs nothing there and has no part in the rounding of lse;
 * a sum S that the forward divides by Z is saved as the quotient ``S / Z`` (often the output itself, at no cost), which
   turns the softmax row term into ``sum(do * o)``, FlashAttention-2's delta (Dao 2023, arXiv:2307.08691);
 * anything else is saved as it is.
@@ -258,6 +259,8 @@ def _fold_shifts(roots: list[Node], state: _State, memo: dict[Node, Node], plane
         if found is None or not any(_is_row_maximum(x, planes) for x in postorder([found[0]])):
             continue
         shift, unit = found
+        if unit != 1 and _divides_in_a_sum(state.reductions, node, shift):
+            continue
         r, z_now, m = (_rewritten(x, state, memo) for x in (node, z, shift))
         statistics = _saved_statistics(state, z, shift, unit, f"_{count}" if count else "")
         count += 1
@@ -269,6 +272,18 @@ def _fold_shifts(roots: list[Node], state: _State, memo: dict[Node, Node], plane
             left[r] = call("exp2", neg(log_z))
         roots = rewrite(roots, left.get)
     return roots
+
+
+def _divides_in_a_sum(reductions: Iterable[Node], r: Node, shift: Node) -> bool:
+    """Whether the forward multiplies by 1/Z inside of a sum, as one over columns does."""
+    return any(
+        isinstance(n, Sum) and r in n.factors and any(_is_shifted(f, shift) for f in n.factors)
+        for n in postorder(reductions)
+    )
+
+
+def _is_shifted(f: Node, shift: Node) -> bool:
+    return isinstance(f, Call) and f.fn == "exp2" and any(s is shift for s, _ in _shifts(f.args[0]))
 
 
 def _saved_statistics(state: _State, z: Node, shift: Node, unit: float | int, suffix: str) -> tuple[Load, Load | None]:
