@@ -16,12 +16,12 @@ run later, read D + N.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from attnc.ir.construct import add, factors_of, mul, neg, sum_over
+from attnc.ir.construct import add, factors_of, free_axes, mul, neg, sum_over
 from attnc.ir.node import Add, Axes, Call, Node, Sum
-from attnc.ir.walk import postorder, rewrite
+from attnc.ir.walk import postorder, rewrite, substitute
 from attnc.passes.planes import Planes
 
 
@@ -49,12 +49,30 @@ def balance(roots: Iterable[Node], planes: Planes, *, rows: bool) -> list[Node]:
     def rule(node: Node) -> Node | None:
         if not isinstance(node, Sum) or any(planes.sequences(x.axes) for _, x in node.scatter):
             return None
-        for f in node.factors:
-            if isinstance(f, Add) and f in found and _matters(node, found[f], planes, rows=rows):
-                return _balanced(node, f, found[f])
+        for whole in (node, *_opened(node)):
+            for f in whole.factors:
+                if isinstance(f, Add) and f in found and _matters(whole, found[f], planes, rows=rows):
+                    return _balanced(whole, f, found[f])
         return None
 
     return rewrite(roots, rule)
+
+
+def _opened(node: Sum) -> Iterator[Sum]:
+    """The sum as one over all axes, for each sum among its factors; what rows are summed with may stand outside."""
+    for inner in node.factors:
+        if not isinstance(inner, Sum):
+            continue
+        index = dict(inner.scatter)
+        rest = [substitute(f, index) for f in node.factors if f is not inner]
+        domain = [substitute(c, index) for c in node.domain]
+        outer = node.bound - index.keys()
+        if inner.bound & (outer | free_axes([*rest, *domain])):
+            continue
+        scatter = [*node.scatter, *(pair for pair in inner.scatter if pair[0] not in node.bound)]
+        whole = sum_over(outer | inner.bound, [*rest, *inner.factors], [*domain, *inner.domain], scatter)
+        if isinstance(whole, Sum):
+            yield whole
 
 
 def _row(node: Add, planes: Planes) -> Row | None:

@@ -4,9 +4,13 @@ Every plane reduction of the forward that occurs in the gradient, alone or as pa
 replaced by an opaque saved tensor. Three rules decide in which form it is saved:
 
 * a denominator Z whose terms all carry exp2(-m) is saved with its shift m as one ``lse = m + log2 Z``, so that
-  ``exp2(s - m) / Z`` becomes ``exp2(s - lse)``. Where s depends on the key alone, m and Z are saved as they are: rows
-  then have nearly the same lse, and its rounding would be the same error in all of them. A weight that a row has once
-  (a sink's) is made of m and Z too, which costs nothing there and has no part in the rounding of lse;
+  ``exp2(s - m) / Z`` becomes ``exp2(s - lse)``. An exponent that keeps the score's unit c (`attnc.passes.exponents`)
+  multiplies and has its addition for nothing: there m and log2 Z are saved apart, for ``exp2(c * (s - m) - log2 Z)``.
+  A bias may be large, and the rounding of its lse would be one error that all weights of a row share. Where s depends
+  on the key alone, m and Z are saved as they are: rows then have nearly the same lse, and its rounding would be the
+  same error in all of them. So they are where the forward itself multiplies by 1/Z inside of a sum over columns: what
+  is normalised again and again (Sinkhorn) has to be the same weights in all passes. A weight that a row has once (a
+  sink's) is made of m and Z too, which costs nothing there and has no part in the rounding of lse;
 * a sum S that the forward divides by Z is saved as the quotient ``S / Z`` (often the output itself, at no cost), which
   turns the softmax row term into ``sum(do * o)``, FlashAttention-2's delta (Dao 2023, arXiv:2307.08691);
 * anything else is saved as it is.
@@ -245,7 +249,7 @@ def _shifts(exponent: Node) -> set[tuple[Node, float | int]]:
 
 
 def _fold_shifts(roots: list[Node], state: _State, memo: dict[Node, Node], planes: Planes) -> list[Node]:
-    """Save m and Z as one lse; see the module docstring."""
+    """Save m and Z as one lse, or as m and log2 Z; see the module docstring."""
     count = 0
     for node in postorder(state.forward):
         if not (isinstance(node, Call) and node.fn == "reciprocal_or_zero"):
@@ -255,22 +259,46 @@ def _fold_shifts(roots: list[Node], state: _State, memo: dict[Node, Node], plane
         if found is None or not any(_is_row_maximum(x, planes) for x in postorder([found[0]])):
             continue
         shift, unit = found
-        axes = ordered(z.axes)
-        name = "lse" if count == 0 else f"lse_{count}"
-        count += 1
-        lse = load(name, [axis(a) for a in axes])
-        value = call(
-            "where", call("eq", z, const(0.0)), const(math.inf), add(shift, mul(const(1 / unit), call("log2", z)))
-        )
-        state.saved[lse] = Saved(name, axes, value)
+        if unit != 1 and _divides_in_a_sum(state.reductions, node, shift):
+            continue
         r, z_now, m = (_rewritten(x, state, memo) for x in (node, z, shift))
-        roots = rewrite(roots, lambda n, r=r, m=m, lse=lse: _pair(n, r, m, lse))  # type: ignore[misc]
-        logz = call("log2", z_now)
-        left = {logz: exponent_of(unit, lse, neg(m))}
-        if not any(_is_weight_of_row(n, r, m) for n in postorder(roots)):
-            left[r] = call("exp2", exponent_of(unit, m, neg(lse)))
-        roots = rewrite(roots, lambda n, left=left: left.get(n))  # type: ignore[misc]
+        statistics = _saved_statistics(state, z, shift, unit, f"_{count}" if count else "")
+        count += 1
+        form = _Weights(r, m, unit, *statistics)
+        log_z = form.log_z or exponent_of(unit, form.top, neg(m))
+        left = {call("log2", z_now): log_z}
+        roots = rewrite(roots, form.paired)
+        if not any(form.has_weight_of_row(n) for n in postorder(roots)):
+            left[r] = call("exp2", neg(log_z))
+        roots = rewrite(roots, left.get)
     return roots
+
+
+def _divides_in_a_sum(reductions: Iterable[Node], r: Node, shift: Node) -> bool:
+    """Whether the forward multiplies by 1/Z inside of a sum, as one over columns does."""
+    return any(
+        isinstance(n, Sum) and r in n.factors and any(_is_shifted(f, shift) for f in n.factors)
+        for n in postorder(reductions)
+    )
+
+
+def _is_shifted(f: Node, shift: Node) -> bool:
+    return isinstance(f, Call) and f.fn == "exp2" and any(s is shift for s, _ in _shifts(f.args[0]))
+
+
+def _saved_statistics(state: _State, z: Node, shift: Node, unit: float | int, suffix: str) -> tuple[Load, Load | None]:
+    """What is saved for Z and its shift: the tensors that the exponents of the gradient read."""
+    axes = ordered(z.axes)
+    empty, log_z = call("eq", z, const(0.0)), call("log2", z)
+
+    def save(name: str, value: Node) -> Load:
+        leaf = load(name + suffix, [axis(a) for a in axes])
+        state.saved[leaf] = Saved(leaf.tensor, axes, value)
+        return leaf
+
+    if unit != 1:
+        return save("m", shift), save("log_z", call("where", empty, const(math.inf), log_z))
+    return save("lse", call("where", empty, const(math.inf), add(shift, log_z))), None
 
 
 def _is_row_maximum(node: Node, planes: Planes) -> bool:
@@ -278,74 +306,87 @@ def _is_row_maximum(node: Node, planes: Planes) -> bool:
     return isinstance(node, Max) and len(planes.sequences(node.body.axes)) > 1
 
 
-def _is_weight_of_row(node: Node, r: Node, m: Node) -> bool:
-    """Whether a product holds 1/Z and an exp2(x - m) of a value that each row has once, as a sink is."""
-    factors = node.factors if isinstance(node, Prod | Sum) else ()
-    return r in factors and any(_of_row(f, r) and _absorb(f, m, m) is not None for f in factors)
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """Normalised weights exp2(unit * (x - m)) / Z, made from what is saved.
 
+    Attributes:
+        r: 1/Z.
+        m: the shift.
+        unit: what exponents are multiplied by.
+        top: lse, or the saved m if `log_z` is there.
+        log_z: the saved log2 Z, or None.
+    """
 
-def _of_row(f: Node, r: Node) -> bool:
-    return isinstance(f, Call) and f.axes <= r.axes
+    r: Node
+    m: Node
+    unit: float | int
+    top: Node
+    log_z: Node | None
 
+    def exponent(self, terms: Sequence[Node]) -> Node:
+        """That of a normalised weight, from the terms of the exponent of exp2(unit * (x - m))."""
+        moved = exponent_of(self.unit, *terms, self.m, neg(self.top))
+        return moved if self.log_z is None else add(moved, neg(self.log_z))
 
-def _pair(node: Node, r: Node, m: Node, lse: Node) -> Node | None:
-    """Pair each factor 1/Z with one exp2(x - m) that has more axes, giving exp2(x - lse)."""
-    if isinstance(node, Prod):
-        factors = list(node.factors)
-        if not _pair_in(factors, r, m, lse):
+    def has_weight_of_row(self, node: Node) -> bool:
+        """Whether a product holds 1/Z and an exp2(x - m) of a value that each row has once, as a sink is."""
+        factors = node.factors if isinstance(node, Prod | Sum) else ()
+        return self.r in factors and any(self._of_row(f) and self._absorb(f) is not None for f in factors)
+
+    def paired(self, node: Node) -> Node | None:
+        """Each factor 1/Z paired with one exp2(x - m) that has more axes."""
+        if not isinstance(node, Prod | Sum):
             return None
-        return mul(*factors)
-    if isinstance(node, Sum):
         factors = list(node.factors)
-        if not _pair_in(factors, r, m, lse):
+        if not self._pair_in(factors):
             return None
-        return sum_over(node.bound, factors, node.domain, node.scatter)
-    return None
+        return mul(*factors) if isinstance(node, Prod) else sum_over(node.bound, factors, node.domain, node.scatter)
 
+    def _of_row(self, f: Node) -> bool:
+        return isinstance(f, Call) and f.axes <= self.r.axes
 
-def _pair_in(factors: list[Node], r: Node, m: Node, lse: Node) -> bool:
-    changed = False
-    while r in factors:
-        for k, f in enumerate(factors):
-            paired = None if _of_row(f, r) else _absorb(f, m, lse)
-            if paired is not None:
-                factors[k] = paired
-                factors.remove(r)
-                changed = True
+    def _pair_in(self, factors: list[Node]) -> bool:
+        changed = False
+        while self.r in factors:
+            for k, f in enumerate(factors):
+                paired = None if self._of_row(f) else self._absorb(f)
+                if paired is not None:
+                    factors[k] = paired
+                    factors.remove(self.r)
+                    changed = True
+                    break
+            else:
                 break
-        else:
-            break
-    return changed
+        return changed
 
-
-def _absorb(f: Node, m: Node, lse: Node) -> Node | None:
-    """exp2(x - m), or a sum with such a factor, with m replaced by lse."""
-    if isinstance(f, Call) and f.fn == "exp2":
-        unit, inner_terms = unit_and_terms(f.args[0])
-        if (m, unit) in _shifts(f.args[0]):
-            weight = call("exp2", exponent_of(unit, *inner_terms, m, neg(lse)))
-            suggest(weight, Note("p"))
-            return weight
+    def _absorb(self, f: Node) -> Node | None:
+        """exp2(unit * (x - m)), or a sum with such a factor, divided by Z."""
+        if isinstance(f, Call) and f.fn == "exp2":
+            unit, terms = unit_and_terms(f.args[0])
+            if unit == self.unit and (self.m, unit) in _shifts(f.args[0]):
+                weight = call("exp2", self.exponent(terms))
+                suggest(weight, Note("p"))
+                return weight
+            return None
+        if isinstance(f, Add):
+            divided = [self._absorb_term(t) for t in f.terms]
+            return None if any(t is None for t in divided) else add(*(t for t in divided if t is not None))
+        if isinstance(f, Sum) and not f.bound & self.m.axes:
+            for k, x in enumerate(f.factors):
+                inner = self._absorb(x)
+                if inner is not None:
+                    return sum_over(f.bound, [*f.factors[:k], inner, *f.factors[k + 1 :]], f.domain, f.scatter)
         return None
-    if isinstance(f, Add):
-        terms = [_absorb_term(t, m, lse) for t in f.terms]
-        return None if any(t is None for t in terms) else add(*(t for t in terms if t is not None))
-    if isinstance(f, Sum) and not f.bound & lse.axes:
-        for k, x in enumerate(f.factors):
-            inner = _absorb(x, m, lse)
+
+    def _absorb_term(self, term: Node) -> Node | None:
+        """A term with one of its factors divided by Z."""
+        factors = factors_of(term)
+        for k, f in enumerate(factors):
+            inner = self._absorb(f)
             if inner is not None:
-                return sum_over(f.bound, [*f.factors[:k], inner, *f.factors[k + 1 :]], f.domain, f.scatter)
-    return None
-
-
-def _absorb_term(term: Node, m: Node, lse: Node) -> Node | None:
-    """A term with m replaced by lse in one of its factors."""
-    factors = factors_of(term)
-    for k, f in enumerate(factors):
-        inner = _absorb(f, m, lse)
-        if inner is not None:
-            return mul(*factors[:k], inner, *factors[k + 1 :])
-    return None
+                return mul(*factors[:k], inner, *factors[k + 1 :])
+        return None
 
 
 def _gather(roots: list[Node], state: _State) -> list[Node]:

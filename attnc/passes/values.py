@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from attnc.ir.construct import const, factors_of, iverson, load, raw_add, raw_call, raw_prod, size
+from attnc.ir.construct import const, factors_of, iverson, load, raw_add, raw_call, raw_prod, size, terms_of
 from attnc.ir.functions import is_block
 from attnc.ir.node import Add, Axis, Call, Const, Iverson, Load, Max, Node, Prod, Size, Sum, Var
 from attnc.ir.walk import postorder
@@ -251,8 +251,9 @@ def scores_below(roots: Iterable[Node]) -> set[Node]:
             stack = [n.body]
         elif isinstance(n, Call) and n.fn == "pow":
             stack = [n.args[0]]
-        elif isinstance(n, Call) and n.fn == "exp2" and unit_and_terms(n.args[0])[0] != 1:
-            stack = [c for c in n.args[0].children if isinstance(c, Add)]
+        elif isinstance(n, Call) and n.fn == "exp2":
+            scaled = [t for t in (n.args[0], *terms_of(n.args[0])) if unit_and_terms(t)[0] != 1]
+            stack = [c for t in scaled for c in t.children if isinstance(c, Add)]
         while stack:
             part = stack.pop()
             if part in found or part.kind != "f" or isinstance(part, Load | Max):

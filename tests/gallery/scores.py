@@ -71,7 +71,8 @@ def oat_readout(q: Tensor, k: Tensor, v: Tensor, q_start: int = 0) -> Tensor:
 
 def sasrec(q: Tensor, k: Tensor, v: Tensor, valid: Tensor, q_start: int = 0) -> Tensor:
     i, j = positions(q, k, q_start)
-    s = scores(q, k).masked_fill(~(valid[:, None, None, :] & (j <= i)), float(-(2**32) + 1))
+    least = max(float(-(2**32) + 1), torch.finfo(q.dtype).min)
+    s = scores(q, k).masked_fill(~(valid[:, None, None, :] & (j <= i)), least)
     return attend(torch.softmax(s, -1), v) * valid[:, None, i[:, 0], None]
 
 

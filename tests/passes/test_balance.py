@@ -10,7 +10,7 @@ import torch
 import attnc
 from attnc import driver
 from attnc.codegen.tile import Accumulate, Assign, statements
-from attnc.ir.construct import call, size
+from attnc.ir.construct import call, size, terms_of
 from attnc.ir.dense import evaluate
 from attnc.ir.node import Add, Call, Const, Load, Max, Node, Prod, Sum, Var
 from attnc.ir.options import Options
@@ -77,7 +77,27 @@ def test_scores_of_several_terms_keep_their_units() -> None:
         for plan in (plan_forward(example(name)).forward, plan_gradient(example(name))):
             found = exponents(plan)
             assert found
-            assert all((unit_and_terms(x)[0] != 1) == kept for x in found), name
+            assert all(any(unit_and_terms(t)[0] != 1 for t in (x, *terms_of(x))) == kept for x in found), name
+
+
+def test_maximum_and_denominator_are_saved_apart_where_that_costs_nothing() -> None:
+    """In front of an exponent that keeps its unit stands a multiplication, which has an addition for nothing."""
+    for name, apart in (("alibi", True), ("causal", False), ("spatial", True)):
+        saved = {s.name for s in plan_forward(example(name)).saved}
+        assert ({"m", "log_z"} <= saved, "lse" in saved) == (apart, not apart), name
+
+
+def test_rows_are_balanced_where_what_they_are_summed_with_stands_outside() -> None:
+    """The bias depends on the key alone, so its factor stands outside of the sum over queries."""
+    text = "attention a\ntensor slope: f32[H]\nbias = slope[h] * j\nmask = j <= i\n"
+    op = attnc.compile(text, backend="tiled")
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 1, 300, 8, generator=generator) for _ in range(3))
+    # All values are the same, so the output is, whatever the slope.
+    slope = torch.tensor([0.25], requires_grad=True)
+    o = op(q, k, v[:, :, :1].expand(-1, -1, 300, -1), slope=slope)
+    (found,) = torch.autograd.grad(o.sum(), slope)
+    assert abs(float(found)) < 2e-4
 
 
 def test_maximum_and_denominator_are_saved_apart_where_scores_depend_on_the_key_alone() -> None:
