@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 FACTOR = 2.0
 ROUNDINGS = 4.0
 FEW = 100
-DRAWS = 4
+DRAWS = 8
 NEAR = 2.0
 """A miss by less than this factor in one draw is judged over several."""
 NOTHING = 1e-12
