@@ -13,7 +13,7 @@ from math import prod
 from attnc.codegen.tile import Accumulate, Assign, Each, Kernel, Stmt, statements
 from attnc.codegen.tile import Loop as TileLoop
 from attnc.codegen.triton.configuration import HARMLESS
-from attnc.codegen.triton.facts import HALF
+from attnc.codegen.triton.facts import NARROW, precision
 from attnc.codegen.triton.parameters import evaluate, padded, paddings
 from attnc.codegen.triton.sinking import is_unrolled
 from attnc.ir.node import Sum
@@ -137,9 +137,9 @@ def _problems(kernel: Kernel, artefact: Artefact, loop: Loop | None) -> list[str
 
 
 def uses_tensor_cores(kernel: Kernel) -> bool:
-    """Whether a kernel multiplies matrices of half-precision tensors in a loop."""
-    half = any(a.dtype in HALF for a in kernel.arguments)
-    return half and any(_products(s.body, kernel) for s in statements(kernel.body) if isinstance(s, TileLoop))
+    """Whether a kernel multiplies matrices of half-precision or TF32 tensors in a loop."""
+    narrow = any(precision(a) in NARROW for a in kernel.arguments)
+    return narrow and any(_products(s.body, kernel) for s in statements(kernel.body) if isinstance(s, TileLoop))
 
 
 def is_pipelined(kernel: Kernel) -> bool:

@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from attnc.codegen.tile import Accumulate, AccumulateAt, Assign, Kernel, is_pointwise, statements
+from attnc.codegen.tile import Accumulate, AccumulateAt, Argument, Assign, Kernel, is_pointwise, statements
 from attnc.ir.node import Add, Const, Iverson, Load, Node, Prod, Sum, Var
 from attnc.ir.walk import postorder
 
 HALF = frozenset({"f16", "bf16", "f8"})
 """Dtypes that matrices are multiplied in as they are stored: of two bytes, or of one."""
+NARROW = HALF | {"tf32"}
+"""Precisions that tensor cores multiply in; TF32 is stored as f32."""
+
+
+def precision(argument: Argument) -> str:
+    """What products may round a tensor to: its dtype, or TF32."""
+    return "tf32" if argument.tf32 else argument.dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,9 +26,10 @@ class Fact:
 
     Attributes:
         axes: the lanes it was declared over, in layout order.
-        storage: the dtype it is kept in; reals are ``f32`` unless loaded as they are for a matrix product.
+        storage: the dtype it is kept in; reals are ``f32`` unless loaded as they are for a matrix product; ``tf32`` is
+            f32 that a matrix product may round.
         zero: channel axes on whose padded lanes it is 0.
-        sources: dtypes of the real tensors it was computed from.
+        sources: `precision` of the real tensors it was computed from.
     """
 
     axes: tuple[str, ...]
@@ -86,7 +94,7 @@ def scalar_definitions(kernel: Kernel, *, loops: bool = False) -> dict[Var, Node
 
 
 def sources(node: Node, facts: dict[Var, Fact]) -> frozenset[str]:
-    """Dtypes of the real tensors that `node` depends on through variables."""
+    """`precision` of the real tensors that `node` depends on through variables."""
     return frozenset().union(*(facts[n].sources for n in postorder([node]) if isinstance(n, Var) and n in facts))
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from attnc.codegen.tile import Accumulate, AccumulateAt, Kernel, Loop, statements
-from attnc.codegen.triton.facts import HALF
+from attnc.codegen.triton.facts import NARROW, precision
 from attnc.codegen.triton.parameters import evaluate, padded, paddings
 from attnc.ir.node import Sum, Var
 
@@ -116,7 +116,7 @@ def load_of(kernel: Kernel, sizes: Mapping[str, int]) -> Load:
         max(1, products),
         loaded.get("outer", 0),
         loaded.get("inner", 0),
-        exact=not any(a.dtype in HALF for a in kernel.arguments),
+        exact=not any(precision(a) in NARROW for a in kernel.arguments),
         rows=frozenset(rows),
     )
 

@@ -6,7 +6,7 @@ from attnc.codegen.tile import Accumulate, AccumulateAt, Assign, Each, Loop, Sca
 from attnc.codegen.triton.access import Addresses, Scope
 from attnc.codegen.triton.emitter import Emitter
 from attnc.codegen.triton.environment import REAL, Environment
-from attnc.codegen.triton.facts import HALF, Fact, has_shared, sources, usage, zero_lanes
+from attnc.codegen.triton.facts import HALF, NARROW, Fact, has_shared, precision, sources, usage, zero_lanes
 from attnc.codegen.triton.parameters import COUNTER
 from attnc.codegen.triton.product import TRITON_TYPES, Reductions
 from attnc.codegen.triton.sinking import is_unrolled, sunk
@@ -28,9 +28,9 @@ class Statements:
         self.usage = usage(env.kernel)
         self.addresses = Addresses(env, [Scope(frozenset(env.kernel.grid))], wide)
         self.reductions = Reductions(env)
-        halves = {a.dtype for a in env.kernel.arguments if a.mode == "in"} & HALF
-        halves = halves or {a.dtype for a in env.kernel.arguments} & HALF
-        self.half = frozenset(halves if len(halves) == 1 else ())
+        narrow = {precision(a) for a in env.kernel.arguments if a.mode == "in"} & NARROW
+        narrow = narrow or {precision(a) for a in env.kernel.arguments} & NARROW
+        self.narrow = frozenset(narrow if len(narrow) == 1 else ())
         self.settled: list[str] = []
         self.anchors: list[str] = []
 
@@ -100,7 +100,7 @@ class Statements:
     def _computed(self, s: Assign, axes: tuple[str, ...]) -> tuple[Text, Fact]:
         storage = {"f": "f32", "i": "i32", "b": "bool"}[s.target.kind]
         source = self.usage.selected.get(s.target)
-        if source in self.env.facts and self.env.facts[source].storage in HALF and s.target in self.usage.multiplied:
+        if source in self.env.facts and self.env.facts[source].storage in NARROW and s.target in self.usage.multiplied:
             storage = self.env.facts[source].storage
             text = self._selected(source, s.value)
         else:
@@ -197,20 +197,20 @@ class Statements:
             for a, dim in zip(node.index, argument.dims, strict=True)
             if isinstance(a, Axis) and self.env.padded(a.name) and dim is self.env.kernel.lane(a.name).extent
         )
-        code, storage = self._converted(code, argument.dtype, target)
-        read = frozenset({"f32" if self.widen else argument.dtype}) if target.kind == "f" else frozenset()
+        code, storage = self._converted(code, precision(argument), target)
+        read = frozenset({"f32" if self.widen else precision(argument)}) if target.kind == "f" else frozenset()
         if argument.made and read == frozenset({"f32"}) and not self.widen:
-            read |= self.half
+            read |= self.narrow
         return Text(code, address.axes), Fact(axes, storage, zero, read)
 
     def _converted(self, code: str, dtype: str, target: Var) -> tuple[str, str]:
         """A loaded value in the type it is kept in, and that type."""
         match target.kind:
             case "f":
-                keep = dtype in HALF and target in self.usage.multiplied and target not in self.usage.computed
+                keep = dtype in NARROW and target in self.usage.multiplied and target not in self.usage.computed
                 if dtype == "f32" or (keep and not self.widen):
                     return code, dtype
-                return f"{code}.to({REAL})", "f32"
+                return code if dtype == "tf32" else f"{code}.to({REAL})", "f32"
             case "i":
                 return (code, dtype) if dtype in ("i32", "i64") else (f"{code}.to(tl.int32)", "i32")
             case _:

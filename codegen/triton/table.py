@@ -55,10 +55,11 @@ def bucket(kernel: Kernel, sizes: Mapping[str, int]) -> str:
 def kernel_class(kernel: Kernel, sizes: Mapping[str, int]) -> str:
     """The class of a kernel with these channel extents."""
     load = load_of(kernel, sizes)
+    kind = "f32" if load.exact else "tf32" if any(a.tf32 for a in kernel.arguments) else "half"
     special, others = _per_pair(kernel)
     scatter = " scatter" if any(type(s).__name__ == "Scatter" for s in statements(kernel.body)) else ""
     return (
-        f"{'f32' if load.exact else 'half'} channels {load.width} accumulated {load.accumulated}"
+        f"{kind} channels {load.width} accumulated {load.accumulated}"
         f" products {load.products} bytes {load.outer_bytes}/{load.inner_bytes}"
         f" work {special.bit_length()}/{others.bit_length()}{scatter}"
     )
