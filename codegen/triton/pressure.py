@@ -24,7 +24,8 @@ class Budget:
         tile: elements of one tile per thread.
         shared: bytes of shared memory per program.
         stages: of the load pipeline, where shared memory suffices.
-        rows: of the outer axis that one warp multiplies at a time; with fewer per warp, warps repeat each other's work.
+        rows: of the outer axis that one warp has of a product at least; with fewer, warps repeat each other's work. On
+            sm_100 products are no warp's, and two share out the columns of their rows.
         warps: that multiply matrices together, at least.
     """
 
@@ -42,7 +43,7 @@ BUDGETS = {
     "sm_86": Budget(96, 73, 32, 99 * 1024),
     "sm_89": Budget(96, 73, 32, 99 * 1024),
     "sm_90": Budget(130, 75, 64, 227 * 1024, warps=4),
-    "sm_100": Budget(100, 58, 64, 227 * 1024, warps=4),
+    "sm_100": Budget(100, 58, 64, 227 * 1024, rows=8, warps=4),
     "sm_120": Budget(96, 73, 32, 99 * 1024),
     "gfx942": Budget(100, 60, 32, 64 * 1024, 2, 32),
     "gfx950": Budget(100, 60, 32, 160 * 1024, 2, 32),

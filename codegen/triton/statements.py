@@ -6,7 +6,17 @@ from attnc.codegen.tile import Accumulate, AccumulateAt, Assign, Each, Loop, Sca
 from attnc.codegen.triton.access import Addresses, Scope
 from attnc.codegen.triton.emitter import Emitter
 from attnc.codegen.triton.environment import REAL, Environment
-from attnc.codegen.triton.facts import HALF, NARROW, Fact, has_shared, precision, sources, usage, zero_lanes
+from attnc.codegen.triton.facts import (
+    HALF,
+    NARROW,
+    Fact,
+    computes_much,
+    has_shared,
+    precision,
+    sources,
+    usage,
+    zero_lanes,
+)
 from attnc.codegen.triton.parameters import COUNTER
 from attnc.codegen.triton.product import TRITON_TYPES, Reductions
 from attnc.codegen.triton.sinking import is_unrolled, sunk
@@ -87,6 +97,8 @@ class Statements:
             text, fact = self._load(s.target, s.value, axes)
         else:
             text, fact = self._computed(s, axes)
+        if self._is_spread(s, axes):
+            text = self._once(text, axes)
         code = self._filled(text, axes, fact.storage, s.value)
         if s.target.kind == "i" and s.target in postorder([s.value]):
             code = f"tl.cast({code}, tl.int32)"  # powers of two are wider, and what a loop carries keeps its type
@@ -114,6 +126,21 @@ class Statements:
         conditions = [self.expressions.text(f.condition) for f in value.children if isinstance(f, Iverson)]
         where = self.expressions.conjunction(conditions)
         return self.layout.call("tl.where", where, self.env.kept(source), Text("0.0"))
+
+    def _is_spread(self, s: Assign, axes: tuple[str, ...]) -> bool:
+        """Whether every warp would compute what `s` computes, for a matrix product."""
+        kernel = self.env.kernel
+        rows = {x.axis for x in kernel.lanes if x.role == "outer"}
+        return bool(self.usage.multiplied) and not rows & set(axes) and computes_much(kernel, s.value)
+
+    def _once(self, text: Text, axes: tuple[str, ...]) -> Text:
+        """The value in the block, and 0 beyond. Where an operand of a matrix product depends on loads alone, Triton
+        moves all that is computed from them behind their distribution to the warps that multiply; what depends on a
+        position is computed once, and then distributed."""
+        (inner,) = (x.axis for x in self.env.kernel.lanes if x.role == "inner")
+        self.out.note(f"below {inner}'s end, which keeps every warp from computing all of it")
+        inside = self.expressions.compare("<", self.env.lane(inner), self.env.extent(inner))
+        return self.layout.call("tl.where", self.layout.spread(inside, axes), text, Text("0.0"))
 
     def _settles(self, s: Stmt) -> bool:
         """Whether `s` assigns a scalar that only depends on the grid point; those come before the addresses."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from attnc.codegen.tile import Kernel, Loop, statements
+from attnc.codegen.triton.facts import SPECIAL
 from attnc.codegen.triton.parameters import evaluate
 from attnc.codegen.triton.pressure import load_of
 from attnc.ir.node import Call, Node
@@ -22,10 +23,6 @@ from attnc.ir.walk import postorder
 
 FILE = Path(__file__).with_name("tuned.json")
 SHORT, MIDDLE = 1024, 8192
-SPECIAL = frozenset(
-    ("exp", "exp2", "log", "log2", "tanh", "sigmoid", "sin", "cos", "erf", "softplus", "pow", "rsqrt", "sqrt")
-)
-"""Functions that take special function units, or several instructions."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,13 @@ import pytest
 import triton
 
 from attnc import driver
+from attnc.codegen.triton.configuration import Configuration, preferred, space
 from attnc.codegen.triton.printer import print_module
 from attnc.passes.split import split
 from attnc.runtime.triton_aot import aot
 from attnc.testing.artefacts import instruction_flops, report
 from attnc.testing.listing import loops
+from tests.codegen.kernels import softmax_forward
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 BUDGETS = Path(__file__).parent / "budgets.json"
@@ -171,8 +173,36 @@ def test_few_queries_pass_the_gates(target: str) -> None:
         assert all(not r.spilled for r in found)
 
 
+@pytest.mark.parametrize(("target", "special"), [("sm_80", 32), ("gfx942", 32)])
+def test_operands_are_computed_once(target: str, special: int) -> None:
+    """Not by each of the warps that multiply them: a gate, exp2 and a reciprocal per query and channel, is no more work
+    than the weights, one exp2 per pair."""
+    source = driver.read(EXAMPLES / "gated.attn")
+    program = driver.lower(driver.definition(source), source)
+    (kernel,) = (k for k in driver.all_kernels(program, "bf16", 64, "gpu") if "column" in k.name)
+    assert "tl.where((i < M)[:, None], sigmoid(" in print_module([kernel])
+    warps = 8 if target == "sm_80" else 4
+    blocks = Configuration({"j": 128, "i": 32}, warps, 2)
+    loop = report(kernel, aot(kernel, print_module([kernel]), target, {"D": 64, "E": 64}, blocks)).loop
+    assert loop is not None
+    assert loop.count("MUFU", "v_exp") <= special
+
+
+def test_several_warps_share_few_rows_where_they_do_not_multiply() -> None:
+    kernel = softmax_forward(causal=True, dtype="bf16")
+    for target, fits in (("sm_90", False), ("sm_100", True)):
+        rungs = [(c.blocks["i"], c.num_warps) for c in space(kernel, {"D": 64, "E": 64}, target)]
+        assert ((64, 8) in rungs) is fits
+
+
+@pytest.mark.parametrize(
+    ("spills", "kept"), [([48, 56, 32, 32], 2), ([90, 80, 1, 60], 2), ([8, 300], 0), ([100, 300, 90], 0)]
+)
+def test_what_hardly_spills_is_kept(spills: list[int], kept: int) -> None:
+    assert preferred(spills) == kept
+
+
 KNOWN = {
-    ("gated", "sm_80"): "its column kernel spills 48 bytes around the loop, 32 are accepted",
     ("cosformer", "sm_90"): "in chunks of 64 rows four warps spill what they hold, and eight repeat some of their work",
 }
 """Gates that fail, and why."""
