@@ -10,13 +10,14 @@ import pytest
 import triton
 
 from attnc import driver
-from attnc.codegen.triton.configuration import Configuration, preferred, space
+from attnc.codegen.triton.configuration import Configuration, candidates, preferred, space
+from attnc.codegen.triton.pressure import load_of
 from attnc.codegen.triton.printer import print_module
 from attnc.passes.split import split
 from attnc.runtime.triton_aot import aot
 from attnc.testing.artefacts import instruction_flops, report
 from attnc.testing.listing import loops
-from tests.codegen.kernels import softmax_forward
+from tests.codegen.kernels import softmax_columns, softmax_forward
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 BUDGETS = Path(__file__).parent / "budgets.json"
@@ -193,6 +194,19 @@ def test_several_warps_share_few_rows_where_they_do_not_multiply() -> None:
     for target, fits in (("sm_90", False), ("sm_100", True)):
         rungs = [(c.blocks["i"], c.num_warps) for c in space(kernel, {"D": 64, "E": 64}, target)]
         assert ((64, 8) in rungs) is fits
+
+
+def test_vectors_of_the_loop_take_registers() -> None:
+    """Entropy, mass and distance observed: eight numbers per query, each of them in every fourth thread of a row."""
+    source = driver.read(EXAMPLES / "watched.attn")
+    program = driver.lower(driver.definition(source), source)
+    (kernel,) = (k for k in driver.all_kernels(program, "bf16", 64, "gpu") if "gradient_column" in k.name)
+    load, plain = load_of(kernel, {}), load_of(softmax_columns(dtype="bf16"), {"D": 64, "E": 64})
+    assert (load.vectors, plain.vectors) == (8, 2)
+    assert (load.accumulated, load.products) == (plain.accumulated, plain.products)
+    for target in ("sm_80", "sm_90", "sm_100"):
+        assert max(c.blocks["i"] for c in candidates(kernel, {}, target)) <= 32
+    assert candidates(softmax_columns(dtype="bf16"), {"D": 64, "E": 64}, "sm_90")[0].blocks == {"j": 128, "i": 64}
 
 
 @pytest.mark.parametrize(
