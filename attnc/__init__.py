@@ -27,6 +27,7 @@ def compile(
     rank: int | str | None = None,
     rtol: float = 1e-3,
     deterministic: bool = True,
+    tf32: bool = False,
     **consts: float,
 ) -> Op:
     """Compile an attention variant.
@@ -47,6 +48,10 @@ def compile(
         deterministic: whether gradients of tensors that a spec reads at computed positions (tables) are the same bits
             on every run. On a GPU this takes integer counters, which cost memory and some time; without them, f32
             atomics add in any order.
+        tf32: for f32 queries on a GPU, let tensor cores multiply queries, keys, values and what is computed from them
+            in TF32, which keeps 10 bits of each factor; sums stay in f32. Without it products are exact in f32, several
+            times as slow, whatever PyTorch's own switches for its matrix products say. Other dtypes, exact factors of
+            a bias, and CPUs are not affected.
         consts: values for the spec's constants.
 
     Returns:
@@ -66,7 +71,7 @@ def compile(
     from attnc.ir.options import options
 
     try:
-        chosen = options(disable, bias, rank, rtol, deterministic)
+        chosen = options(disable, bias, rank, rtol, deterministic, tf32)
         source = driver.read(spec)
         definition = driver.definition(source, name)
         from attnc.runtime.op import Op

@@ -47,6 +47,7 @@ class Argument:
     ``add`` (zeroed before launch, added to by `Scatter` or `AddTo`; each grid point of `private` axes owns its part).
     `dims` are the extents, used for bounds checks in the interpreter and for allocation. `made`: an earlier kernel
     wrote it, in the precision that this one computes in; beside operands of less, products may take it in theirs.
+    `tf32`: matrix products may round its f32 to TF32, where a device multiplies that.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Argument:
     dims: tuple[Node, ...]
     mode: Literal["in", "out", "add"] = "in"
     made: bool = False
+    tf32: bool = False
 
 
 @dataclass(frozen=True, slots=True)

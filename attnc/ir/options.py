@@ -47,6 +47,7 @@ class Options:
         rank: channels of the factors that stand for a bias with no exact ones; None: it has no factors.
         rtol: with rank ``"auto"``, the relative error in the Frobenius norm that they may have in each head.
         deterministic: whether gradients of gathered tensors are the same bits on every run, also on GPUs.
+        tf32: whether GPUs may round to TF32 what they multiply in products of f32 queries, keys and values.
     """
 
     disabled: frozenset[str] = frozenset()
@@ -54,11 +55,13 @@ class Options:
     rank: Rank = None
     rtol: float = 1e-3
     deterministic: bool = True
+    tf32: bool = False
 
     @property
     def key(self) -> str:
         """The same text for the same options, in every process."""
-        return f"{','.join(sorted(self.disabled))};{self.bias};{self.rank};{self.rtol!r};{self.deterministic}"
+        exact = f"{self.deterministic};{self.tf32}"
+        return f"{','.join(sorted(self.disabled))};{self.bias};{self.rank};{self.rtol!r};{exact}"
 
     def applies(self, rewrite: str) -> bool:
         """Whether a rewrite is on."""
@@ -75,6 +78,7 @@ def options(
     rank: int | str | None = None,
     rtol: float = 1e-3,
     deterministic: bool = True,
+    tf32: bool = False,
 ) -> Options:
     """Options from what a caller gives.
 
@@ -83,7 +87,7 @@ def options(
         bias: a name of `BIAS_FORMS`.
         rank: a number of channels, or ``"auto"``.
         rtol: a relative error between 0 and 1.
-        deterministic: see `Options`.
+        deterministic, tf32: see `Options`.
 
     Raises:
         SpecError: E320, if there is no such rewrite; E330 or E332, if the bias, rank or error is none that can be asked
@@ -105,7 +109,7 @@ def options(
     if rank is not None and bias in ("registers", "dense"):
         message = f"a rank asks for factors, and bias = {bias!r} rules them out"
         raise SpecError([Diagnostic("E332", message, remedy="leave out one of the two")])
-    return Options(frozenset(names), bias, cast("Rank", rank), float(rtol), bool(deterministic))
+    return Options(frozenset(names), bias, cast("Rank", rank), float(rtol), bool(deterministic), bool(tf32))
 
 
 def _unknown(code: str, message: str, name: object, known: Iterable[str]) -> SpecError:

@@ -228,7 +228,9 @@ class Lowering:
             given = next((t for t in self.program.tensors if t.name == tensor), None)
             dims = self.plan.buffer(tensor).dims if given is None else given.dims
             made = given is None or given.role == "saved"
-            arguments.append(Argument(tensor, self.dtypes[tensor], dims, made=made))
+            declared = self.plan.buffer(tensor).dtype if given is None else given.dtype
+            tf32 = self.program.options.tf32 and (declared, self.dtypes[tensor]) == ("q", "f32")
+            arguments.append(Argument(tensor, self.dtypes[tensor], dims, made=made, tf32=tf32))
         added = {s.tensor for s in statements(tuple(body)) if isinstance(s, Scatter | AddTo)}
         for buffer, _, _ in (*self.item.stores, *self.item.adds):
             mode = "add" if buffer in added else "out"

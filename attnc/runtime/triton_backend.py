@@ -144,6 +144,11 @@ def _target(device: torch.device) -> str:
     return f"sm_{properties.major}{properties.minor}"
 
 
+def multiplies_tf32(target: str) -> bool:
+    """Whether a device's tensor cores multiply TF32: of AMD's, those of one generation do."""
+    return not target.startswith("gfx") or target == "gfx942"
+
+
 KEPT = 1024
 """Sizes of calls that a kernel remembers."""
 REACH = 2**31
@@ -163,8 +168,8 @@ def _last(tensor: Tensor) -> int:
 class TritonKernel:
     """One kernel, ready to launch.
 
-    It is printed in up to four ways: with offsets of 64 bits for tensors that span more than 32 reach, and with
-    products in f32 for the interpreter, which multiplies the bit patterns of bf16.
+    It is printed with offsets of 64 bits for tensors that span more than 32 reach, and with products in f32 for the
+    interpreter, which multiplies the bit patterns of bf16, and for devices without TF32 where that was asked for.
     """
 
     def __init__(self, kernel: Kernel, source: str, directory: Path | None = None) -> None:
@@ -174,7 +179,7 @@ class TritonKernel:
         self.directory = directory
         self._call = Call(kernel)
         self._chosen: dict[tuple[Any, ...], Configuration] = {}
-        self._functions: dict[tuple[bool, bool], Any] = {}
+        self._functions: dict[tuple[bool, bool, bool], Any] = {}
         self._keys: dict[tuple[Any, ...], tuple[Any, ...]] = {}
         self._printed: str | None = None
 
@@ -193,7 +198,7 @@ class TritonKernel:
             self._call(self._function(wide, widen=True), tensors, sizes, configuration)
             return
         with _current(device):
-            called = self._function(wide)
+            called = self._compiled(device, wide)
             configuration = self._configuration(device, called, tensors, sizes)
             session = tuning.current()
             if session is None:
@@ -207,7 +212,7 @@ class TritonKernel:
         if device.type != "cuda" or counts(self.kernel):
             return lambda tensors: self(tensors, sizes)
         with _current(device):
-            called = self._function(is_wide(tensors))
+            called = self._compiled(device, is_wide(tensors))
             launch = self._call.bound(called, tensors, sizes, self._configuration(device, called, tensors, sizes))
 
         def run(tensors: Sequence[Tensor]) -> None:
@@ -225,14 +230,22 @@ class TritonKernel:
         if device.type != "cuda":
             return default_configuration(self.kernel, sizes, "interpreter").blocks
         with _current(device):
-            return self._configuration(device, self._function(is_wide(tensors)), tensors, sizes).blocks
+            return self._configuration(device, self._compiled(device, is_wide(tensors)), tensors, sizes).blocks
 
-    def _function(self, wide: bool, widen: bool = False) -> Any:
-        if (wide, widen) not in self._functions:
-            printed = wide or widen
-            source = print_module([self.kernel], wide=wide, widen=widen) if printed else self.source
-            self._functions[wide, widen] = function(self.kernel, load(source, self.directory))
-        return self._functions[wide, widen]
+    def _compiled(self, device: torch.device, wide: bool) -> Any:
+        """The function for a GPU."""
+        rounds = any(a.tf32 for a in self.kernel.arguments)
+        return self._function(wide, exact=rounds and not multiplies_tf32(_target(device)))
+
+    def _function(self, wide: bool, *, widen: bool = False, exact: bool = False) -> Any:
+        key = wide, widen, exact
+        if key not in self._functions:
+            kernel = self.kernel
+            if exact:
+                kernel = replace(kernel, arguments=tuple(replace(a, tf32=False) for a in kernel.arguments))
+            source = print_module([kernel], wide=wide, widen=widen) if any(key) else self.source
+            self._functions[key] = function(kernel, load(source, self.directory))
+        return self._functions[key]
 
     def _elsewhere(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> None:
         """Run in the interpreter of a second process."""

@@ -13,13 +13,14 @@ from math import prod
 from attnc.codegen.tile import Accumulate, Assign, Each, Kernel, Stmt, statements
 from attnc.codegen.tile import Loop as TileLoop
 from attnc.codegen.triton.configuration import HARMLESS
-from attnc.codegen.triton.facts import HALF
+from attnc.codegen.triton.facts import NARROW, SPECIAL, precision
 from attnc.codegen.triton.parameters import evaluate, padded, paddings
 from attnc.codegen.triton.sinking import is_unrolled
-from attnc.ir.node import Sum
+from attnc.ir.node import Call, Sum
+from attnc.ir.walk import postorder
 from attnc.runtime.triton_aot import SHARED_LIMITS, Artefact
 from attnc.testing.listing import Loop, loops
-from attnc.testing.model import Cycles, cycles
+from attnc.testing.model import Cycles, cycles, mix
 
 TENSOR_CORES = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA", "gfx942": "v_mfma"}
 """The instruction that multiplies matrices. Blocks of fewer than `ROWS` rows take sm_80's on later devices too."""
@@ -31,6 +32,11 @@ THREADS = {"HMMA": 32, "HGMMA": 128, "QGMMA": 128, "v_mfma": 64}
 SPILLS = ("STL", "LDL", "scratch_")
 """Instructions that move registers to and from the stack. Around a loop a few of them, up to `HARMLESS` bytes, cost
 less than the smaller tiles that would avoid them; inside it none are accepted."""
+INSTRUCTIONS = {"sigmoid": 2, "tanh": 2, "softplus": 3, "pow": 3, "sqrt": 2, "erf": 2}
+"""Special instructions that a function takes, if more than one."""
+DIVISIONS = frozenset(("reciprocal", "reciprocal_or_zero"))
+MORE = 1.05
+"""How many times the special instructions of its tile program a loop may have."""
 LARGEST_REGISTERS = 65536
 LONGER = 1.05
 """How much a hot loop may grow over its recorded number of instructions."""
@@ -83,6 +89,9 @@ def report(kernel: Kernel, artefact: Artefact, budget: int | None = None) -> Rep
     problems = [*_problems(kernel, artefact, loop)]
     if work is not None and abs(work - 1) > 0.01:
         problems.append(f"matrix instructions do {work:.2f} times the work of the products")
+    special = special_work(kernel, artefact, loop) if loop else None
+    if special is not None and special > MORE:
+        problems.append(f"special functions are evaluated {special:.2f} times")
     if budget is not None and loop is not None and loop.length > LONGER * budget:
         problems.append(f"the hot loop has {loop.length} instructions, {budget} were recorded")
     programs = _programs(artefact) if artefact.target.startswith("sm_") else None
@@ -137,9 +146,9 @@ def _problems(kernel: Kernel, artefact: Artefact, loop: Loop | None) -> list[str
 
 
 def uses_tensor_cores(kernel: Kernel) -> bool:
-    """Whether a kernel multiplies matrices of half-precision tensors in a loop."""
-    half = any(a.dtype in HALF for a in kernel.arguments)
-    return half and any(_products(s.body, kernel) for s in statements(kernel.body) if isinstance(s, TileLoop))
+    """Whether a kernel multiplies matrices of half-precision or TF32 tensors in a loop."""
+    narrow = any(precision(a) in NARROW for a in kernel.arguments)
+    return narrow and any(_products(s.body, kernel) for s in statements(kernel.body) if isinstance(s, TileLoop))
 
 
 def is_pipelined(kernel: Kernel) -> bool:
@@ -175,21 +184,53 @@ def _work(kernel: Kernel, artefact: Artefact, loop: Loop) -> float | None:
 
 def _loop_flops(kernel: Kernel, artefact: Artefact) -> int:
     """Floating-point operations of the products of the loop over full blocks, or of the only loop, per turn."""
+    return max((_product_flops(kernel, artefact, body) for body in _bodies(kernel)), default=0)
+
+
+def _bodies(kernel: Kernel) -> list[tuple[Stmt, ...]]:
+    """The bodies of the loops over full blocks, or of all if there are none."""
     bodies = [s.body for s in statements(kernel.body) if isinstance(s, TileLoop)]
     full = [s.body for s in statements(kernel.body) if isinstance(s, TileLoop) and not s.masked]
-    return max((_product_flops(kernel, artefact, body) for body in full or bodies), default=0)
+    return full or bodies
 
 
 def _product_flops(kernel: Kernel, artefact: Artefact, body: tuple[Stmt, ...]) -> int:
     """Floating-point operations of a loop body's matrix products on one pair of blocks."""
-    lengths = dict(artefact.configuration.blocks)
-    for axis, padding in paddings(kernel).items():
-        lengths[axis] = padded(evaluate(kernel.lane(axis).extent, kernel.constants), padding.least)
+    lengths = _lengths(kernel, artefact)
     total = 0
     for product in _products(body, kernel):
         (summed,) = product.bound
         total += 2 * lengths[summed] * prod(lengths[a] for f in product.factors for a in f.axes - product.bound)
     return total
+
+
+def _lengths(kernel: Kernel, artefact: Artefact) -> dict[str, int]:
+    """Lanes of every axis."""
+    lengths = dict(artefact.configuration.blocks)
+    for axis, padding in paddings(kernel).items():
+        lengths[axis] = padded(evaluate(kernel.lane(axis).extent, kernel.constants), padding.least)
+    return lengths
+
+
+def special_work(kernel: Kernel, artefact: Artefact, loop: Loop) -> float | None:
+    """Special instructions of a loop over those that its tile program takes if every thread evaluates its share of
+    matrices, and all of vectors; None where it takes none."""
+    threads = artefact.configuration.num_warps * (64 if artefact.target.startswith("gfx") else 32)
+    lengths = _lengths(kernel, artefact)
+    bodies = (sum(_evaluations(n, lengths, threads) for n in _calls(body)) for body in _bodies(kernel))
+    wanted = max(bodies, default=0.0)
+    return mix(loop)["special"] / wanted if wanted else None
+
+
+def _calls(body: tuple[Stmt, ...]) -> set[Call]:
+    values = [s.value for s in statements(body) if isinstance(s, Assign | Accumulate)]
+    return {n for n in postorder(values) if isinstance(n, Call) and n.fn in SPECIAL | DIVISIONS}
+
+
+def _evaluations(node: Call, lengths: dict[str, int], threads: int) -> float:
+    """Special instructions that one thread takes for a function; it may hold all of a vector."""
+    spread = [lengths[a] for a in node.axes if a in lengths]
+    return INSTRUCTIONS.get(node.fn, 1) * (prod(spread) / threads if len(spread) > 1 else prod(spread))
 
 
 def instruction_flops(name: str) -> int:

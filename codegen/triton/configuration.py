@@ -28,8 +28,9 @@ class Configuration:
 
 LADDER = (
     (128, 128, 8), (128, 64, 8), (128, 64, 4), (64, 64, 4), (128, 32, 8), (128, 32, 4), (64, 32, 8), (64, 64, 2),
-    (64, 32, 4), (64, 32, 2), (128, 16, 8), (64, 16, 4), (64, 16, 2), (32, 64, 4), (32, 32, 4), (32, 32, 2),
-    (32, 32, 8), (32, 16, 8), (32, 16, 4), (32, 16, 2), (16, 64, 4), (16, 32, 4), (16, 16, 4), (16, 16, 1), (16, 16, 8),
+    (64, 32, 4), (64, 32, 2), (128, 16, 8), (64, 16, 8), (64, 16, 4), (64, 16, 2), (32, 64, 4), (32, 32, 4),
+    (32, 32, 2), (32, 32, 8), (32, 16, 8), (32, 16, 4), (32, 16, 2), (16, 64, 4), (16, 32, 4), (16, 16, 4), (16, 16, 1),
+    (16, 16, 8),
 )  # fmt: skip
 """Lanes of the outer and the inner axis, and warps."""
 FEW = (64, 32)
@@ -39,6 +40,7 @@ CHOICES = 4
 MOST = 8
 """Candidates that the first call of a kernel compiles, at most."""
 HARMLESS = 32
+"""Bytes that a thread may spill."""
 CROWDED = 1.2
 """The pressure up to which tuning looks at a configuration: the static rule errs on both sides."""
 
@@ -179,9 +181,11 @@ def _has_few_rows(kernel: Kernel, sizes: Mapping[str, int]) -> bool:
 
 
 def preferred(spills: Sequence[int]) -> int:
-    """Which of several candidates to keep, given how many bytes each spills: the first that hardly spills more than the
-    best, because a few registers put aside around a loop cost less than small tiles."""
-    return next(k for k, n in enumerate(spills) if n <= min(spills) + HARMLESS)
+    """Which of several candidates to keep, given how many bytes each spills: the first that hardly spills, because a
+    few registers put aside around a loop cost less than small tiles; where all spill more, the first that hardly
+    spills more than the best."""
+    least = min(spills)
+    return next(k for k, n in enumerate(spills) if n <= (HARMLESS if least <= HARMLESS else least + HARMLESS))
 
 
 def _interpreted(kernel: Kernel, lane: Lane, sizes: Mapping[str, int]) -> int:

@@ -5,12 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from attnc.codegen.tile import Accumulate, AccumulateAt, Assign, Kernel, is_pointwise, statements
-from attnc.ir.node import Add, Const, Iverson, Load, Node, Prod, Sum, Var
+from attnc.codegen.tile import Accumulate, AccumulateAt, Argument, Assign, Kernel, is_pointwise, statements
+from attnc.ir.node import Add, Axis, Call, Const, Iverson, Load, Node, Prod, Sum, Var
 from attnc.ir.walk import postorder
 
 HALF = frozenset({"f16", "bf16", "f8"})
 """Dtypes that matrices are multiplied in as they are stored: of two bytes, or of one."""
+NARROW = HALF | {"tf32"}
+"""Precisions that tensor cores multiply in; TF32 is stored as f32."""
+
+SPECIAL = frozenset(
+    ("exp", "exp2", "log", "log2", "tanh", "sigmoid", "sin", "cos", "erf", "softplus", "pow", "rsqrt", "sqrt")
+)
+"""Functions that take special function units, or several instructions."""
+
+
+def precision(argument: Argument) -> str:
+    """What products may round a tensor to: its dtype, or TF32."""
+    return "tf32" if argument.tf32 else argument.dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,9 +31,10 @@ class Fact:
 
     Attributes:
         axes: the lanes it was declared over, in layout order.
-        storage: the dtype it is kept in; reals are ``f32`` unless loaded as they are for a matrix product.
+        storage: the dtype it is kept in; reals are ``f32`` unless loaded as they are for a matrix product; ``tf32`` is
+            f32 that a matrix product may round.
         zero: channel axes on whose padded lanes it is 0.
-        sources: dtypes of the real tensors it was computed from.
+        sources: `precision` of the real tensors it was computed from.
     """
 
     axes: tuple[str, ...]
@@ -85,8 +98,18 @@ def scalar_definitions(kernel: Kernel, *, loops: bool = False) -> dict[Var, Node
     }
 
 
+def computes_much(kernel: Kernel, node: Node) -> bool:
+    """Whether a pointwise `node` applies a special function to each element of a matrix over the inner axis and a
+    channel that depends on memory alone."""
+    roles = {x.axis: x.role for x in kernel.lanes}
+    if not is_pointwise(node) or any(isinstance(n, Axis) and roles.get(n.name) == "inner" for n in postorder([node])):
+        return False
+    found = (n for n in postorder([node]) if isinstance(n, Call) and n.fn in SPECIAL)
+    return any({roles.get(a) for a in n.axes} >= {"inner", "channel"} for n in found)
+
+
 def sources(node: Node, facts: dict[Var, Fact]) -> frozenset[str]:
-    """Dtypes of the real tensors that `node` depends on through variables."""
+    """`precision` of the real tensors that `node` depends on through variables."""
     return frozenset().union(*(facts[n].sources for n in postorder([node]) if isinstance(n, Var) and n in facts))
 
 

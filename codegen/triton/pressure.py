@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from attnc.codegen.tile import Accumulate, AccumulateAt, Kernel, Loop, statements
-from attnc.codegen.triton.facts import HALF
+from attnc.codegen.tile import Accumulate, AccumulateAt, Assign, Kernel, Loop, statements
+from attnc.codegen.triton.facts import NARROW, precision
 from attnc.codegen.triton.parameters import evaluate, padded, paddings
+from attnc.ir.node import Load as Loaded
 from attnc.ir.node import Sum, Var
 
 
@@ -24,8 +25,11 @@ class Budget:
         tile: elements of one tile per thread.
         shared: bytes of shared memory per program.
         stages: of the load pipeline, where shared memory suffices.
-        rows: of the outer axis that one warp multiplies at a time; with fewer per warp, warps repeat each other's work.
+        rows: of the outer axis that one warp has of a product at least; with fewer, warps repeat each other's work. On
+            sm_100 products are no warp's, and two share out the columns of their rows.
         warps: that multiply matrices together, at least.
+        sharers: threads that have parts of the same row of a product, so that each holds a part of what is known per
+            column; None: one of every four warps.
     """
 
     elements: int
@@ -35,6 +39,7 @@ class Budget:
     stages: int = 3
     rows: int = 16
     warps: int = 1
+    sharers: int | None = 4
 
 
 BUDGETS = {
@@ -42,14 +47,20 @@ BUDGETS = {
     "sm_86": Budget(96, 73, 32, 99 * 1024),
     "sm_89": Budget(96, 73, 32, 99 * 1024),
     "sm_90": Budget(130, 75, 64, 227 * 1024, warps=4),
-    "sm_100": Budget(100, 58, 64, 227 * 1024, warps=4),
+    "sm_100": Budget(100, 58, 64, 227 * 1024, rows=8, warps=4, sharers=None),
     "sm_120": Budget(96, 73, 32, 99 * 1024),
-    "gfx942": Budget(100, 60, 32, 64 * 1024, 2, 32),
-    "gfx950": Budget(100, 60, 32, 160 * 1024, 2, 32),
+    "gfx942": Budget(100, 60, 32, 64 * 1024, 2, 32, sharers=32),
+    "gfx950": Budget(100, 60, 32, 160 * 1024, 2, 32, sharers=32),
 }
 FALLBACK = BUDGETS["sm_80"]
 EXACT = 24
 """Operand elements per thread and channel of f32 products, which are taken without tensor cores, from registers."""
+ROWS, TALL = 16, 64
+"""Rows of a warp's product, and of the smallest product that several warps take together."""
+USUAL = 2
+"""Vectors over the inner axis that the elements of `Budget` leave room for."""
+LATE = 1.5
+"""How much more than these elements a program may hold with all its vectors, some of which are loaded late."""
 BYTES = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2, "f8": 1}
 
 
@@ -64,6 +75,7 @@ class Load:
         outer_bytes, inner_bytes: loaded per position.
         exact: whether products are taken in f32.
         rows: of the matrix products in the loop: a role of lanes, or a number of channels.
+        vectors: reals that the loop loads per position of the inner axis, beside matrices.
     """
 
     width: int
@@ -73,12 +85,13 @@ class Load:
     inner_bytes: int
     exact: bool
     rows: frozenset[str | int]
+    vectors: int = 0
 
     def repeats(self, outer: int, inner: int, warps: int, budget: Budget) -> bool:
         """Whether warps would compute the same rows of a matrix product."""
         lanes = {"outer": outer, "inner": inner}
         rows = [lanes[r] if isinstance(r, str) else r for r in self.rows]
-        return not self.exact and any(n < budget.rows * warps for n in rows)
+        return not self.exact and any(n < warps * (budget.rows if n >= TALL else max(ROWS, budget.rows)) for n in rows)
 
     def shared(self, outer: int, inner: int, stages: int) -> int:
         """Bytes of shared memory, about."""
@@ -87,10 +100,13 @@ class Load:
     def pressure(self, outer: int, inner: int, threads: int, budget: Budget) -> float:
         """How much a program holds, relative to what the target offers: it fits with 1 or less."""
         elements = (outer * self.accumulated + self.products * outer * inner) / threads
+        most = budget.elements if self.width <= 128 else budget.wide
+        vectors = max(0, self.vectors - USUAL) * inner / (budget.sharers or max(1, threads // 128))
         return max(
             (outer + inner) * self.width / (EXACT * threads) if self.exact else 0.0,
             outer * inner / (budget.tile * threads),
-            elements / (budget.elements if self.width <= 128 else budget.wide),
+            elements / most,
+            (elements + vectors) / (LATE * most),
             self.shared(outer, inner, 2) / budget.shared,
         )
 
@@ -103,12 +119,14 @@ def load_of(kernel: Kernel, sizes: Mapping[str, int]) -> Load:
     accumulated: dict[Var, int] = {}
     products = 0
     rows: set[str | int] = set()
+    vectors: set[Var] = set()
     for s in statements(kernel.body):
         if isinstance(s, Accumulate | AccumulateAt):
             accumulated[s.target] = sum(width.get(a, 0) for a in s.target.axes)
         if isinstance(s, Loop):
             products = max(products, sum(_is_plane_product(t, roles) for t in statements(s.body)))
             rows |= {r for t in statements(s.body) for r in _rows(kernel, t, width)}
+            vectors |= {t.target for t in statements(s.body) if isinstance(t, Assign) and _is_vector(t, s.axis)}
     loaded = _loaded(kernel, width)
     return Load(
         max(width.values(), default=1),
@@ -116,9 +134,14 @@ def load_of(kernel: Kernel, sizes: Mapping[str, int]) -> Load:
         max(1, products),
         loaded.get("outer", 0),
         loaded.get("inner", 0),
-        exact=not any(a.dtype in HALF for a in kernel.arguments),
+        exact=not any(precision(a) in NARROW for a in kernel.arguments),
         rows=frozenset(rows),
+        vectors=len(vectors),
     )
+
+
+def _is_vector(s: Assign, inner: str) -> bool:
+    return isinstance(s.value, Loaded) and s.target.kind == "f" and s.target.axes == frozenset((inner,))
 
 
 def _is_plane_product(s: object, roles: Mapping[str, str]) -> bool:

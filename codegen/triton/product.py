@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from attnc.codegen.triton.environment import Environment
-from attnc.codegen.triton.facts import HALF
+from attnc.codegen.triton.facts import NARROW
 from attnc.codegen.triton.text import ATOM, TERM, Text
 from attnc.ir.construct import axis
 from attnc.ir.node import Max, Sum, Var
 
-EXACT = 'input_precision="ieee"'
+PRECISION = {"f32": 'input_precision="ieee"', "tf32": 'input_precision="tf32"'}
+"""How f32 is multiplied; Triton's own default differs between devices."""
 FULL = "max_num_imprecise_acc=32"
 """Sums over products of eight bits: tensor cores keep fourteen digits of them, so they are added up in f32 after each
 instruction. With 0 Triton would not use these tensor cores at all."""
 TRITON_TYPES = {
     "f64": "tl.float64",
     "f32": "tl.float32",
+    "tf32": "tl.float32",
     "f16": "tl.float16",
     "bf16": "tl.bfloat16",
     "f8": "tl.float8e4nv",
@@ -78,36 +80,41 @@ class Reductions:
 
     def matrix_product(self, node: Sum, pair: tuple[Var, Var], accumulator: str | None = None) -> Text:
         (bound,) = node.bound
-        a, b, exact = self._converted(*pair)
+        a, b, kind = self._converted(*pair)
         a, b = (self._clean(t, v, bound) for t, v in zip((a, b), pair, strict=True))
         free = tuple(x for t in (a, b) for x in t.axes if x != bound)
         first = a.code if a.axes[1] == bound else f"tl.trans({a.code})"
         second = b.code if b.axes[0] == bound else f"tl.trans({b.code})"
-        eight = not exact and all(self.facts[v].storage == "f8" for v in pair)
-        arguments = [first, second, *([accumulator] if accumulator else []), *([EXACT] if exact else [])]
+        eight = all(self.facts[v].storage == "f8" for v in pair)
+        asked = [PRECISION[kind]] if kind in PRECISION else []
+        arguments = [first, second, *([accumulator] if accumulator else []), *asked]
         arguments += [FULL] if eight and accumulator else []
         return Text(f"tl.dot({', '.join(arguments)})", free)
 
-    def _converted(self, left: Var, right: Var) -> tuple[Text, Text, bool]:
-        """Both operands in one dtype, and whether that is f32: half where a loaded operand is stored so, or where both
-        operands were computed from half values."""
+    def _converted(self, left: Var, right: Var) -> tuple[Text, Text, str]:
+        """Both operands in one precision, and which: half or TF32 where a loaded operand is of it, or where both were
+        computed from values of it, else f32."""
         kinds = self.facts[left].storage, self.facts[right].storage
         a, b = self.env.kept(left), self.env.kept(right)
-        if kinds[0] == kinds[1] and kinds[0] in HALF:
-            return a, b, False
-        if kinds[0] in HALF and self._narrows(right):
-            return *self._beside(a, b, kinds[0]), False
-        if kinds[1] in HALF and self._narrows(left):
+        if kinds[0] == kinds[1] and kinds[0] in NARROW:
+            return a, b, kinds[0]
+        if kinds[0] in NARROW and self._narrows(right):
+            return *self._beside(a, b, kinds[0]), kinds[0]
+        if kinds[1] in NARROW and self._narrows(left):
             second, first = self._beside(b, a, kinds[1])
-            return first, second, False
-        half = self._common_half(left, right)
-        if half:
-            kind = _roomy(half)
-            return Text(f"{a.code}.to({kind})", a.axes), Text(f"{b.code}.to({kind})", b.axes), False
-        return self.expressions.text(left), self.expressions.text(right), True
+            return first, second, kinds[1]
+        common = self._common(left, right)
+        if common == "tf32":
+            return a, b, common
+        if common:
+            kind = _roomy(common)
+            return Text(f"{a.code}.to({kind})", a.axes), Text(f"{b.code}.to({kind})", b.axes), common
+        return self.expressions.text(left), self.expressions.text(right), "f32"
 
     def _beside(self, stored: Text, computed: Text, dtype: str) -> tuple[Text, Text]:
         """An operand as it is stored, and one that was computed, in one dtype."""
+        if dtype == "tf32":
+            return stored, computed
         if dtype == "f8":
             kind = _roomy(dtype)
             first, second = (Text(f"{t.within(ATOM)}.to({kind})", t.axes) for t in (stored, computed))
@@ -115,19 +122,19 @@ class Reductions:
         return stored, Text(f"{computed.within(ATOM)}.to({stored.code}.dtype)", computed.axes)
 
     def _narrows(self, operand: Var) -> bool:
-        """Whether an operand may be rounded to a half type: it was computed, from half values among others or for pairs
-        of positions. Such weights are rounded wherever they meet half values, whatever they were computed from."""
+        """Whether an operand may be rounded to half or TF32: it was computed, from such values among others or for
+        pairs of positions. Such weights are rounded wherever they meet such values, whatever they were made from."""
         fact = self.facts[operand]
-        return fact.storage == "f32" and (bool(fact.sources & HALF) or self._is_plane(operand))
+        return fact.storage == "f32" and (bool(fact.sources & NARROW) or self._is_plane(operand))
 
     def _is_plane(self, operand: Var) -> bool:
         lanes = self.env.kernel.lanes
         return {"outer", "inner"} <= {x.role for x in lanes if x.axis in self.env.kept(operand).axes}
 
-    def _common_half(self, left: Var, right: Var) -> str | None:
+    def _common(self, left: Var, right: Var) -> str | None:
         if not (self._narrows(left) and self._narrows(right)):
             return None
-        shared = (self.facts[left].sources | self.facts[right].sources) & HALF
+        shared = (self.facts[left].sources | self.facts[right].sources) & NARROW
         return next(iter(shared)) if len(shared) == 1 else None
 
     def _clean(self, text: Text, operand: Var, bound: str) -> Text:

@@ -6,7 +6,17 @@ from attnc.codegen.tile import Accumulate, AccumulateAt, Assign, Each, Loop, Sca
 from attnc.codegen.triton.access import Addresses, Scope
 from attnc.codegen.triton.emitter import Emitter
 from attnc.codegen.triton.environment import REAL, Environment
-from attnc.codegen.triton.facts import HALF, Fact, has_shared, sources, usage, zero_lanes
+from attnc.codegen.triton.facts import (
+    HALF,
+    NARROW,
+    Fact,
+    computes_much,
+    has_shared,
+    precision,
+    sources,
+    usage,
+    zero_lanes,
+)
 from attnc.codegen.triton.parameters import COUNTER
 from attnc.codegen.triton.product import TRITON_TYPES, Reductions
 from attnc.codegen.triton.sinking import is_unrolled, sunk
@@ -28,9 +38,9 @@ class Statements:
         self.usage = usage(env.kernel)
         self.addresses = Addresses(env, [Scope(frozenset(env.kernel.grid))], wide)
         self.reductions = Reductions(env)
-        halves = {a.dtype for a in env.kernel.arguments if a.mode == "in"} & HALF
-        halves = halves or {a.dtype for a in env.kernel.arguments} & HALF
-        self.half = frozenset(halves if len(halves) == 1 else ())
+        narrow = {precision(a) for a in env.kernel.arguments if a.mode == "in"} & NARROW
+        narrow = narrow or {precision(a) for a in env.kernel.arguments} & NARROW
+        self.narrow = frozenset(narrow if len(narrow) == 1 else ())
         self.settled: list[str] = []
         self.anchors: list[str] = []
 
@@ -87,6 +97,8 @@ class Statements:
             text, fact = self._load(s.target, s.value, axes)
         else:
             text, fact = self._computed(s, axes)
+        if self._is_spread(s, axes):
+            text = self._once(text, axes)
         code = self._filled(text, axes, fact.storage, s.value)
         if s.target.kind == "i" and s.target in postorder([s.value]):
             code = f"tl.cast({code}, tl.int32)"  # powers of two are wider, and what a loop carries keeps its type
@@ -100,7 +112,7 @@ class Statements:
     def _computed(self, s: Assign, axes: tuple[str, ...]) -> tuple[Text, Fact]:
         storage = {"f": "f32", "i": "i32", "b": "bool"}[s.target.kind]
         source = self.usage.selected.get(s.target)
-        if source in self.env.facts and self.env.facts[source].storage in HALF and s.target in self.usage.multiplied:
+        if source in self.env.facts and self.env.facts[source].storage in NARROW and s.target in self.usage.multiplied:
             storage = self.env.facts[source].storage
             text = self._selected(source, s.value)
         else:
@@ -114,6 +126,21 @@ class Statements:
         conditions = [self.expressions.text(f.condition) for f in value.children if isinstance(f, Iverson)]
         where = self.expressions.conjunction(conditions)
         return self.layout.call("tl.where", where, self.env.kept(source), Text("0.0"))
+
+    def _is_spread(self, s: Assign, axes: tuple[str, ...]) -> bool:
+        """Whether every warp would compute what `s` computes, for a matrix product."""
+        kernel = self.env.kernel
+        rows = {x.axis for x in kernel.lanes if x.role == "outer"}
+        return bool(self.usage.multiplied) and not rows & set(axes) and computes_much(kernel, s.value)
+
+    def _once(self, text: Text, axes: tuple[str, ...]) -> Text:
+        """The value in the block, and 0 beyond. Where an operand of a matrix product depends on loads alone, Triton
+        moves all that is computed from them behind their distribution to the warps that multiply; what depends on a
+        position is computed once, and then distributed."""
+        (inner,) = (x.axis for x in self.env.kernel.lanes if x.role == "inner")
+        self.out.note(f"below {inner}'s end, which keeps every warp from computing all of it")
+        inside = self.expressions.compare("<", self.env.lane(inner), self.env.extent(inner))
+        return self.layout.call("tl.where", self.layout.spread(inside, axes), text, Text("0.0"))
 
     def _settles(self, s: Stmt) -> bool:
         """Whether `s` assigns a scalar that only depends on the grid point; those come before the addresses."""
@@ -197,20 +224,20 @@ class Statements:
             for a, dim in zip(node.index, argument.dims, strict=True)
             if isinstance(a, Axis) and self.env.padded(a.name) and dim is self.env.kernel.lane(a.name).extent
         )
-        code, storage = self._converted(code, argument.dtype, target)
-        read = frozenset({"f32" if self.widen else argument.dtype}) if target.kind == "f" else frozenset()
+        code, storage = self._converted(code, precision(argument), target)
+        read = frozenset({"f32" if self.widen else precision(argument)}) if target.kind == "f" else frozenset()
         if argument.made and read == frozenset({"f32"}) and not self.widen:
-            read |= self.half
+            read |= self.narrow
         return Text(code, address.axes), Fact(axes, storage, zero, read)
 
     def _converted(self, code: str, dtype: str, target: Var) -> tuple[str, str]:
         """A loaded value in the type it is kept in, and that type."""
         match target.kind:
             case "f":
-                keep = dtype in HALF and target in self.usage.multiplied and target not in self.usage.computed
+                keep = dtype in NARROW and target in self.usage.multiplied and target not in self.usage.computed
                 if dtype == "f32" or (keep and not self.widen):
                     return code, dtype
-                return f"{code}.to({REAL})", "f32"
+                return code if dtype == "tf32" else f"{code}.to({REAL})", "f32"
             case "i":
                 return (code, dtype) if dtype in ("i32", "i64") else (f"{code}.to(tl.int32)", "i32")
             case _:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from attnc.codegen.tile import Kernel, Loop, statements
+from attnc.codegen.triton.facts import SPECIAL
 from attnc.codegen.triton.parameters import evaluate
 from attnc.codegen.triton.pressure import load_of
 from attnc.ir.node import Call, Node
@@ -22,10 +23,6 @@ from attnc.ir.walk import postorder
 
 FILE = Path(__file__).with_name("tuned.json")
 SHORT, MIDDLE = 1024, 8192
-SPECIAL = frozenset(
-    ("exp", "exp2", "log", "log2", "tanh", "sigmoid", "sin", "cos", "erf", "softplus", "pow", "rsqrt", "sqrt")
-)
-"""Functions that take special function units, or several instructions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +52,11 @@ def bucket(kernel: Kernel, sizes: Mapping[str, int]) -> str:
 def kernel_class(kernel: Kernel, sizes: Mapping[str, int]) -> str:
     """The class of a kernel with these channel extents."""
     load = load_of(kernel, sizes)
+    kind = "f32" if load.exact else "tf32" if any(a.tf32 for a in kernel.arguments) else "half"
     special, others = _per_pair(kernel)
     scatter = " scatter" if any(type(s).__name__ == "Scatter" for s in statements(kernel.body)) else ""
     return (
-        f"{'f32' if load.exact else 'half'} channels {load.width} accumulated {load.accumulated}"
+        f"{kind} channels {load.width} accumulated {load.accumulated}"
         f" products {load.products} bytes {load.outer_bytes}/{load.inner_bytes}"
         f" work {special.bit_length()}/{others.bit_length()}{scatter}"
     )

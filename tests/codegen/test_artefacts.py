@@ -10,11 +10,14 @@ import pytest
 import triton
 
 from attnc import driver
+from attnc.codegen.triton.configuration import Configuration, candidates, preferred, space
+from attnc.codegen.triton.pressure import load_of
 from attnc.codegen.triton.printer import print_module
 from attnc.passes.split import split
 from attnc.runtime.triton_aot import aot
 from attnc.testing.artefacts import instruction_flops, report
 from attnc.testing.listing import loops
+from tests.codegen.kernels import softmax_columns, softmax_forward
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 BUDGETS = Path(__file__).parent / "budgets.json"
@@ -171,8 +174,50 @@ def test_few_queries_pass_the_gates(target: str) -> None:
         assert all(not r.spilled for r in found)
 
 
+@pytest.mark.parametrize("target", ["sm_80", "gfx942"])
+def test_operands_are_computed_once(target: str) -> None:
+    """Not by each of the warps that multiply them: a gate, exp2 and a reciprocal per query and channel, is no more work
+    than the weights, one exp2 per pair."""
+    source = driver.read(EXAMPLES / "gated.attn")
+    program = driver.lower(driver.definition(source), source)
+    (kernel,) = (k for k in driver.all_kernels(program, "bf16", 64, "gpu") if "column" in k.name)
+    blocks = Configuration({"j": 128, "i": 32}, 8 if target == "sm_80" else 4, 2)
+    once = print_module([kernel])
+    often = once.replace("tl.where((i < M)[:, None], sigmoid(g_2), 0.0)", "sigmoid(g_2)")
+    assert often != once
+    found = [report(kernel, aot(kernel, text, target, {"D": 64, "E": 64}, blocks)) for text in (once, often)]
+    assert not [p for p in found[0].problems if "special" in p]
+    assert [p for p in found[1].problems if p.startswith("special functions are evaluated")]
+
+
+def test_several_warps_share_few_rows_where_they_do_not_multiply() -> None:
+    kernel = softmax_forward(causal=True, dtype="bf16")
+    for target, fits in (("sm_90", False), ("sm_100", True)):
+        rungs = [(c.blocks["i"], c.num_warps) for c in space(kernel, {"D": 64, "E": 64}, target)]
+        assert ((64, 8) in rungs) is fits
+
+
+def test_vectors_of_the_loop_take_registers() -> None:
+    """Entropy, mass and distance observed: eight numbers per query, each of them in every fourth thread of a row."""
+    source = driver.read(EXAMPLES / "watched.attn")
+    program = driver.lower(driver.definition(source), source)
+    (kernel,) = (k for k in driver.all_kernels(program, "bf16", 64, "gpu") if "gradient_column" in k.name)
+    load, plain = load_of(kernel, {}), load_of(softmax_columns(dtype="bf16"), {"D": 64, "E": 64})
+    assert (load.vectors, plain.vectors) == (8, 2)
+    assert (load.accumulated, load.products) == (plain.accumulated, plain.products)
+    for target in ("sm_80", "sm_90", "sm_100"):
+        assert max(c.blocks["i"] for c in candidates(kernel, {}, target)) <= 32
+    assert candidates(softmax_columns(dtype="bf16"), {"D": 64, "E": 64}, "sm_90")[0].blocks == {"j": 128, "i": 64}
+
+
+@pytest.mark.parametrize(
+    ("spills", "kept"), [([48, 56, 32, 32], 2), ([90, 80, 1, 60], 2), ([8, 300], 0), ([100, 300, 90], 0)]
+)
+def test_what_hardly_spills_is_kept(spills: list[int], kept: int) -> None:
+    assert preferred(spills) == kept
+
+
 KNOWN = {
-    ("gated", "sm_80"): "its column kernel spills 48 bytes around the loop, 32 are accepted",
     ("cosformer", "sm_90"): "in chunks of 64 rows four warps spill what they hold, and eight repeat some of their work",
 }
 """Gates that fail, and why."""

@@ -16,6 +16,7 @@ from attnc.codegen.tile import Kernel
 from attnc.codegen.triton import table
 from attnc.codegen.triton.configuration import MOST, Configuration, candidates, space
 from attnc.codegen.triton.table import Entry, bucket, kernel_class
+from attnc.runtime.triton_backend import TritonKernel
 from attnc.runtime.tuning import Trial, recall, remember
 from attnc.runtime.worker import Worker
 from attnc.settings import Settings
@@ -23,6 +24,7 @@ from attnc.testing.model import Cycles
 from attnc.testing.tuning import promising, ranked, recorded
 from tests.codegen.kernels import softmax_columns, softmax_forward
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 KERNEL = softmax_forward(causal=True, dtype="bf16")
 SIZES = {"B": 2, "H": 2, "M": 500, "N": 500, "D": 64, "E": 64, "q_start": 0}
 CHANNELS = {"D": 64, "E": 64}
@@ -80,6 +82,23 @@ def test_few_are_compiled_at_a_first_call() -> None:
     for target in ("sm_80", "sm_90", "sm_100", "gfx942"):
         for kernel in (KERNEL, softmax_columns(dtype="bf16")):
             assert 1 <= len(candidates(kernel, {**SIZES, "N": 100_000}, target)) <= MOST
+
+
+@pytest.mark.parametrize("spec", ["cosformer", "gla", "music", "watched"])
+def test_few_are_compiled_whatever_was_measured(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels with the longest lists of candidates: loops over single channels, chunks, many vectors."""
+    source = driver.read(EXAMPLES / f"{spec}.attn")
+    program = driver.lower(driver.definition(source), source)
+    for dtype in ("bf16", "f32"):
+        for kernel in driver.all_kernels(program, dtype, 64, "gpu"):
+            launched = TritonKernel(kernel, "")
+            rare = Configuration(dict.fromkeys(candidates(kernel, {}, "sm_90")[0].blocks, 16), 1, 4)
+            for measured in (None, rare):
+                monkeypatch.setattr("attnc.runtime.tuning.recall", lambda *_, measured=measured: measured)
+                for target in ("sm_80", "sm_90", "sm_100", "gfx942"):
+                    listed = launched._choices(target, {})
+                    assert 1 <= len(listed) <= 8
+                    assert measured is None or listed[0].num_warps == 1
 
 
 def test_the_space_begins_with_the_candidates() -> None:
