@@ -8,9 +8,9 @@ replaced by an opaque saved tensor. Three rules decide in which form it is saved
   multiplies and has its addition for nothing: there m and log2 Z are saved apart, for ``exp2(c * (s - m) - log2 Z)``.
   A bias may be large, and the rounding of its lse would be one error that all weights of a row share. Where s depends
   on the key alone, m and Z are saved as they are: rows then have nearly the same lse, and its rounding would be the
-  same error in all of them. So they are where the forward itself multiplies by 1/Z inside of a sum over columns: what
-  is normalised again and again (Sinkhorn) has to be the same weights in all passes. A weight that a row has once (a
-  sink's) is made of m and Z too, which costs nothing there and has no part in the rounding of lse;
+  same error in all of them. So they are where the weights are normalised again and again (Sinkhorn), which have to be
+  the same in all passes. A weight that a row has once (a sink's) is made of m and Z too, which costs nothing there and
+  has no part in the rounding of lse;
 * a sum S that the forward divides by Z is saved as the quotient ``S / Z`` (often the output itself, at no cost), which
   turns the softmax row term into ``sum(do * o)``, FlashAttention-2's delta (Dao 2023, arXiv:2307.08691);
 * anything else is saved as it is.
@@ -259,7 +259,7 @@ def _fold_shifts(roots: list[Node], state: _State, memo: dict[Node, Node], plane
         if found is None or not any(_is_row_maximum(x, planes) for x in postorder([found[0]])):
             continue
         shift, unit = found
-        if unit != 1 and _divides_in_a_sum(state.reductions, node, shift):
+        if unit != 1 and _is_normalised_again(state.forward, node, shift):
             continue
         r, z_now, m = (_rewritten(x, state, memo) for x in (node, z, shift))
         statistics = _saved_statistics(state, z, shift, unit, f"_{count}" if count else "")
@@ -274,12 +274,11 @@ def _fold_shifts(roots: list[Node], state: _State, memo: dict[Node, Node], plane
     return roots
 
 
-def _divides_in_a_sum(reductions: Iterable[Node], r: Node, shift: Node) -> bool:
-    """Whether the forward multiplies by 1/Z inside of a sum, as one over columns does."""
-    return any(
-        isinstance(n, Sum) and r in n.factors and any(_is_shifted(f, shift) for f in n.factors)
-        for n in postorder(reductions)
-    )
+def _is_normalised_again(forward: Iterable[Node], r: Node, shift: Node) -> bool:
+    """Whether the forward also divides by a sum of weights that 1/Z has normalised, as iterated normalisers do."""
+    divisors = [n.args[0] for n in postorder(forward) if isinstance(n, Call) and n.fn == "reciprocal_or_zero"]
+    sums = [n for z in divisors for t in terms_of(z) for n in factors_of(t) if isinstance(n, Sum)]
+    return any(r in n.factors and any(_is_shifted(f, shift) for f in n.factors) for n in sums)
 
 
 def _is_shifted(f: Node, shift: Node) -> bool:
