@@ -154,7 +154,7 @@ class Emitter(Values):
             if axis in self.spread(v):
                 return v
         node = raw_prod(factors) if len(factors) > 1 else factors[0]
-        home = self.home(node)
+        home = next((b for b in reversed(self.blocks) if b.axis == axis), self.home(node))  # where its lanes are
         lanes = self.spread(node) | {axis}
         if node in home.values and isinstance(home.values[node], Var) and home.values[node].axes >= lanes:
             found = home.values[node]
