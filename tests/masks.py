@@ -227,14 +227,14 @@ FAMILIES: dict[str, Family] = {
     "neighbourhood 1-D": neighbourhood([(257, 9, 1, 1, False)], ranges=True),
     "neighbourhood 1-D, strided": neighbourhood([(257, 9, 4, 1, False)], ranges=True),
     "neighbourhood 1-D, strided and causal": neighbourhood([(257, 9, 4, 1, True)], ranges=True),
-    "neighbourhood 1-D, strided and dilated": neighbourhood([(257, 9, 4, 3, False)]),
-    "neighbourhood 1-D, causal": neighbourhood([(257, 9, 4, 3, True)]),
+    "neighbourhood 1-D, strided and dilated": neighbourhood([(257, 9, 4, 3, False)], ranges=True),
+    "neighbourhood 1-D, causal": neighbourhood([(257, 9, 4, 3, True)], ranges=True),
     "neighbourhood 2-D": neighbourhood([(13, 5, 1, 1, False), (20, 7, 1, 1, False)], ranges=True),
     "neighbourhood 2-D, aligned": neighbourhood([(16, 5, 1, 1, False), (16, 7, 1, 1, False)], ranges=True),
     "neighbourhood 2-D, wrapped": neighbourhood([(13, 5, 1, 1, False), (20, 7, 1, 1, False)], wrapped=True),
     "neighbourhood 2-D, causal": neighbourhood([(13, 5, 2, 1, True), (20, 6, 2, 1, True)], ranges=True),
-    "neighbourhood 2-D, strided and dilated": neighbourhood([(13, 4, 3, 2, False), (20, 6, 2, 3, False)]),
-    "neighbourhood 2-D, causal in one": neighbourhood([(13, 4, 2, 1, True), (20, 6, 2, 2, False)]),
+    "neighbourhood 2-D, strided and dilated": neighbourhood([(13, 4, 3, 2, False), (20, 6, 2, 3, False)], ranges=True),
+    "neighbourhood 2-D, causal in one": neighbourhood([(13, 4, 2, 1, True), (20, 6, 2, 2, False)], ranges=True),
     "neighbourhood 3-D": neighbourhood([(5, 3, 1, 1, True), (7, 3, 1, 2, False), (8, 4, 2, 1, False)], ranges=True),
 }
 

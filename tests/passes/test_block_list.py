@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from attnc.ir.construct import add, axis, call, conjuncts, const, mul, size, sub
+from attnc.ir.construct import add, axis, call, conjuncts, const, mul, neg, size, sub
 from attnc.ir.node import Call, Node
 from attnc.passes.block_list import TURN, BlockList, closed_form
 from attnc.passes.bounds import Range
@@ -139,10 +139,33 @@ def rows() -> st.SearchStrategy[Node]:
     return edges.map(made)
 
 
+def dilated() -> st.SearchStrategy[Node]:
+    """Neighbourhoods of positions a step apart, along one axis or along the rows of a grid, with strides."""
+    edges = st.tuples(
+        st.integers(2, 7), st.integers(1, 3), st.integers(0, 3), st.integers(0, 5), SMALL, st.integers(0, 24)
+    )
+
+    def made(t: tuple[int, int, int, int, int, int]) -> Node:
+        step, stride, left, right, shift, columns = t
+        row, key = (add(ROW, const(shift)), KEY)
+        near: list[Node] = []
+        if columns > 4:
+            apart = sub(call("floordiv", row, const(columns)), call("floordiv", key, const(columns)))
+            near = [call("le", call("abs", apart), const(left))]
+            row, key = (call("mod", x, const(columns)) for x in (row, key))
+        group = call("floordiv", call("floordiv", row, const(step)), const(stride))
+        leader = call("clamp", mul(const(stride), group), const(left), const(20))
+        apart = sub(call("floordiv", key, const(step)), leader)
+        same = call("eq", call("mod", row, const(step)), call("mod", key, const(step)))
+        return call("and", same, call("le", neg(const(left)), apart), call("le", apart, const(right)), *near)
+
+    return edges.map(made)
+
+
 def masks() -> st.SearchStrategy[Node]:
     simple = st.lists(bounds() | members(), min_size=1, max_size=3).map(lambda x: call("and", *x))
     unions = st.lists(simple, min_size=1, max_size=3).map(lambda x: call("or", *x))
-    return unions | rows() | st.tuples(unions, bounds()).map(lambda t: call("and", *t))
+    return unions | rows() | dilated() | st.tuples(unions, bounds()).map(lambda t: call("and", *t))
 
 
 def agrees(condition: Node, m: int, n: int, lengths: tuple[int, int], direction: tuple[str, str]) -> None:
