@@ -67,10 +67,12 @@ def _congruence(condition: Node, outer: str, inner: str) -> Congruence | None:
     """``sign * (x - y) + more`` and its set, where x is the outer position plus a shift that is never negative, and y
     such an inner one; both shifts."""
     found = membership(condition)
-    if found is None or not isinstance(found[1], Multiples):
+    if found is None:
         return None
     number, members = found
-    sides = {1: ZERO, -1: ZERO}
+    if not isinstance(members, Multiples):
+        return None
+    sides: dict[int, Node] = {1: ZERO, -1: ZERO}
     at: dict[str, int] = {}
     more = 0
     for t in terms_of(number):

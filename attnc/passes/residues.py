@@ -130,7 +130,9 @@ def classes(conditions: Sequence[Node], outer: str, inner: str, extent: Node, to
     parts: list[Part] = []
     for a, b in lattices(conditions, outer, inner):
         moved: dict[Node, Node] = {axis(x.axis): x.position(axis(x.number)) for x in (a, b)}
-        known = {axis(x.number): (top - x.rest) // x.step for x in (a, b) if top is not None and x.shift is ZERO}
+        known: dict[Node, int] = {
+            axis(x.number): (top - x.rest) // x.step for x in (a, b) if top is not None and x.shift is ZERO
+        }
         found = _on_class(divided(replace(conditions, moved)), a, b, extent, known)
         if found is None:
             return None

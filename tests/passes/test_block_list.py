@@ -147,7 +147,7 @@ def dilated() -> st.SearchStrategy[Node]:
 
     def made(t: tuple[int, int, int, int, int, int]) -> Node:
         step, stride, left, right, shift, columns = t
-        row, key = (add(ROW, const(shift)), KEY)
+        row, key = add(ROW, const(shift)), add(KEY)
         near: list[Node] = []
         if columns > 4:
             apart = sub(call("floordiv", row, const(columns)), call("floordiv", key, const(columns)))
