@@ -228,6 +228,7 @@ FAMILIES: dict[str, Family] = {
     "neighbourhood 1-D, strided": neighbourhood([(257, 9, 4, 1, False)], ranges=True),
     "neighbourhood 1-D, strided and causal": neighbourhood([(257, 9, 4, 1, True)], ranges=True),
     "neighbourhood 1-D, strided and dilated": neighbourhood([(257, 9, 4, 3, False)], ranges=True),
+    "neighbourhood 1-D, dilated by more than a block": neighbourhood([(257, 5, 1, 24, False)]),
     "neighbourhood 1-D, causal": neighbourhood([(257, 9, 4, 3, True)], ranges=True),
     "neighbourhood 2-D": neighbourhood([(13, 5, 1, 1, False), (20, 7, 1, 1, False)], ranges=True),
     "neighbourhood 2-D, aligned": neighbourhood([(16, 5, 1, 1, False), (16, 7, 1, 1, False)], ranges=True),
