@@ -8,7 +8,8 @@ a table found, before. SDPA gets its bias ready made. Where the bias is trained 
 everything it is made of; SDPA computes none for it, or, with --trained, in rows of its own, that of the dense bias. At
 the longest of several lengths only the way that attnc chooses is timed, not those it can be asked for. Peak memory is
 that of a process of its own, beyond what it holds before the call. Ratios are SDPA's time as a multiple of that row's.
---points sets the number of points in 3-D of the last memory run, and 0 leaves it out.
+--points sets the number of points in 3-D of the last memory run, and 0 leaves it out. --spreads 1,10,100 does nothing
+but compare errors where points are spread over boxes of these sides, in the units in which the strengths are 0.5 to 8.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -168,8 +169,16 @@ def sdpa_runner(inputs: tuple[Tensor, ...], bias: Tensor, trained: bool = False)
 
 def check(name: str, dtype: str) -> dict[str, float]:
     """Errors at `CHECKED` positions against float64, relative to the largest value; too large a one ends the run."""
-    case = CASES[name]
-    tensors = case.tensors(CHECKED)
+    errors = errors_of(CASES[name], CASES[name].tensors(CHECKED), dtype)
+    for way, error in errors.items():
+        allowed = max(TOLERANCE[dtype], 2 * RTOL if "rank" in way else 0.0)
+        if way != "SDPA" and error > allowed:
+            raise SystemExit(f"{name} {dtype} {way}: error {error:.2g}, allowed {allowed:.2g}")
+    return errors
+
+
+def errors_of(case: Case, tensors: Tensors, dtype: str) -> dict[str, float]:
+    """The largest error of the output and of the gradients of q, k and v, each relative to its largest value."""
     inputs = content(CHECKED, DTYPES[dtype])
     exact_inputs = tuple(x.double() for x in inputs)
     bias = case.dense({n: x.double() for n, x in tensors.items()}, CHECKED)[None]
@@ -182,10 +191,20 @@ def check(name: str, dtype: str) -> dict[str, float]:
         results = (found.forward(), *found.both()[:3])
         pairs = zip(results, expected, strict=True)
         errors[way] = max(float((a.double() - b).abs().max() / b.abs().max()) for a, b in pairs)
-        allowed = max(TOLERANCE[dtype], 2 * RTOL if "rank" in way else 0.0)
-        if way != "SDPA" and errors[way] > allowed:
-            raise SystemExit(f"{name} {dtype} {way}: error {errors[way]:.2g}, allowed {allowed:.2g}")
     return errors
+
+
+def spread_errors(spreads: list[float], dtypes: list[str]) -> None:
+    """Print the errors of spatial biases between points spread over boxes of these sides."""
+    print("| points in a box of | dtype | registers | factors | SDPA |\n|---|---|--:|--:|--:|")
+    for spread in spreads:
+        tensors = spatial_tensors(CHECKED)
+        tensors = {n: t if n == "strength" else spread * t for n, t in tensors.items()}
+        for dtype in dtypes:
+            case = replace(CASES["spatial"], ways={w: {"bias": w} for w in ("registers", "factors")})
+            errors = errors_of(case, tensors, dtype)
+            shown = " | ".join(f"{errors[way]:.0e}" for way in ("registers", "factors", "SDPA"))
+            print(f"| {spread:g} | {dtype} | {shown} |", flush=True)
 
 
 # ------------------------------------------------------------------------------------------------------- timing
@@ -303,12 +322,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--trained", action="store_true", help="also SDPA with the gradient of its dense bias")
     parser.add_argument("--points", type=int, default=32186, help="points in 3-D of the memory run; 0: none")
+    parser.add_argument("--spreads", help="only compare errors of points in boxes of these sides, with commas")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "lowrank.json")
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
         name, length, way, channels = given.child
         child(name, int(length), way, int(channels))
+        return
+    if given.spreads:
+        spread_errors([float(x) for x in given.spreads.split(",")], given.dtypes.split(","))
         return
     found: dict[str, Any] = {"machine": machine(), "rows": [], "memory": [], "points": None}
 

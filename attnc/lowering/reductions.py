@@ -33,12 +33,14 @@ def reduction(state: Lowering, tree: Apply, scope: Scope) -> Value:
     body = state.expression(tree.args[0], scope)
     if blocks is None or bound is None or not checks.want_number(state, body, tree.args[0], scope):
         return POISON
+    over = body.axes | bound if blocks else body.axes
+    masked = free_axes(domain(state, over, bound, scope.mode))  # what a sum leaves out varies with them
     if blocks:
-        whole = Value(body.node, body.axes | bound)
+        whole = Value(body.node, over | masked)
         return arithmetic.built(
             state, scope, tree.span, (whole,), lambda: reduced_in_blocks(state, name, bound, blocks, whole, scope)
         )
-    rest = Value(body.node, body.axes - bound)
+    rest = Value(body.node, (over | masked) - bound)
     return arithmetic.built(state, scope, tree.span, (rest,), lambda: reduced(state, name, bound, body, scope))
 
 

@@ -8,7 +8,7 @@ since these have partly allowed blocks before and after them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from attnc.ir.construct import FALSE, add, axis, call, const, mul, neg, size, sub
@@ -18,6 +18,7 @@ from attnc.passes.bounds import ZERO, Range, ends, first, inner_range, last, sol
 from attnc.passes.conditions import plain
 from attnc.passes.inequality import at_most_zero
 from attnc.passes.progression import Multiples, Progression, alternatives, membership
+from attnc.passes.residues import classes
 from attnc.passes.rows import ITEM, row_ranges
 from attnc.passes.series import ONE, Names, Series, on_lattice, series, with_room
 
@@ -55,7 +56,9 @@ def closed_form(conditions: Iterable[Node], outer: str, inner: str, extent: Node
     whole = _shortened(found, outer, inner, extent)
     if whole is not None:
         return _inlined(whole, Names())
-    return _in_parts(found, outer, inner, extent) or _on_grid(list(conditions), outer, inner, extent)
+    conditions = list(conditions)
+    parted = _in_parts(found, outer, inner, extent, _part) or _on_grid(conditions, outer, inner, extent)
+    return parted or _in_parts(conditions, outer, inner, extent, _by_class)
 
 
 def _on_grid(conditions: Sequence[Node], outer: str, inner: str, extent: Node) -> BlockList | None:
@@ -68,7 +71,13 @@ def _on_grid(conditions: Sequence[Node], outer: str, inner: str, extent: Node) -
     return lister.in_blocks(inside, found.count, found.low, found.high, found.full)
 
 
-def _in_parts(conditions: Sequence[Node], outer: str, inner: str, extent: Node) -> Range | BlockList | None:
+def _in_parts(
+    conditions: Sequence[Node],
+    outer: str,
+    inner: str,
+    extent: Node,
+    part_of: Callable[[Sequence[Node], str, str, Node, Names], Range | Series | None],
+) -> Range | BlockList | None:
     """What is left by alternatives one by one."""
     choices = alternatives(conditions, MOST)
     if choices is None:
@@ -76,7 +85,7 @@ def _in_parts(conditions: Sequence[Node], outer: str, inner: str, extent: Node) 
     names = Names()
     parts: list[Range | Series] = []
     for choice in dict.fromkeys(choices):
-        part = _part(choice, outer, inner, extent, names)
+        part = part_of(choice, outer, inner, extent, names)
         if part is None:
             return None
         parts.append(part.as_one(names) if isinstance(part, Series) and part.always_one else part)
@@ -84,7 +93,7 @@ def _in_parts(conditions: Sequence[Node], outer: str, inner: str, extent: Node) 
     ranges = [p for p in parts if isinstance(p, Range)]
     if len(many) > 1:
         return None
-    if not many and len(ranges) == 1:
+    if not many and len(ranges) == 1 and part_of is _part:
         (r,) = ranges
         return _inlined(r, names)
     ranges = [with_room(r, outer) for r in ranges]
@@ -117,6 +126,15 @@ def _part(choice: Sequence[Node], outer: str, inner: str, extent: Node, names: N
     if inner in number.axes:
         return series(number, members, others, outer, inner, extent, names)
     return on_lattice(number, members, others, outer, inner, extent) if isinstance(members, Multiples) else None
+
+
+def _by_class(choice: Sequence[Node], outer: str, inner: str, extent: Node, names: Names) -> Range | Series | None:
+    """What one alternative leaves, where others ask positions of both axes to be congruent."""
+    found = classes(choice, outer, inner, extent)
+    if found is None:
+        return _part(plain(choice, (outer,), {}), outer, inner, extent, names)
+    low, high = found.hull((first(outer), last(outer)), (ZERO, extent), names)
+    return Range(names.let("low", low), names.let("high", high), None, None, exact=True)
 
 
 def _shortened(choice: Sequence[Node], outer: str, inner: str, extent: Node) -> Range | None:

@@ -89,8 +89,8 @@ def inner_range(
 ) -> Range:
     """The range that all conditions leave, within 0 and `extent`; `size` is that of the outer axis, if it is known."""
     solution = solved(conditions, inner, extent)
-    lows = [_extremes(x, ZERO, outer, -1) for x in solution.lows]
-    highs = [_extremes(x, extent, outer, 1) for x in solution.highs]
+    lows = [extremes(x, ZERO, outer, -1) for x in solution.lows]
+    highs = [extremes(x, extent, outer, 1) for x in solution.highs]
     low = ends("maximum", [ZERO, *(x[0] for x in lows if x)])
     high = ends("minimum", [extent, *(x[1] for x in highs if x)])
     if not solution.exact or None in (*lows, *highs):
@@ -280,20 +280,21 @@ def _touching(lows: Sequence[End], highs: Sequence[End], outer: str, extent: Nod
     way = _common([*(x.trend(outer, -1) for x in lows), *(x.trend(outer, 1) for x in highs)])
     if way is None:
         return False
-    below = [_uncut(x.value, "maximum", ZERO) for x in lows]
-    above = [_uncut(x.value, "minimum", extent) for x in highs]
+    below = [uncut(x.value, "maximum", ZERO) for x in lows]
+    above = [uncut(x.value, "minimum", extent) for x in highs]
     after: dict[Node, Node] = {axis(outer): add(axis(outer), const(1))}
     below, above = (replace(below, after), above) if way >= 0 else (below, replace(above, after))
     return all_at_most(below, above, tops={} if size is None else {axis(outer): size - 2})
 
 
-def _uncut(value: Node, fn: str, limit: Node) -> Node:
+def uncut(value: Node, fn: str, limit: Node) -> Node:
     """An end before it was cut to the axis: what cuts all ranges alike leaves no gap, nor does an end that is none."""
     match value:
-        case Call(fn="maximum" | "minimum", args=args) if value.fn == fn and limit in args:
-            return next(x for x in args if x is not limit)
         case Call(fn="where", args=(_, x, y)) if limit in (x, y):
-            return y if x is limit else x
+            return uncut(y if x is limit else x, fn, limit)
+        case Call(fn="maximum" | "minimum", args=args):
+            kept = [uncut(x, fn, limit) for x in args if value.fn != fn or x is not limit]
+            return ends(value.fn, kept) if kept else value
         case _:
             return value
 
@@ -359,7 +360,7 @@ def _common(trends: Sequence[int | None]) -> int | None:
     return None if len(moving) == 2 else next(iter(moving), 0)
 
 
-def _extremes(end: End, limit: Node, outer: str | None, side: int) -> Interval | None:
+def extremes(end: End, limit: Node, outer: str | None, side: int) -> Interval | None:
     """The least and the greatest value of an end of a range over the block; None if it is not known to move one way."""
     node = end.node(limit)
     if outer is None or outer not in node.axes:

@@ -25,7 +25,11 @@ def plain(conditions: Iterable[Node], axes: Iterable[str], tops: Mapping[Node, i
         found += split.args if isinstance(split, Call) and split.fn == "and" else [split]
     facts = [c for c in found if not isinstance(c, Call) or c.fn != "or"]
     known = {**tops, **_tops(facts, axes)}
-    return [c if c in facts and _is_top(c, axes) else _simplified(c, known) for c in found]
+    below = [x for c in facts if (x := _excess(c)) is not None and x.axes]
+    return [
+        (c if _is_top(c, axes) else _simplified(c, known, ())) if c in facts else _simplified(c, known, below)
+        for c in found
+    ]
 
 
 def _split(condition: Node) -> Node:
@@ -103,13 +107,16 @@ def _is_top(condition: Node, axes: Iterable[str]) -> bool:
     return bool(_tops([condition], axes))
 
 
-def _simplified(condition: Node, tops: Mapping[Node, int]) -> Node:
-    """A condition without what always or never holds."""
+def _simplified(condition: Node, tops: Mapping[Node, int], below: Sequence[Node]) -> Node:
+    """A condition without what always or never holds where each of `below` is at most 0."""
     if isinstance(condition, Call) and condition.fn in ("and", "or"):
-        return call(condition.fn, *(_simplified(c, tops) for c in condition.args))
+        return call(condition.fn, *(_simplified(c, tops, below) for c in condition.args))
     value = _excess(condition)
     if value is None:
         return condition
-    if at_most_zero(value, tops=tops):
-        return TRUE
-    return FALSE if at_most_zero(sub(const(1), value), tops=tops) else condition
+    for known in (ZERO, *(x for x in below if x.axes == value.axes)):
+        if at_most_zero(sub(value, known), tops=tops):
+            return TRUE
+        if at_most_zero(sub(const(1), add(value, known)), tops=tops):
+            return FALSE
+    return condition

@@ -155,6 +155,8 @@ class Emitter(Values):
                 return v
         node = raw_prod(factors) if len(factors) > 1 else factors[0]
         home = self.home(node)
+        # No further out than where its lanes are.
+        home = next((b for b in reversed(self.blocks) if b is home or b.axis == axis), home)
         lanes = self.spread(node) | {axis}
         if node in home.values and isinstance(home.values[node], Var) and home.values[node].axes >= lanes:
             found = home.values[node]

@@ -47,28 +47,59 @@ def _bounded(total: Fraction, terms: Terms, free: frozenset[Node], tops: Mapping
     for k, t in terms:
         sums[t] = sums.get(t, Fraction(0)) + k
     total += sums.pop(ONE, Fraction(0))
-    for t, k in sums.items():
-        rest: Terms = [(c, x) for x, c in sums.items() if x is not t]
-        match t:
-            case _ if not k or left <= 0:
-                continue
-            case Call(fn="floordiv", args=(x, Const() as by)) if by.value > 0:
-                unit = Fraction(int(by.value))
-                lost = Fraction(0) if k > 0 else (unit - 1) / unit
-                return _bounded(total - k * lost, [*rest, *_expanded(k / unit, x)], free, tops, left - 1)
-            case Call(fn="maximum" | "minimum", args=args):
-                branches = (_bounded(total, [*rest, *_expanded(k, x)], free, tops, left - 1) for x in args)
-                return all(branches) if (t.fn == "maximum") == (k > 0) else any(branches)
-            case Call(fn="where", args=(_, x, y)):
-                return all(_bounded(total, [*rest, *_expanded(k, z)], free, tops, left - 1) for z in (x, y))
-            case _:
-                pass
+    opened = _to_open(sums) if left > 0 else []
+    if opened:
+        return any(_by_parts(t, total, sums, free, tops, left - 1) for t in opened)
     for t, k in sums.items():
         if k > 0 and t in tops:
             total += k * tops[t]
         elif k > 0 or (k < 0 and (t in free or not _is_natural(t))):
             return False
     return total < 1
+
+
+def _to_open(sums: Mapping[Node, Fraction]) -> list[Node]:
+    """What to take apart next, or several of which any may come first: first that of which every case must do, so that
+    another one can be chosen for each, and floors last, since equal ones cancel."""
+    every: list[Node] = []
+    some: list[Node] = []
+    floors: list[Node] = []
+    for t, k in sums.items():
+        match t:
+            case Call(fn="maximum" | "minimum") if k:
+                (every if (t.fn == "maximum") == (k > 0) else some).append(t)
+            case Call(fn="where") if k:
+                every.append(t)
+            case Call(fn="floordiv", args=(_, Const() as by)) if k and by.value > 0:
+                floors.append(t)
+            case _:
+                pass
+    return every[:1] or some or floors[:1]
+
+
+def _by_parts(
+    node: Node,
+    total: Fraction,
+    sums: Mapping[Node, Fraction],
+    free: frozenset[Node],
+    tops: Mapping[Node, int],
+    left: int,
+) -> bool:
+    """As `_bounded`, with an extreme or a choice replaced by its cases, a floor by what it rounds."""
+    k = sums[node]
+    rest: Terms = [(c, x) for x, c in sums.items() if x is not node]
+    match node:
+        case Call(fn="maximum" | "minimum", args=args):
+            branches = (_bounded(total, [*rest, *_expanded(k, x)], free, tops, left) for x in args)
+            return all(branches) if (node.fn == "maximum") == (k > 0) else any(branches)
+        case Call(fn="where", args=(_, *choices)):
+            return all(_bounded(total, [*rest, *_expanded(k, x)], free, tops, left) for x in choices)
+        case Call(fn="floordiv", args=(x, Const() as by)):
+            unit = Fraction(int(by.value))
+            lost = Fraction(0) if k > 0 else (unit - 1) / unit
+            return _bounded(total - k * lost, [*rest, *_expanded(k / unit, x)], free, tops, left)
+        case _:
+            return False
 
 
 def _is_natural(node: Node) -> bool:

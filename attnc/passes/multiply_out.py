@@ -47,7 +47,11 @@ def parts_of(node: Reduction, planes: Planes) -> Parts | None:
     if own is not None:
         return Parts(node, {node: own})
     expanded = _expanded(node, planes) if isinstance(node, Sum) else None
-    return None if expanded is None else _carried(expanded, planes.direct(node), planes)
+    if expanded is None:
+        return None
+    read = planes.direct(node)
+    made = {f for t in terms_of(expanded) for f in factors_of(t)}
+    return None if made & read else _carried(expanded, read, planes)  # what it reads is not split, what it makes is
 
 
 def _expanded(node: Sum, planes: Planes) -> Node | None:

@@ -18,6 +18,7 @@ from attnc.passes.bounds import ZERO, Range, Solution, ends, first, inner_range,
 from attnc.passes.conditions import plain
 from attnc.passes.inequality import all_at_most, at_most_zero
 from attnc.passes.progression import alternatives
+from attnc.passes.residues import Classes, classes
 from attnc.passes.series import ONE, Names, with_room
 
 LONG = 64
@@ -125,8 +126,11 @@ def row_ranges(
         rewritten = b.rewritten(a.rewritten(conditions))
         rows = _rows(rewritten, a, b, extent, names)
         fixed: dict[Node, Node] = {axis(a.row): var("outer_row", (), "i"), axis(b.row): var("inner_row", (), "i")}
-        found = _in_row(replace(rewritten, fixed), a, b)
-        if rows is None or found is None:
+        if rows is None:
+            continue
+        in_row = replace(rewritten, fixed)
+        found = _in_row(in_row, a, b) or _by_class(in_row, a, b)
+        if found is None:
             continue
         return _numbered(found, rows, a, b, extent, names, inside)
     return None
@@ -146,10 +150,14 @@ def _rows(
     every = add(call("floordiv", add(extent, b.shift, const(-1)), columns), ONE)
     found = inner_range(about_rows, a.row, b.row, every)
     low, high = replace([found.low, found.high], {first(a.row): from_, last(a.row): to})
-    bounded = all({from_, to} & set(postorder([x])) for x in (low, high))
-    if not bounded and b.columns < LONG:
-        return None
-    low = names.let("rows_from", call("maximum", low, call("floordiv", b.shift, columns)))
+    start = call("floordiv", b.shift, columns)
+    if not all({from_, to} & set(postorder([x])) for x in (low, high)):
+        by_class = classes(about_rows, a.row, b.row, every)
+        if by_class is not None:
+            low, high = by_class.hull((from_, to), (start, every), names)
+        elif b.columns < LONG:
+            return None
+    low = names.let("rows_from", call("maximum", low, start))
     count = names.let("rows", call("maximum", sub(high, low), ZERO))
     return from_, to, low, count
 
@@ -178,6 +186,13 @@ def _in_row(conditions: Sequence[Node], a: Line, b: Line) -> Range | None:
     highs = [call("where", call("lt", x, y), y, ZERO) for x, y in zip(low, high, strict=True)]
     full_low, full_high = _longest(parts) if any(p.full_low is not None for p in parts) else (None, None)
     return Range(ends("minimum", lows), ends("maximum", highs), full_low, full_high, exact=True)
+
+
+def _by_class(conditions: Sequence[Node], a: Line, b: Line) -> Classes | None:
+    """As `_in_row`, where places are to be congruent."""
+    conditions = rewrite(conditions, lambda n: _of_rows(n, (a, b)) if isinstance(n, Call) else None)
+    found = classes(conditions, a.place, b.place, const(b.columns), a.columns - 1)
+    return found if found is not None and found.from_the_start else None
 
 
 def _longest(parts: Sequence[Range]) -> tuple[Node, Node]:
@@ -243,7 +258,7 @@ def _from_the_start(solution: Solution, a: Line) -> bool:
 
 
 def _numbered(
-    found: Range,
+    found: Range | Classes,
     rows: tuple[Node, Node, Node, Node],
     a: Line,
     b: Line,
@@ -252,10 +267,10 @@ def _numbered(
     inside: Names,
 ) -> RowRanges:
     """Inner rows one after another, for each the outer rows of the block from the last to the first."""
-    from_, to, low, count = rows
+    from_, to, rows_from, count = rows
     each = names.let("outer_rows", add(sub(to, from_), ONE))
     number = inside.let("rows_done", call("floordiv", ITEM, each))
-    t = inside.variable("inner_row", add(low, number))
+    t = inside.variable("inner_row", add(rows_from, number))
     s = inside.variable("outer_row", add(sub(to, ITEM), mul(each, number)))
     columns = const(a.columns)
     start = call("where", call("eq", s, from_), call("mod", add(first(a.axis), a.shift), columns), ZERO)
@@ -263,6 +278,11 @@ def _numbered(
     start, stop = inside.let("place_first", start), inside.let("place_last", stop)
     places: dict[Node, Node] = {first(a.place): start, last(a.place): stop}
     base = inside.let("row_start", sub(mul(columns, t), b.shift))
+    if isinstance(found, Classes):
+        window = call("maximum", neg(base), ZERO), call("minimum", sub(extent, base), columns)
+        low, high = found.hull((start, stop), window, inside)
+        # Ranges of one inner row come in order if those that begin with it begin there in so many words.
+        found = Range(call("where", call("eq", start, ZERO), window[0], low), high, None, None, exact=True)
     low_place, high_place = (inside.let("place", x) for x in replace([found.low, found.high], places))
     empty = call("le", high_place, low_place)
     high = call("where", empty, ZERO, call("minimum", add(base, high_place), extent))

@@ -118,6 +118,8 @@ def _split(
     """
     new = dict(memo)
     splitters: list[_Splitter] = []
+    parted: set[Node] = set()
+    """What holds a unit: `memo` has the whole of it, where it is read besides."""
     for n in postorder([parts.root]):
         if n in parts.units:
             changed = rebuild(n, tuple(new[c] for c in n.children), canonical=False)
@@ -127,7 +129,9 @@ def _split(
             place = chunks(planes.program, moved.outer, moved.inner, moved.ordering, length)
             splitters.append(_Splitter(planes, scans, moved, place))
             new[n] = splitters[-1].far(changed)
-        elif n not in new:
+            parted.add(n)
+        elif n not in new or not parted.isdisjoint(n.children):
+            parted |= {n} if not parted.isdisjoint(n.children) else set()
             new[n] = rebuild(n, tuple(new[c] for c in n.children), canonical=False)
     first = splitters[0].chunks
     return _near(node, first), new[parts.root], first

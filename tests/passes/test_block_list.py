@@ -11,11 +11,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from attnc.ir.construct import add, axis, call, conjuncts, const, mul, size, sub
+from attnc.ir.construct import add, axis, call, conjuncts, const, mul, neg, size, sub
 from attnc.ir.node import Call, Node
 from attnc.passes.block_list import TURN, BlockList, closed_form
 from attnc.passes.bounds import Range
 from attnc.passes.conditions import plain
+from attnc.passes.congruence import Lattice, divided
 from attnc.passes.inequality import at_most_zero
 from attnc.passes.progression import Multiples, Powers, Progression, membership
 from attnc.runtime.tiles import Mask
@@ -139,10 +140,33 @@ def rows() -> st.SearchStrategy[Node]:
     return edges.map(made)
 
 
+def dilated() -> st.SearchStrategy[Node]:
+    """Neighbourhoods of positions a step apart, along one axis or along the rows of a grid, with strides."""
+    edges = st.tuples(
+        st.integers(2, 7), st.integers(1, 3), st.integers(0, 3), st.integers(0, 5), SMALL, st.integers(0, 24)
+    )
+
+    def made(t: tuple[int, int, int, int, int, int]) -> Node:
+        step, stride, left, right, shift, columns = t
+        row, key = add(ROW, const(shift)), add(KEY)
+        near: list[Node] = []
+        if columns > 4:
+            apart = sub(call("floordiv", row, const(columns)), call("floordiv", key, const(columns)))
+            near = [call("le", call("abs", apart), const(left))]
+            row, key = (call("mod", x, const(columns)) for x in (row, key))
+        group = call("floordiv", call("floordiv", row, const(step)), const(stride))
+        leader = call("clamp", mul(const(stride), group), const(left), const(20))
+        apart = sub(call("floordiv", key, const(step)), leader)
+        same = call("eq", call("mod", row, const(step)), call("mod", key, const(step)))
+        return call("and", same, call("le", neg(const(left)), apart), call("le", apart, const(right)), *near)
+
+    return edges.map(made)
+
+
 def masks() -> st.SearchStrategy[Node]:
     simple = st.lists(bounds() | members(), min_size=1, max_size=3).map(lambda x: call("and", *x))
     unions = st.lists(simple, min_size=1, max_size=3).map(lambda x: call("or", *x))
-    return unions | rows() | st.tuples(unions, bounds()).map(lambda t: call("and", *t))
+    return unions | rows() | dilated() | st.tuples(unions, bounds()).map(lambda t: call("and", *t))
 
 
 def agrees(condition: Node, m: int, n: int, lengths: tuple[int, int], direction: tuple[str, str]) -> None:
@@ -195,6 +219,35 @@ def test_memberships() -> None:
     power = call("power_of_two", call("floor_log2", call("maximum", apart, const(1))))
     assert membership(call("eq", power, apart)) == (apart, Powers(zero=False))
     assert membership(call("eq", power, add(apart, const(1)))) is None
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from(["floordiv", "mod"]),
+    st.tuples(*[st.integers(-12, 12)] * 3),
+    st.integers(1, 12),
+    st.integers(0, 30),
+    st.integers(0, 30),
+)
+def test_common_divisors_taken_out_leave_the_same_number(
+    fn: str, of: tuple[int, int, int], by: int, i: int, j: int
+) -> None:
+    value = call(fn, add(mul(const(of[0]), ROW), mul(const(of[1]), KEY), const(of[2])), const(by))
+    (found,) = divided([value])
+    assert number(found, {"i": i, "j": j}) == number(value, {"i": i, "j": j})
+    if fn == "mod" and of[0] % by == of[1] % by == 0:
+        assert found is const(of[2] % by)
+
+
+@pytest.mark.parametrize("step", [1, 3, 16])
+@pytest.mark.parametrize("rest", [0, 2])
+def test_positions_of_a_class_are_numbered(step: int, rest: int) -> None:
+    found = Lattice("i", const(5), step, rest % step)
+    at = [number(found.position(const(k)), {}) for k in range(6)]
+    assert all((x + 5) % step == rest % step for x in at)
+    for place in range(at[0], at[-1] + 1):
+        assert number(found.up(const(place)), {}) == sum(x < place for x in at)
+        assert number(found.down(const(place)), {}) == sum(x <= place for x in at) - 1
 
 
 def evaluated(nodes: Iterable[Node], at: Point) -> list[int]:
