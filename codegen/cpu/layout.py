@@ -80,8 +80,8 @@ class Layout:
         """The same for each statement list, by identity."""
         self.looped: str | None = None
         """Where the printer is: the axis of the innermost loop over blocks."""
-        self.viewed: set[str] = set()
-        """Variables that somewhere are pointers to a tensor or to a copy, as a call decides."""
+        self.viewed: dict[str, str] = {}
+        """Variables that are pointers to a tensor or to a copy, as a call decides, and the dtype of both."""
         self.pairs_of: set[int] = set()
         """Matrix products of bf16 numbers, by identity; `packs` are their operands, by variable, form and depth, and
         `packed_only` the variables that nothing else reads."""
@@ -223,6 +223,14 @@ class Layout:
             return self.roles[axis].extent
         grid = dict(zip(self.kernel.grid, self.kernel.grid_extents, strict=True))
         return grid.get(axis)
+
+    def held(self, tile: Tile) -> str:
+        """The C++ type of a variable's elements."""
+        return C_TENSOR[self.viewed[tile.name]] if self.is_half(tile.name) else C_ELEMENT[tile.element]
+
+    def is_half(self, name: str) -> bool:
+        """Whether a variable is held in half precision, as its tensor is."""
+        return self.viewed.get(name) in ("f16", "bf16")
 
     def room(self, tile: Tile) -> str:
         return " * ".join(self.pitch(a) for a in tile.lanes)

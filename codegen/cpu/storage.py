@@ -52,7 +52,7 @@ def shared_rooms(layout: Layout, trace: Trace, absent: set[str]) -> dict[str, st
         tile = layout.tiles[name]
         lists = [k for k, found in trace.found.items() if name in found]
         straight = all(not any(isinstance(s, Loop | Each) for s in bodies[k]) for k in lists)
-        if name in absent or tile.element != "f" or len(tile.lanes) < 2 or name in carried or not straight:
+        if name in absent or layout.is_half(name) or tile.element != "f" or len(tile.lanes) < 2 or name in carried or not straight:
             continue
         for slot in slots:
             same = layout.tiles[slot[0]].lanes == tile.lanes

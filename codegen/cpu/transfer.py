@@ -81,7 +81,7 @@ class Transfer:
                 return
             self.needs.add("view_tile")
             self.out.line(f"int64_t {row};")
-            head = f"const real *const {array} = view_tile({row}, tiles.{array}"
+            head = f"const {layout.held(tile)} *const {array} = view_tile({row}, tiles.{array}"
         row_count = "1" if rows is None else layout.count(rows)
         self.out.line(
             f"{head}, {layout.pitch(lane)}, {row_count}, {layout.padded(lane)}, {address}, {row_step}, {lane_step}, "

@@ -78,6 +78,23 @@ def test_parts_in_cpp(spec: str, form: Form, monkeypatch: pytest.MonkeyPatch) ->
     assert used.count
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("spec", "channels"), [("gemma2", 16), ("sinks", 40), (LARGEST, 64)])
+def test_parts_of_half_precision(spec: str, channels: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are read from keys and values as they are: where they lie apart, or fill no whole vectors, from a copy."""
+    used = Splits(monkeypatch, "cpp", "single")
+    op = attnc.compile(spec if "\n" in spec else EXAMPLES / f"{spec}.attn", backend="cpp")
+    sizes = complete_sizes(op.program, {"B": 2, "H": 2, "G": 1, "M": 2, "N": 257, "D": channels, "E": channels})
+    tensors = make_inputs(op.program, sizes, dtype)
+    exact = dense(op.program, tensors, None, torch.float64, q_start=255).outputs
+    apart = {n: t.mT.contiguous().mT if t.dim() == 4 else t for n, t in tensors.items()}
+    for given in (tensors, apart):
+        for name, found in run_op(op, given, None, q_start=255).outputs.items():
+            largest = exact[name].abs().max().item()
+            assert (found - exact[name]).abs().max().item() <= torch.finfo(dtype).eps * largest, name
+    assert used.count == 2
+
+
 def test_parts_in_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     used = Splits(monkeypatch, "triton", "packed")
     check(LARGEST, "triton", torch.float32, 130, 2e-5, backward=False)

@@ -54,9 +54,17 @@ template <class T> static inline vec take_lanes(const T *p) {
     return x;
 }
 static inline vec take_lanes(const real *p) { return load(p); }
-static inline vec take_lanes(const bf16 *p) {
-    return __builtin_convertvector(as_float(from_bf16(__builtin_convertvector(*(const loose_half_bits *)p, float_bits))), vec);
+static inline float_bits widened(const bf16 *p) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(real) == 4) {  // GCC takes it apart into two instructions of half the length
+        float_bits x;
+        asm("vpmovzxwd %1, %0" : "=v"(x) : "m"(*(const loose_half_bits *)p));
+        return x;
+    }
+#endif
+    return __builtin_convertvector(*(const loose_half_bits *)p, float_bits);
 }
+static inline vec take_lanes(const bf16 *p) { return __builtin_convertvector(as_float(from_bf16(widened(p))), vec); }
 static inline vec take_lanes(const f16 *p) {
 #if defined(__F16C__)
     float_vec x;
@@ -144,12 +152,21 @@ static inline void read_tile(real *tile, int64_t tile_row, int64_t row_count, in
 
 //@ view_tile: read_tile
 // Where rows of neighbours are, and how far apart: in the tensor, if they fill whole vectors there, else in a copy.
-static inline const real *view_tile(int64_t &row, real *tile, int64_t tile_row, int64_t row_count, int64_t lane_count,
-                                    const real *source, int64_t row_step, int64_t lane_step, Span rows, Span lanes) {
+template <class T>
+static inline const T *view_tile(int64_t &row, T *tile, int64_t tile_row, int64_t row_count, int64_t lane_count,
+                                 const T *source, int64_t row_step, int64_t lane_step, Span rows, Span lanes) {
     const bool whole = rows.low == 0 && rows.high == row_count && lanes.low == 0 && lanes.high == lane_count;
     row = whole && lane_step == 1 ? row_step : tile_row;
     if (whole && lane_step == 1) return source;
-    read_tile(tile, tile_row, row_count, lane_count, source, row_step, lane_step, rows, lanes);
+    if constexpr (sizeof(T) == sizeof(real)) {
+        read_tile(tile, tile_row, row_count, lane_count, source, row_step, lane_step, rows, lanes);
+    } else {
+        if (!whole)
+            for (int64_t r = 0; r < row_count; ++r) __builtin_memset(tile + r * tile_row, 0, lane_count * sizeof(T));
+        for (int64_t r = rows.low; r < rows.high; ++r)
+            for (int64_t l = lanes.low; l < lanes.high; ++l)
+                tile[r * tile_row + l] = source[r * row_step + l * lane_step];
+    }
     return tile;
 }
 
