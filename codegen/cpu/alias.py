@@ -1,7 +1,7 @@
 """Tiles that need no copy, because they are read straight from their tensor.
 
 Operands that matrix products read one element at a time, with any strides; and rows of channels that are read once,
-where a call finds them contiguous (views).
+where a call finds them contiguous (views); with few queries also rows that are read a few times.
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ def find_aliases(layout: Layout) -> None:
         for s in body:
             if isinstance(s, Assign) and isinstance(s.value, Load) and s.target.name not in carried:
                 dtype = layout.kernel.argument(s.value.tensor).dtype
+                half = dtype != layout.kernel.real
                 steps = _steps(layout, s.value)
                 tile = layout.tiles[s.target.name]
                 if not steps or set(steps) != set(tile.lanes):
                     continue
-                if dtype == layout.kernel.real and _only_broadcast(layout, body, s):
+                if not half and _only_broadcast(layout, body, s):
                     found[tile.name] = steps
-                elif layout.viewed.get(tile.name, dtype) == dtype and _read_once(layout, body, s, dtype != layout.kernel.real):
+                elif layout.viewed.get(tile.name, dtype) == dtype and _read_once(layout, body, s, half):
                     found[tile.name] = {tile.lanes[0]: layout.view_row(tile.name), tile.lanes[1]: "1"}
                     layout.viewed[tile.name] = dtype
         layout.aliases_of[id(body)] = found
@@ -89,7 +90,8 @@ def _read_once(layout: Layout, body: tuple[Stmt, ...], loaded: Assign, half: boo
         return False
     plan = matrix_product(layout, readers[0], frozenset())
     if plan is not None:
-        return plan.m is None and not plan.packed and plan.vectors is tile
+        few = plan.m is None or (layout.kernel.narrow and not half)
+        return few and not plan.packed and plan.vectors is tile
     rows = across(layout, readers[0], frozenset())
     return rows is not None and (len(rows) == 2 or not half)
 

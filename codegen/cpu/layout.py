@@ -90,6 +90,7 @@ class Layout:
         self.sources: dict[str, tuple[str, dict[str, str]]] = {}
         """Where the printer is: where broadcast operands of bf16 lie in their tensors, and the steps along the axes."""
         self.turned: dict[str, Tile] = {}
+        self.turned_only: set[str] = set()
         self.in_memory: dict[int, AddTo] = {}
         """See `attnc.codegen.cpu.added`."""
         self.selected: dict[str, Selected] = {}
@@ -158,8 +159,10 @@ class Layout:
         return tile
 
     def storage_order(self, axes: frozenset[str]) -> tuple[str, ...]:
-        """Inner, channels, outer: the last is contiguous."""
+        """Inner, channels, outer: the last is contiguous. In a narrow kernel the outer axis comes first."""
         ordered = self.kernel.layout(axes)
+        if self.kernel.narrow:
+            return ordered
         return (*(a for a in ordered if a != self.kernel.outer), *(a for a in ordered if a == self.kernel.outer))
 
     # ------------------------------------------------------------------------------------------------- extents

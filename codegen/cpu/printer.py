@@ -77,7 +77,7 @@ class KernelPrinter:
             find_packs(self.layout)
         self.layout.turned = find_turned(self.layout)
         self.layout.in_memory = products_in_memory(self.layout)
-        self.aliased = always_aliased(self.layout) | self.layout.packed_only
+        self.aliased = always_aliased(self.layout) | self.layout.packed_only | self.layout.turned_only
         self.block_name = f"{kernel.name}_block"
         self.room_name = f"{kernel.name}_room"
 

@@ -63,6 +63,11 @@ template <class E> static inline Ahead next_block(const E *p, int64_t block, int
     const int64_t size = sizeof(E);
     return {(const char *)(p + block * step), step * size, block, length * size};
 }
+// The same of rows whose numbers may lie apart; then nothing is fetched.
+template <class E>
+static inline Ahead next_rows(const E *p, int64_t block, int64_t length, int64_t step, int64_t lane_step) {
+    return lane_step == 1 ? next_block(p, block, step, length) : Ahead{};
+}
 """
 
 _DISPATCH = """\
@@ -126,6 +131,7 @@ _KERNELS = "\n".join(
     ]
 )
 
+
 def _row_kernel(columns: int) -> str:
     """A row times `columns` W columns of a matrix, in named registers."""
     out = Emitter()
@@ -145,7 +151,7 @@ def _row_kernel(columns: int) -> str:
 
 
 _ROW = """\
-// c[n] (+)= sum over k < depth of a[k a_step] b[k b_row + n], n < lanes (a multiple of W): every number of b is read once.
+// c[n] (+)= sum over k < depth of a[k a_step] b[k b_row + n], n < lanes (a multiple of W), for b that is read once.
 // Sums are taken 16 terms at a time: sums of sums are more accurate.
 template <class T>
 static void product_of_row(real *c, const real *a, int64_t a_step, const T *b, int64_t b_row, int64_t lanes,
