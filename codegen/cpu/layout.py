@@ -296,8 +296,25 @@ class Layout:
                 n = node.args[0]
                 widest = isinstance(n, Call) and n.fn == "floor_log2" and self.reach(n.args[0]) <= INT32
                 return 2**30 if widest else 2**62
+            case "minimum" | "maximum":
+                return max(abs(x) for x in self._interval(node))
             case _:
                 return max((self.reach(a) for a in node.args), default=1)
+
+    def _interval(self, node: Node) -> tuple[int, int]:
+        """A lower and an upper bound of an integer."""
+        match node:
+            case Const():
+                return int(node.value), int(node.value)
+            case Size():
+                return 0, SIZE_LIMIT
+            case Call(fn="minimum" | "maximum"):
+                choose = min if node.fn == "minimum" else max
+                ends = [self._interval(a) for a in node.args]
+                return choose(low for low, _ in ends), choose(high for _, high in ends)
+            case _:
+                reach = self.reach(node)
+                return -reach, reach
 
 
 def reads(s: Stmt) -> set[str]:

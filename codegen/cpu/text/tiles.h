@@ -90,6 +90,41 @@ static inline void give_lanes(f16 *p, vec x) {
 #endif
 }
 
+//@ gather: gather_apart lane_numbers absolute
+// Whether 0 <= x < limit.
+static inline ivec below(ivec x, int64_t limit) { return (uvec)x < (unsigned_integer)limit; }
+#if defined(__AVX512F__)
+static inline bool equal(ivec x, ivec y) {
+    if constexpr (sizeof(integer) == 8) {
+        uint8_t k;
+        asm("vpcmpeqq %2, %1, %0" : "=Yk"(k) : "v"(x), "v"(y));
+        return k == 0xff;
+    }
+    uint16_t k;
+    asm("vpcmpeqd %2, %1, %0" : "=Yk"(k) : "v"(x), "v"(y));
+    return k == 0xffff;
+}
+#else
+static inline bool equal(ivec x, ivec y) {
+    integer differs = 0;
+    for (int l = 0; l < W; ++l) differs |= x[l] ^ y[l];
+    return differs == 0;
+}
+#endif
+// The same. Most often lanes read neighbours, or all the same: subscripts that are distances, or clipped ones.
+template <class T> static inline vec gather(const T *p, ivec at, ivec there) {
+    if (equal(there, mask(true))) {
+        const int64_t first = at[0];
+        const ivec from_first = at - integer(first);
+        if (equal(from_first, load(lane_numbers.at))) return take_lanes(p + first);
+        if (equal(from_first, ivec{})) return splat(take(p + first, real()));
+    }
+    return gather_apart(p, at, there);
+}
+
+//@ gather_wide: gather wide
+static inline ivec below(wide x, int64_t limit) { return narrow((x >= 0) & (x < limit)); }
+
 //@ spans: vectors
 // The lanes low <= l < high of a block.
 struct Span { int64_t low, high; };
