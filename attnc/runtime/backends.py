@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 SINGLE = 2
 """Rows up to which a kernel in C++ takes them one by one: its vectors then run along channels."""
-NARROW = 8
-"""Rows up to which vectors of a kernel in C++ run along keys: queries would leave half their lanes or more unused."""
+NARROW = 6
+"""Rows up to which vectors of a kernel in C++ run along keys: as many as one micro-kernel takes."""
 NAMES = ("auto", "cpp", "triton", "tiled", "dense")
 
 
