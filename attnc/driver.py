@@ -172,7 +172,8 @@ def split_kernels(
     """The tile programs of a split pass: of its parts, and of their merge; the arguments are those of `kernels`."""
     blocks = {a: n for a, n in ((split.merge.outer, ROWS), (split.merge.inner, inner)) if a is not None}
     partial = lower_pass(split.plan, split.partial, dtypes=dtypes, real=real, constants=constants, blocks=blocks)
-    return partial, lower_merge(split, dtypes=dtypes, real=real, constants=constants, blocks=blocks)
+    merge = lower_merge(split, dtypes=dtypes, real=real, constants=constants, blocks=blocks)
+    return replace(partial, narrow=split.narrow), merge
 
 
 def channel_sizes(program: Program) -> tuple[str, ...]:

@@ -199,6 +199,7 @@ class Kernel:
         shares: a grid axis that shares out the blocks of the outer axis: of its n positions, the k-th has the k-th
             block and every n-th after it.
         runs: the table its loop follows, if it does not compute its bounds itself.
+        narrow: whether positions of the outer axis are too few to fill vectors.
         exact: whether `Scatter` adds so that the order of additions does not matter.
         longest: blocks may have no other lengths than this and what divides it; None where any will do.
         fixed: axes whose blocks have this length and no other, because the body reduces over whole blocks.
@@ -222,6 +223,7 @@ class Kernel:
     fixed: dict[str, int] = field(default_factory=dict)
     exact: bool = False
     shares: str | None = None
+    narrow: bool = False
 
     def argument(self, name: str) -> Argument:
         return next(a for a in self.arguments if a.name == name)

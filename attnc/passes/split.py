@@ -31,9 +31,10 @@ PARTS = "PARTS"
 ROWS = 16
 """Positions of the outer axis up to which a pass is split: the least that a matrix product takes on a GPU."""
 
-Form = Literal["block", "single", "packed"]
+Form = Literal["block", "single", "narrow", "packed"]
 """How parts hold rows: a block of them as the pass itself does; one per program, whose lanes are then channels and
-positions of the inner axis; or a block of the rows of all query heads that share a key head (`Packing`)."""
+positions of the inner axis; a block of them of which printers know that they are few (`Kernel.narrow`); or such a block
+of the rows of all query heads that share a key head (`Packing`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,7 @@ class Split:
         part: the axis of the parts.
         buffers: names of the accumulators' buffers, in the order of the pass's reductions.
         places: where an accumulator lies in its buffer along axes that the pass itself does not have.
+        narrow: whether the parts hold few rows to a block.
     """
 
     plan: Plan
@@ -55,6 +57,7 @@ class Split:
     part: str
     buffers: tuple[str, ...]
     places: Mapping[str, Node]
+    narrow: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +157,8 @@ def split(plan: Plan, item: Pass, form: Form = "block") -> Split:
     )
     merge = replace(item, name=f"{item.name}_merge", reads=(*item.reads, *(b.name for b in buffers)))
     whole = replace(plan, program=replace(program, axes=axes), buffers=(*plan.buffers, *buffers))
-    return Split(whole, partial, merge, part, tuple(b.name for b in buffers), places)
+    names = tuple(b.name for b in buffers)
+    return Split(whole, partial, merge, part, names, places, narrow=form in ("narrow", "packed"))
 
 
 def _packed(plan: Plan, item: Pass, axes: dict[str, AxisInfo], taken: set[str]) -> tuple[Pass, dict[str, Node]]:

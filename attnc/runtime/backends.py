@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 SINGLE = 2
 """Rows up to which a kernel in C++ takes them one by one: its vectors then run along channels."""
+NARROW = 6
+"""Rows up to which vectors of a kernel in C++ run along keys: as many as one micro-kernel takes."""
 NAMES = ("auto", "cpp", "triton", "tiled", "dense")
 
 
@@ -137,9 +139,13 @@ class CppBackend:
         _refuse_small(kernels, "cpp")
         return build(kernels)
 
-    def form(self, rows: int, programs: int) -> Form | None:
-        """One row per program where there are too few to fill a vector with them."""
-        return "single" if rows <= SINGLE else "block" if programs < torch.get_num_threads() else None
+    def form(self, rows: int, shared: int, programs: int) -> Form | None:
+        """One row per program where there are very few to a key head, or few rows with vectors along keys."""
+        if rows * shared <= SINGLE:
+            return "single"
+        if rows <= NARROW:
+            return "narrow" if shared == 1 else "packed"
+        return "block" if programs < torch.get_num_threads() else None
 
     def processors(self, device: torch.device) -> int:
         """The threads that kernels run on."""
@@ -167,9 +173,9 @@ class TritonBackend:
             raise CallError(Diagnostic("E203", message, remedy="use float32, or backend='auto' on the CPU"))
         return build(kernels)
 
-    def form(self, rows: int, programs: int) -> Form | None:
+    def form(self, rows: int, shared: int, programs: int) -> Form | None:
         """A block of rows, which a matrix product takes together: those of all heads that read the same keys."""
-        return "packed"
+        return "block" if shared == 1 else "packed"
 
     def processors(self, device: torch.device) -> int:
         """Two programs per multiprocessor; in the interpreter, as many as on a small device."""
@@ -188,7 +194,7 @@ class TiledBackend:
         _refuse_small(kernels, "tiled")
         return [TiledKernel(k) for k in kernels]
 
-    def form(self, rows: int, programs: int) -> Form | None:
+    def form(self, rows: int, shared: int, programs: int) -> Form | None:
         """Programs run one after another: there is nothing to gain."""
         return None
 

@@ -85,14 +85,14 @@ class SplitLaunch:
         programs = 1
         for extent in self._grid:
             programs *= extent(sizes)
-        form = self.backend.form(rows, programs)
+        shared = self._shared(sizes) if self._shared is not None else 1
+        form = self.backend.form(rows, shared, programs)
         if form is None or not programs:
             return None
         if form == "single":
             programs *= rows
         if form == "packed":
-            shared = self._shared(sizes) if self._shared is not None else 1
-            form, programs = ("packed" if shared > 1 else "block"), programs // shared
+            programs //= shared
         parts = max(1, min(-(-self.backend.processors(device) // programs), inner // LEAST))
         return (form, parts) if parts > 1 or form != "block" else None
 

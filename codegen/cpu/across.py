@@ -35,19 +35,31 @@ def across(layout: Layout, s: Stmt, scalars: frozenset[str]) -> list[Tile] | Non
 
 def print_across(layout: Layout, needs: set[str], out: Emitter, s: Assign | Accumulate, tiles: list[Tile]) -> None:
     """One call per element of the result."""
-    maximum = isinstance(s.value, Max)
-    needs |= {"largest_across" if maximum else "sum_across"} | ({"maximum"} if maximum else set())
-    target = layout.tiles[s.target.name]
+    target, adds = layout.tiles[s.target.name], isinstance(s, Accumulate)
+    reduced = tiles[0].lanes[-1]
     out.note(s.note)
     with ExitStack() as loops:
-        for axis in target.lanes:
+        by_row = [t for t in tiles if target.lanes and target.lanes[-1] not in t.lanes]
+        for axis in target.lanes[:-1] if by_row else target.lanes:
             lane, count = layout.axis(axis), layout.count(axis)
             loops.enter_context(out.block(f"for (int64_t {lane} = 0; {lane} < {count}; ++{lane})"))
-        places = {axis: layout.axis(axis) for axis in target.lanes}
+        places = {axis: layout.axis(axis) for axis in (target.lanes[:-1] if by_row else target.lanes)}
         rows = [" + ".join([t.array, *layout.offset(t, places)]) for t in tiles]
-        reduced = tiles[0].lanes[-1]
-        value = f"{'largest_across' if maximum else 'sum_across'}({', '.join([*rows, layout.count(reduced)])})"
-        sign = "+=" if isinstance(s, Accumulate) else "="
+        if by_row:  # one vector times many rows
+            needs.add("dots")
+            (one,), (many,) = (
+                [r for r, t in zip(rows, tiles, strict=True) if (t in by_row) is wanted] for wanted in (True, False)
+            )
+            matrix = next(t for t in tiles if t not in by_row)
+            step, count = layout.step(matrix, target.lanes[-1]), layout.count(target.lanes[-1])
+            into = " + ".join([target.array, *layout.offset(target, places)])
+            end = f"{count}, {layout.count(reduced)}, {'true' if adds else 'false'}"
+            out.line(f"dots({into}, {one}, {many}, {step}, {end});")
+            return
+        name = "largest_across" if isinstance(s.value, Max) else "sum_across" if len(tiles) == 1 else "dot"
+        needs |= {"dots" if name == "dot" else name} | ({"maximum"} if name == "largest_across" else set())
+        value = f"{name}({', '.join([*rows, layout.count(reduced)])})"
+        sign = "+=" if adds else "="
         if target.lanes:
             out.line(f"{target.array}[{' + '.join(layout.offset(target, places))}] {sign} {value};")
         else:

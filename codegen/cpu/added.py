@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from attnc.codegen.cpu.layout import Layout, Tile, reads, written
 from attnc.codegen.cpu.matrix import MatrixPlan, matrix_product
-from attnc.codegen.cpu.transfer import Subscript, affine
+from attnc.codegen.cpu.transfer import Subscript, affine, is_loaded_outside
 from attnc.codegen.tile import AddTo, Assign, Each, Loop, Stmt, statements
 from attnc.ir.node import Load, Size
 from attnc.ir.sizes import evaluator
@@ -19,27 +19,35 @@ from attnc.ir.walk import postorder
 
 
 def find_turned(layout: Layout) -> dict[str, Tile]:
-    """Second copies of loaded tiles, by variable: those that a product in a loop would transpose each time."""
+    """Copies of loaded tiles with their axes exchanged, by variable: of those that a product in a loop would transpose
+    each time, and of those that nothing but such products reads (`layout.turned_only`)."""
     out: dict[str, Tile] = {}
+    others: set[str] = set()
     for s in (*statements(layout.kernel.body), *layout.unselected.values()):
         plan = None if isinstance(s, Loop | Each) else matrix_product(layout, s, frozenset())
-        if plan is None or not plan.packed or id(s) in layout.pairs_of or plan.vectors.name in out:
+        if plan is None or not plan.packed or id(s) in layout.pairs_of or plan.broadcast is plan.vectors:
+            others |= reads(s)
             continue
-        if _is_loaded_outside(layout, plan.vectors.name):
-            name = f"{plan.vectors.name} turned"
-            array = layout.names.get("var", name, f"{plan.vectors.name}_rows")
-            out[plan.vectors.name] = layout.tiles[name] = Tile(name, "f", (plan.depth, plan.n), array)
+        others.add(plan.broadcast.name)
+        tile, lanes = plan.vectors, (plan.depth, plan.n)
+        if tile.name in out:
+            others |= {tile.name} if out[tile.name].lanes != lanes else set()
+        elif is_loaded_outside(layout, tile.name) or _is_loaded(layout, tile.name):
+            name = f"{tile.name} turned"
+            array = layout.names.get("var", name, f"{tile.name}_rows")
+            out[tile.name] = Tile(name, "f", lanes, array)
+    layout.turned_only = {n for n in out if n not in others and _is_loaded(layout, n)}
+    out = {n: t for n, t in out.items() if n in layout.turned_only or is_loaded_outside(layout, n)}
+    layout.tiles |= {t.name: t for t in out.values()}
     return out
 
 
-def _is_loaded_outside(layout: Layout, name: str) -> bool:
-    """Whether a variable is set once, by a load of the kernel's own list of statements."""
-    own = [s for s in layout.kernel.body if written(s) == name]
-    if layout.writes.get(name) != 1 or len(own) != 1:
-        return False
-    (s,) = own
-    return (
+def _is_loaded(layout: Layout, name: str) -> bool:
+    """Whether a variable only ever holds part of a tensor."""
+    return all(
         isinstance(s, Assign) and isinstance(s.value, Load) and affine(layout, s.value.index, frozenset()) is not None
+        for s in statements(layout.kernel.body)
+        if written(s) == name
     )
 
 

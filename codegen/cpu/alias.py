@@ -1,7 +1,7 @@
 """Tiles that need no copy, because they are read straight from their tensor.
 
 Operands that matrix products read one element at a time, with any strides; and rows of channels that are read once,
-where a call finds them contiguous (views).
+where a call finds them contiguous (views); with few queries also rows that are read a few times.
 """
 
 from __future__ import annotations
@@ -21,24 +21,33 @@ def find_aliases(layout: Layout) -> None:
     """Fill `layout.aliases_of`.
 
     In a list of statements, a variable needs no copy that is only ever the broadcast operand of products, has the dtype
-    of reals, lies inside its tensor for every lane inside the extents, and is set anew wherever it is read. For views,
-    the step from row to row is a variable: that of the tensor, or of the copy.
+    of reals, lies inside its tensor for every lane inside the extents, and is set anew wherever it is read. Views keep
+    the dtype of their tensor, half precision too; the step from row to row is a variable: that of the tensor, or of the
+    copy.
     """
     carried = Mentions(layout.kernel).carried
     for body in _lists(layout.kernel.body):
         found: dict[str, dict[str, str]] = {}
         for s in body:
             if isinstance(s, Assign) and isinstance(s.value, Load) and s.target.name not in carried:
+                dtype = layout.kernel.argument(s.value.tensor).dtype
+                half = dtype != layout.kernel.real
                 steps = _steps(layout, s.value)
                 tile = layout.tiles[s.target.name]
                 if not steps or set(steps) != set(tile.lanes):
                     continue
-                if _only_broadcast(layout, body, s):
+                if not half and _only_broadcast(layout, body, s):
                     found[tile.name] = steps
-                elif _read_once(layout, body, s):
+                elif layout.viewed.get(tile.name, dtype) == dtype and _read_once(layout, body, s, half):
                     found[tile.name] = {tile.lanes[0]: layout.view_row(tile.name), tile.lanes[1]: "1"}
-                    layout.viewed.add(tile.name)
+                    layout.viewed[tile.name] = dtype
         layout.aliases_of[id(body)] = found
+    for body in _lists(layout.kernel.body):  # what is copied and converted elsewhere is so everywhere
+        copied = {s.target.name for s in body if isinstance(s, Assign)} - set(layout.aliases_of[id(body)])
+        for name in filter(layout.is_half, copied):
+            del layout.viewed[name]
+            for found in layout.aliases_of.values():
+                found.pop(name, None)
 
 
 def always_aliased(layout: Layout) -> set[str]:
@@ -69,8 +78,9 @@ def _only_broadcast(layout: Layout, body: tuple[Stmt, ...], loaded: Assign) -> b
     return True
 
 
-def _read_once(layout: Layout, body: tuple[Stmt, ...], loaded: Assign) -> bool:
-    """Whether rows of channels are read once, as rows of a sum or of a matrix that a vector is multiplied by."""
+def _read_once(layout: Layout, body: tuple[Stmt, ...], loaded: Assign, half: bool) -> bool:
+    """Whether rows of channels are read once, as rows of a sum or of a matrix that a vector is multiplied by; those of
+    `half` precision only by products."""
     name = loaded.target.name
     tile = layout.tiles[name]
     readers = [s for s in body if name in reads(s)]
@@ -80,13 +90,16 @@ def _read_once(layout: Layout, body: tuple[Stmt, ...], loaded: Assign) -> bool:
         return False
     plan = matrix_product(layout, readers[0], frozenset())
     if plan is not None:
-        return plan.m is None and not plan.packed and plan.vectors is tile
-    return across(layout, readers[0], frozenset()) is not None
+        few = plan.m is None or (layout.kernel.narrow and not half)
+        return few and not plan.packed and plan.vectors is tile
+    rows = across(layout, readers[0], frozenset())
+    return rows is not None and (len(rows) == 2 or not half)
 
 
 def _steps(layout: Layout, value: Load) -> dict[str, str] | None:
-    """The stride of each lane axis, if the load is of plain subscripts inside the tensor and converts nothing."""
-    if layout.kernel.argument(value.tensor).dtype != layout.kernel.real:
+    """The stride of each lane axis, if the load is of plain subscripts inside a tensor of reals."""
+    real = layout.kernel.real
+    if layout.kernel.argument(value.tensor).dtype not in ((real, "f16", "bf16") if real == "f32" else (real,)):
         return None
     subscripts = affine(layout, value.index, frozenset())
     if subscripts is None or not _inside(layout, value.tensor, subscripts):

@@ -34,6 +34,9 @@ class Body:
         self.every: dict[tuple[int, str], str] = {}
         self.current: tuple[Stmt, ...] = ()
         self.trace = Trace()
+        self.fetching: tuple[Stmt, ...] | None = None
+        self.marks: dict[int, None] = {}
+        """The loop body between whose statements memory is fetched, and the lines where that may happen."""
 
     @property
     def expressions(self) -> Expressions:
@@ -68,6 +71,8 @@ class Body:
                 self._flush(ahead)
             else:
                 self._start(group, s)
+            if body is self.fetching:
+                self.marks[len(self.out.lines)] = None
         self._flush(group)
         self.current, self.layout.aliases = before, aliases
 
@@ -201,7 +206,8 @@ class Body:
                 subscripts = affine(self.layout, s.value.index, self.scalars)
                 assert subscripts is not None
                 here = id(self.current), s.target.name
-                if s.target.name not in self.layout.packed_only and here not in self.layout.packed_here:
+                unread = self.layout.packed_only | self.layout.turned_only
+                if s.target.name not in unread and here not in self.layout.packed_here:
                     self._transfer().read(self.layout.tiles[s.target.name], s.value.tensor, subscripts)
                 if (turned := self.layout.turned.get(s.target.name)) is not None:
                     self._transfer().read(turned, s.value.tensor, subscripts)
@@ -303,8 +309,31 @@ class Body:
             self.out.line(f"const int64_t {count} = least({block}, {stop} - {first});")
             self.out.line(f"[[maybe_unused]] const int64_t {self.layout.padded(axis)} = round_up({count}, W);")
             around, self.layout.looped = self.layout.looped, axis
+            soon = self._soon(s) if self.layout.kernel.narrow else []
+            self.fetching, self.marks = s.body if soon else None, {}
             self.print(s.body)
+            self._fetch(soon)
             self.layout.looped = around
+
+    def _soon(self, s: Loop) -> list[str]:
+        """With few queries memory is the limit: what the next turn of a loop reads is fetched between statements."""
+        found = []
+        for load in s.body:
+            if isinstance(load, Assign) and isinstance(load.value, Load):
+                subscripts = affine(self.layout, load.value.index, self.scalars)
+                code = subscripts and self._transfer().next_rows(load.value.tensor, subscripts, s.axis)
+                if code:
+                    self.needs.add("ahead")
+                    found.append(self.layout.names.fresh(f"next_{load.target.name}"))
+                    self.out.line(f"Ahead {found[-1]} = {code};")
+        return found
+
+    def _fetch(self, soon: list[str]) -> None:
+        """Equal parts of what is read soon, at every mark."""
+        self.fetching = None
+        pad = "    " * self.out.depth
+        for pieces, at in enumerate(reversed(self.marks), 1):
+            self.out.lines[at:at] = [f"{pad}{name}.fetch({pieces});" for name in soon]
 
     def _each(self, s: Each) -> None:
         name = self.layout.axis(s.axis)

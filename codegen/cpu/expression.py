@@ -332,7 +332,9 @@ class Expressions:
             self.needs.add("floor_division_wide" if element == "w" else "floor_division_lanes")
         else:
             self.needs |= {name, "wide_extremes"} if element == "w" else {name}
-        return self._apply(name, parts, element)
+        value = self._apply(name, parts, element)
+        fits = element == "w" and lanes and self.layout.reach(node) <= INT32
+        return Value(f"narrow({value.code})", "i", True) if fits else value
 
     def _hash(self, node: Call) -> Value:
         """Hashes are taken of 32 bits, which is what the printer's narrow integers have."""

@@ -1,7 +1,9 @@
-"""Elements at computed positions, read and added to one lane at a time inside a loop nest."""
+"""Elements at computed positions inside a loop nest: read for all lanes at once, added to one lane at a time."""
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from attnc.codegen.cpu.bounds import within
@@ -22,13 +24,13 @@ def gather(nest: Nest, node: Load) -> Value:
     if element == "i" and layout.reach(node) > 2**31 - 1 and layout.kernel.real == "f32":
         element = "w"
     name = layout.names.fresh(node.tensor)
-    address, conditions, lanes = _address(nest, node.tensor, node.index)
+    address, conditions, varying = _address(nest, node.tensor, node.index)
     zero = {"f": "real()", "w": "int64_t()"}.get(element, "integer()")
     if element == "b":
         fetch = f"-integer(take({address}, integer()) != 0)"
     else:
         fetch = f"take({address}, {zero})"
-    if not lanes:
+    if not varying:
         scalar = "int64_t" if element in ("i", "w") else C_SCALAR[element]
         picked = f"{' && '.join(conditions)} ? {fetch} : {zero}" if conditions else fetch
         out.line(f"const {scalar} {name} = {picked};")
@@ -37,10 +39,37 @@ def gather(nest: Nest, node: Load) -> Value:
     if element == "w":
         nest.needs.add("wide")
     out.line(f"{C_VECTOR[element]} {name} = {{}};")
-    with out.block("for (int lane = 0; lane < W; ++lane)"):
-        guard = f"if ({' && '.join(conditions)}) " if conditions else ""
-        out.line(f"{guard}{name}[lane] = {fetch};")
+    with ExitStack() as branches:
+        if element == "f":
+            _gather_near(nest, node, name, varying)
+            branches.enter_context(out.block("else"))
+        with out.block("for (int lane = 0; lane < W; ++lane)"):
+            guard = f"if ({' && '.join(conditions)}) " if conditions else ""
+            out.line(f"{guard}{name}[lane] = {fetch};")
     return Value(name, element, True)
+
+
+def _gather_near(nest: Nest, node: Load, name: str, varying: list[Varying]) -> None:
+    """All lanes at once, where offsets along them fit in 32 bits."""
+    layout, out = nest.layout, nest.out
+    nest.needs.add("gather_wide" if any(v.element == "w" for v in varying) else "gather")
+    strides = {v.dim: layout.stride(node.tensor, v.dim) for v in varying}
+    reach = " + ".join(f"{v.limit} * absolute({strides[v.dim]})" for v in varying)
+    narrowed = {v.dim: f"narrow({v.name})" if v.element == "w" else v.name for v in varying}
+    place = " + ".join(f"{narrowed[v.dim]} * integer({strides[v.dim]})" for v in varying)
+    there = " & ".join(f"below({v.name}, {v.limit})" for v in varying)
+    fixed = [layout.tensor(node.tensor)]
+    guards = [f"{reach} < INT32_MAX / 2"]
+    for k, (entry, extent) in enumerate(zip(node.index, layout.kernel.argument(node.tensor).dims, strict=True)):
+        if k not in strides:
+            position = nest.expressions.show(entry).at(UNARY)
+            fixed.append(f"{position} * {layout.stride(node.tensor, k)}")
+            if not _surely_inside(nest, entry, extent):
+                limit = nest.expressions.show(extent).at(UNARY)
+                place_there = f"mask({position} >= 0 && {position} < {limit})"
+                there = f"{there} & {place_there}"
+    with out.block(f"if ({' && '.join(guards)})"):
+        out.line(f"{name} = gather({' + '.join(fixed)}, {place}, {there});")
 
 
 def scatter(nest: Nest, s: Scatter | Store) -> None:
@@ -81,26 +110,36 @@ def scatter(nest: Nest, s: Scatter | Store) -> None:
         out.line(f"give({target}, {before}{amount});")
 
 
-def _address(nest: Nest, tensor: str, index: tuple[Node, ...]) -> tuple[str, list[str], bool]:
-    """The address of an element, the conditions for it to exist, and whether it differs between lanes."""
+@dataclass(frozen=True, slots=True)
+class Varying:
+    """A subscript that differs between lanes: its dimension, the C++ vector that holds it, and the extent."""
+
+    dim: int
+    name: str
+    element: Element
+    limit: str
+
+
+def _address(nest: Nest, tensor: str, index: tuple[Node, ...]) -> tuple[str, list[str], list[Varying]]:
+    """The address of an element, the conditions for it to exist, and the subscripts that differ between lanes."""
     layout = nest.layout
     argument = layout.kernel.argument(tensor)
     base = layout.tensor(tensor)
     parts, conditions = [base], []
-    lanes = False
+    varying = []
     for k, (entry, extent) in enumerate(zip(index, argument.dims, strict=True)):
         value = nest.expressions.show(entry)
         position = value.at(UNARY)
         if value.lanes:
-            lanes = True
             name = layout.names.fresh("at")
+            varying.append(Varying(k, name, value.element, nest.expressions.show(extent).at(UNARY)))
             nest.out.line(f"const {value.type} {name} = {value.code};")
             position = f"int64_t({name}[lane])"
         parts.append(f"{position} * {layout.stride(tensor, k)}")
         if not _surely_inside(nest, entry, extent):
             limit = nest.expressions.show(extent).at(UNARY)
             conditions.append(f"{position} >= 0 && {position} < {limit}")
-    return " + ".join(parts), conditions, lanes
+    return " + ".join(parts), conditions, varying
 
 
 def _surely_inside(nest: Nest, entry: Node, extent: Node) -> bool:

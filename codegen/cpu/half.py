@@ -34,14 +34,22 @@ template <bool whole> static inline pairs some_pairs(const bf16 *p, int64_t coun
 }
 // The first `count` of 16 neighbours, each in the lower half of its lane.
 template <bool whole> static inline pairs some_halves(const bf16 *p, int64_t count) {
-    if (whole) return __builtin_convertvector(*(const loose_half_bits *)p, pairs);
+    if (whole) return widened(p);
     pairs x;
     asm("vpmovzxwd %1, %0%{%2%}%{z%}" : "=v"(x) : "m"(*(const loose_half_bits *)p), "Yk"(first_bits(count)));
     return x;
 }
+typedef int16_t halves __attribute__((vector_size(64)));
+// 32 neighbours of two rows, interleaved.
+static inline void interleave(bf16 *to, pairs low, pairs high) {
+    const halves a = (halves)low, b = (halves)high;
+    *(loose_pairs *)to = (pairs)__builtin_shufflevector(a, b, 0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39, 8,
+        40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47);
+    *(loose_pairs *)(to + 32) = (pairs)__builtin_shufflevector(a, b, 16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22,
+        54, 23, 55, 24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63);
+}
 // Two rows rounded to bf16 and interleaved, `low` in the lower halves.
 static inline pairs paired(vec low, vec high) {
-    typedef int16_t halves __attribute__((vector_size(64)));
     halves x;
     asm("vcvtne2ps2bf16 %2, %1, %0" : "=v"(x) : "v"(high), "v"(low));
     return (pairs)__builtin_shufflevector(x, x, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9, 25,
@@ -112,8 +120,15 @@ static void pack_pairs(bf16 *to, int64_t to_row, const bf16 *from, int64_t k_ste
                        int64_t n_count, Span k_span, Span n_span) {
     const int64_t k_end = round_up(k_count, 32), n_end = round_up(n_count, 16);
     if (n_span.low == 0 && k_span.low == 0 && n_step == 1) {
-        for (int64_t k = 0; k < k_end; k += 2)
-            for (int64_t n = 0; n < n_end; n += 16) {
+        for (int64_t k = 0; k < k_end; k += 2) {
+            int64_t n = 0;
+            if (k + 2 <= k_span.high)
+                for (; n + 32 <= n_span.high; n += 32) {
+                    const bf16 *const low = from + k * k_step + n, *const high = low + k_step;
+                    bf16 *const at = to + k / 2 * to_row + 2 * n;
+                    interleave(at, some_pairs<true>(low, 32), some_pairs<true>(high, 32));
+                }
+            for (; n < n_end; n += 16) {
                 const bf16 *const at = from + k * k_step + n;
                 const int64_t count = n_span.high - n;
                 pairs low, high;
@@ -125,6 +140,7 @@ static void pack_pairs(bf16 *to, int64_t to_row, const bf16 *from, int64_t k_ste
                 }
                 put(to + k / 2 * to_row + 2 * n, low | high << 16);
             }
+        }
         return;
     }
     if (n_span.low == 0 && k_span.low == 0 && k_step == 1) {
@@ -276,6 +292,9 @@ static void product_of_pairs(real *c, int64_t c_row, Left a, const bf16 *b, int6
                 rest -= taken, at += taken * c_row, left += taken * a.row;
             }
         }
+    if (!has_tiles && rows <= 4)
+        for (; n + 64 <= lanes; n += 64)
+            pairs_4x4(c + n, c_row, a.at, a.row, a.step, b + 2 * n, b_row, depth, accumulate);
     if (lanes > 2 * W) ahead = {};  // each number read is used so often that memory can wait
     for (; n < lanes; n += 32, ahead = {}) {
         const bool wide = n + 32 <= lanes;
@@ -333,7 +352,13 @@ SECTION: dict[str, tuple[tuple[str, ...], str]] = {
     "product_of_pairs": (
         ("pairs", "ahead"),
         "\n".join(
-            [PRODUCT, LEFT, INSTRUCTIONS, *(micro_kernel(m, n) for m, n in ((8, 1), (8, 2), (5, 4), (6, 4))), DRIVER]
+            [
+                PRODUCT,
+                LEFT,
+                INSTRUCTIONS,
+                *(micro_kernel(m, n) for m, n in ((8, 1), (8, 2), (4, 4), (5, 4), (6, 4))),
+                DRIVER,
+            ]
         ),
     ),
 }

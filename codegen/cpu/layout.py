@@ -80,8 +80,8 @@ class Layout:
         """The same for each statement list, by identity."""
         self.looped: str | None = None
         """Where the printer is: the axis of the innermost loop over blocks."""
-        self.viewed: set[str] = set()
-        """Variables that somewhere are pointers to a tensor or to a copy, as a call decides."""
+        self.viewed: dict[str, str] = {}
+        """Variables that are pointers to a tensor or to a copy, as a call decides, and the dtype of both."""
         self.pairs_of: set[int] = set()
         """Matrix products of bf16 numbers, by identity; `packs` are their operands, by variable, form and depth, and
         `packed_only` the variables that nothing else reads."""
@@ -90,6 +90,7 @@ class Layout:
         self.sources: dict[str, tuple[str, dict[str, str]]] = {}
         """Where the printer is: where broadcast operands of bf16 lie in their tensors, and the steps along the axes."""
         self.turned: dict[str, Tile] = {}
+        self.turned_only: set[str] = set()
         self.in_memory: dict[int, AddTo] = {}
         """See `attnc.codegen.cpu.added`."""
         self.selected: dict[str, Selected] = {}
@@ -158,8 +159,10 @@ class Layout:
         return tile
 
     def storage_order(self, axes: frozenset[str]) -> tuple[str, ...]:
-        """Inner, channels, outer: the last is contiguous."""
+        """Inner, channels, outer: the last is contiguous. In a narrow kernel the outer axis comes first."""
         ordered = self.kernel.layout(axes)
+        if self.kernel.narrow:
+            return ordered
         return (*(a for a in ordered if a != self.kernel.outer), *(a for a in ordered if a == self.kernel.outer))
 
     # ------------------------------------------------------------------------------------------------- extents
@@ -224,6 +227,14 @@ class Layout:
         grid = dict(zip(self.kernel.grid, self.kernel.grid_extents, strict=True))
         return grid.get(axis)
 
+    def held(self, tile: Tile) -> str:
+        """The C++ type of a variable's elements."""
+        return C_TENSOR[self.viewed[tile.name]] if self.is_half(tile.name) else C_ELEMENT[tile.element]
+
+    def is_half(self, name: str) -> bool:
+        """Whether a variable is held in half precision, as its tensor is."""
+        return self.viewed.get(name) in ("f16", "bf16")
+
     def room(self, tile: Tile) -> str:
         return " * ".join(self.pitch(a) for a in tile.lanes)
 
@@ -285,8 +296,25 @@ class Layout:
                 n = node.args[0]
                 widest = isinstance(n, Call) and n.fn == "floor_log2" and self.reach(n.args[0]) <= INT32
                 return 2**30 if widest else 2**62
+            case "minimum" | "maximum":
+                return max(abs(x) for x in self._interval(node))
             case _:
                 return max((self.reach(a) for a in node.args), default=1)
+
+    def _interval(self, node: Node) -> tuple[int, int]:
+        """A lower and an upper bound of an integer."""
+        match node:
+            case Const():
+                return int(node.value), int(node.value)
+            case Size():
+                return 0, SIZE_LIMIT
+            case Call(fn="minimum" | "maximum"):
+                choose = min if node.fn == "minimum" else max
+                ends = [self._interval(a) for a in node.args]
+                return choose(low for low, _ in ends), choose(high for _, high in ends)
+            case _:
+                reach = self.reach(node)
+                return -reach, reach
 
 
 def reads(s: Stmt) -> set[str]:

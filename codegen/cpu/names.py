@@ -22,11 +22,11 @@ transpose_tile rows_of_weights all_above_zero
 product Workspace bf16 f16 exp exp2 log log2 sigmoid tanh softplus erf sin cos pow sqrt rsqrt floor floor_real
 floordiv mod sign absolute maximum minimum finite_or_zero reciprocal_or_zero to_real narrow widen mantissa turns
 tensors strides sizes threads workspace task main int8_t int16_t int32_t int64_t uint8_t uint16_t uint32_t
-uint64_t f32 f64 sum_across largest_across lane unix linux real_division
+uint64_t f32 f64 dot dots four sum_across largest_across lane unix linux real_division
 memory failed tasks blocks rest measure tiles rounded hash unit narrow_bits
 floor_log2 power_of_two pairs pack_rows pack_pairs product_of_pairs Tiles registers exp2_of_weight scaled
-Left left_operand Ahead next_block view_tile half Lanes sum_of_lanes largest_of_lanes has_tiles Square transpose_square
-product_of_row
+Left left_operand Ahead next_block next_rows view_tile half Lanes sum_of_lanes largest_of_lanes has_tiles Square
+transpose_square product_of_row below equal gather gather_apart
 """
 
 RESERVED = frozenset(_KEYWORDS.split()) | frozenset(_OWN.split())

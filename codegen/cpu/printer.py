@@ -16,7 +16,7 @@ from attnc.codegen.cpu.distinct import with_distinct_names
 from attnc.codegen.cpu.dots import with_dots
 from attnc.codegen.cpu.emitter import Emitter
 from attnc.codegen.cpu.expression import Expressions, Value
-from attnc.codegen.cpu.layout import ALIGN, C_ELEMENT, C_TENSOR, SIZE_LIMIT, Layout
+from attnc.codegen.cpu.layout import ALIGN, C_TENSOR, SIZE_LIMIT, Layout
 from attnc.codegen.cpu.packs import find_packs
 from attnc.codegen.cpu.sections import sections
 from attnc.codegen.cpu.selected import find_selected
@@ -77,7 +77,7 @@ class KernelPrinter:
             find_packs(self.layout)
         self.layout.turned = find_turned(self.layout)
         self.layout.in_memory = products_in_memory(self.layout)
-        self.aliased = always_aliased(self.layout) | self.layout.packed_only
+        self.aliased = always_aliased(self.layout) | self.layout.packed_only | self.layout.turned_only
         self.block_name = f"{kernel.name}_block"
         self.room_name = f"{kernel.name}_room"
 
@@ -134,7 +134,7 @@ class KernelPrinter:
         arrays = [t for t in self.layout.tiles.values() if t.lanes and t.name not in self.aliased]
         with out.block(f"struct {name}"):
             for t in arrays:
-                out.line(f"{C_ELEMENT[t.element]} *{t.array};")
+                out.line(f"{self.layout.held(t)} *{t.array};")
             for pack in self.layout.packs.values():
                 out.line(f"bf16 *{pack.array};")
             with out.block(f"{name}(Workspace &workspace, [[maybe_unused]] const int64_t *sizes)"):
@@ -142,7 +142,7 @@ class KernelPrinter:
                 self._declare_channels(out)
                 for t in arrays:
                     if t.name not in self.shared:
-                        out.line(f"{t.array} = workspace.take<{C_ELEMENT[t.element]}>({self.layout.room(t)});")
+                        out.line(f"{t.array} = workspace.take<{self.layout.held(t)}>({self.layout.room(t)});")
                 for name, first in self.shared.items():
                     out.line(f"{self.layout.tiles[name].array} = {self.layout.tiles[first].array};")
                 for pack in self.layout.packs.values():
@@ -181,7 +181,7 @@ class KernelPrinter:
                 if t.name in self.aliased:
                     continue
                 if t.lanes:
-                    out.line(f"{C_ELEMENT[t.element]} *const {t.array} = tiles.{t.array};")
+                    out.line(f"{layout.held(t)} *const {t.array} = tiles.{t.array};")
                 elif layout.writes.get(t.name, 0) > 1:
                     out.line(
                         f"{'real' if t.element == 'f' else 'bool' if t.element == 'b' else 'int64_t'} {t.array} = 0;"

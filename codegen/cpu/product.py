@@ -31,12 +31,13 @@ def micro_kernel(rows: int, columns: int) -> str:
 
 def store_sums(out: Emitter, sums: Sequence[Sequence[str]]) -> None:
     """Write the sums of a micro-kernel to its tile, or add them there."""
+    starts = [f"c + {m} * c_row" if m else "c" for m in range(len(sums))]
     out.note("Added at the end: a sum of sums is more accurate than one long sum.")
     with out.block("if (accumulate)"):
-        for m, row in enumerate(sums):
-            out.line(" ".join(f"{s} += load(c + {m} * c_row + {n} * W);" for n, s in enumerate(row)))
-    for m, row in enumerate(sums):
-        out.line(" ".join(f"store(c + {m} * c_row + {n} * W, {s});" for n, s in enumerate(row)))
+        for at, row in zip(starts, sums, strict=True):
+            out.line(" ".join(f"{s} += load({at} + {n} * W);" for n, s in enumerate(row)))
+    for at, row in zip(starts, sums, strict=True):
+        out.line(" ".join(f"store({at} + {n} * W, {s});" for n, s in enumerate(row)))
 
 
 _MANY = "#if defined(__AVX512F__) || defined(__aarch64__)"
@@ -61,6 +62,11 @@ struct Ahead {
 template <class E> static inline Ahead next_block(const E *p, int64_t block, int64_t step, int64_t length) {
     const int64_t size = sizeof(E);
     return {(const char *)(p + block * step), step * size, block, length * size};
+}
+// The same of rows whose numbers may lie apart; then nothing is fetched.
+template <class E>
+static inline Ahead next_rows(const E *p, int64_t block, int64_t length, int64_t step, int64_t lane_step) {
+    return lane_step == 1 ? next_block(p, block, step, length) : Ahead{};
 }
 """
 
@@ -125,16 +131,38 @@ _KERNELS = "\n".join(
     ]
 )
 
+
+def _row_kernel(columns: int) -> str:
+    """A row times `columns` W columns of a matrix, in named registers."""
+    out = Emitter()
+    sums = [f"c{n}" for n in range(columns)]
+    out.line("template <class T>")
+    head = (
+        f"static inline void row_1x{columns}(real *c, const real *a, int64_t a_step, const T *b, int64_t b_row, "
+        "int64_t depth, bool accumulate)"
+    )
+    with out.block(head):
+        out.line("vec " + ", ".join(f"{s} = {{}}" for s in sums) + ";")
+        with out.block("for (int64_t k = 0; k < depth; ++k)"):
+            out.line("const vec x = splat(a[k * a_step]);")
+            out.line(" ".join(f"{s} += x * take_lanes(b + k * b_row + {n} * W);" for n, s in enumerate(sums)))
+        store_sums(out, [sums])
+    return out.text()
+
+
 _ROW = """\
-// The same for one row, which is read once. Sums are taken 16 terms at a time: sums of sums are more accurate.
-static void product_of_row(real *c, const real *a, int64_t a_step, const real *b, int64_t b_row, int64_t lanes,
+// c[n] (+)= sum over k < depth of a[k a_step] b[k b_row + n], n < lanes (a multiple of W), for b that is read once.
+// Sums are taken 16 terms at a time: sums of sums are more accurate.
+template <class T>
+static void product_of_row(real *c, const real *a, int64_t a_step, const T *b, int64_t b_row, int64_t lanes,
                            int64_t depth, bool accumulate) {
-    int64_t k = 0;
     do {
-        const int64_t taken = least(16, depth - k);
-        product(c, 0, a + k * a_step, 0, a_step, b + k * b_row, b_row, 1, lanes, taken, accumulate || k > 0);
-        k += taken;
-    } while (k < depth);
+        const int64_t taken = least(16, depth);
+        int64_t n = 0;
+        for (; n + 4 * W <= lanes; n += 4 * W) row_1x4(c + n, a, a_step, b + n, b_row, taken, accumulate);
+        for (; n < lanes; n += W) row_1x1(c + n, a, a_step, b + n, b_row, taken, accumulate);
+        a += taken * a_step, b += taken * b_row, depth -= taken, accumulate = true;
+    } while (depth > 0);
 }
 """
 
@@ -156,7 +184,7 @@ static void product_in_runs(real *c, int64_t c_row, const real *a, int64_t a_row
 
 SECTION: dict[str, tuple[tuple[str, ...], str]] = {
     "ahead": (("vectors",), AHEAD),
-    "product_of_row": (("product",), _ROW),
+    "product_of_row": (("element_types",), "\n".join([_row_kernel(4), _row_kernel(1), _ROW])),
     "product_in_runs": (("product",), _RUNS),
     "product": (("ahead",), _KERNELS + "\n" + _choice((4, 2, 1)) + "\n" + _DISPATCH),
 }

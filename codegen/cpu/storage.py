@@ -48,11 +48,12 @@ def shared_rooms(layout: Layout, trace: Trace, absent: set[str]) -> dict[str, st
     slots: list[list[str]] = []
     out: dict[str, str] = {}
     names = dict.fromkeys(name for found in trace.found.values() for name in found)
+    halves = set(filter(layout.is_half, layout.viewed))
     for name in names:
         tile = layout.tiles[name]
         lists = [k for k, found in trace.found.items() if name in found]
         straight = all(not any(isinstance(s, Loop | Each) for s in bodies[k]) for k in lists)
-        if name in absent or tile.element != "f" or len(tile.lanes) < 2 or name in carried or not straight:
+        if name in absent | halves or tile.element != "f" or len(tile.lanes) < 2 or name in carried or not straight:
             continue
         for slot in slots:
             same = layout.tiles[slot[0]].lanes == tile.lanes

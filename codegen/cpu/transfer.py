@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from attnc.codegen.cpu.bounds import within
 from attnc.codegen.cpu.emitter import Emitter
 from attnc.codegen.cpu.expression import UNARY, Expressions, Value
-from attnc.codegen.cpu.layout import C_TENSOR, Layout, Pack, Tile
+from attnc.codegen.cpu.layout import C_TENSOR, Layout, Pack, Tile, written
+from attnc.codegen.tile import Assign
 from attnc.ir.construct import add
-from attnc.ir.node import Add, Axis, Node
+from attnc.ir.node import Add, Axis, Load, Node
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,17 @@ def affine(layout: Layout, index: tuple[Node, ...], scalars: frozenset[str]) -> 
                 return None
     used = [s.axis for s in out if s.axis is not None]
     return out if len(used) == len(set(used)) <= 2 else None
+
+
+def is_loaded_outside(layout: Layout, name: str) -> bool:
+    """Whether a variable is set once, by a load of the kernel's own list of statements."""
+    own = [s for s in layout.kernel.body if written(s) == name]
+    if layout.writes.get(name) != 1 or len(own) != 1:
+        return False
+    (s,) = own
+    return (
+        isinstance(s, Assign) and isinstance(s.value, Load) and affine(layout, s.value.index, frozenset()) is not None
+    )
 
 
 class Transfer:
@@ -81,7 +93,7 @@ class Transfer:
                 return
             self.needs.add("view_tile")
             self.out.line(f"int64_t {row};")
-            head = f"const real *const {array} = view_tile({row}, tiles.{array}"
+            head = f"const {layout.held(tile)} *const {array} = view_tile({row}, tiles.{array}"
         row_count = "1" if rows is None else layout.count(rows)
         self.out.line(
             f"{head}, {layout.pitch(lane)}, {row_count}, {layout.padded(lane)}, {address}, {row_step}, {lane_step}, "
@@ -125,6 +137,15 @@ class Transfer:
         neighbours inside the tensor."""
         address, guards, _ = self._address(tensor, subscripts)
         return address, self._step(rows, tensor, subscripts), [*guards, f"{self._step(lane, tensor, subscripts)} == 1"]
+
+    def next_rows(self, tensor: str, subscripts: list[Subscript], axis: str) -> str | None:
+        """What a load reads in the next turn of a loop along `axis`; None if its rows do not move with the loop."""
+        others = [s.axis for s in subscripts if s.axis not in (None, axis)]
+        if len(others) != 1 or all(s.axis != axis for s in subscripts):
+            return None
+        address, _, _ = self._address(tensor, subscripts)
+        steps = f"{self._step(axis, tensor, subscripts)}, {self._step(others[0], tensor, subscripts)}"
+        return f"next_rows({address}, {self.layout.blocks[axis]}, {self.layout.count(others[0] or '')}, {steps})"
 
     # -------------------------------------------------------------------------------------------------- pieces
 

@@ -11,11 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
+import attnc
 from attnc.codegen.cpu.printer import print_kernel
 from attnc.codegen.tile import Accumulate, AccumulateAt, Argument, Assign, Each, Kernel, Loop, Scatter, Store
 from attnc.ir.construct import ZERO, add, axis, call, const, iverson, load, mul, raw_add, raw_prod, size, sub, var
 from attnc.runtime.cpu import build
 from attnc.runtime.toolchain import FLAGS, Toolchain, find
+from attnc.testing.compare import dense
 from tests.codegen.kernels import contract, largest, softmax_columns, softmax_forward, vectors
 
 b, i, j, d, e = (axis(x) for x in "bijde")
@@ -382,6 +384,32 @@ def test_integers_gather_and_scatter(ids: str) -> None:
     exact = torch.zeros(n, dtype=torch.float64)
     exact.index_put_((r[valid & allowed],), found[valid & allowed] + 1.0, accumulate=True)
     assert torch.allclose(dtable.double(), exact, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize(
+    "bias",
+    [
+        "table[h, clamp(i - j, -9, 9) + 9, 0]",  # neighbours, and one number for all lanes
+        "table[h, (7 * i + 3 * j) % 19, 1]",
+        "table[h, clamp(j - i, -9, 9) + 9, (i // 3 + j) % 2]",  # two subscripts that differ between lanes
+        "table[h, clamp(floor(3 * log2(max(i - j, 1))), 0, 18), j % 2]",  # computed in 64 bits
+    ],
+)
+def test_lanes_gather_from_tables(bias: str, dtype: torch.dtype) -> None:
+    """Whole vectors and single elements, wherever the table starts and however its elements lie."""
+    op = attnc.compile(f"attention gathered\ntensor table: [H, 19, 2]\nbias = {bias}\n", backend="cpp")
+    q, k, v = (torch.randn(1, 2, n, 16, dtype=dtype) for n in (37, 70, 70))
+    room = torch.full((2 * 2 * 19 * 2 + 1,), torch.nan, dtype=dtype)
+    values = torch.randn(2, 19, 2, dtype=dtype)
+    for shift in (0, 1):
+        for strides in ((38, 2, 1), (38, 1, 19), (76, 4, 2)):
+            table = room.fill_(torch.nan).as_strided((2, 19, 2), strides, shift).copy_(values)
+            tensors = {"q": q, "k": k, "v": v, "table": table}
+            exact = dense(op.program, tensors, None, torch.float64, q_start=33).outputs["o"]
+            found = op(q, k, v, table=table, q_start=33)
+            rounding = max(torch.finfo(dtype).eps, 1e-13) * 4
+            assert (found - exact).abs().max().item() <= rounding * exact.abs().max().item()
 
 
 def test_wide_products_of_positions() -> None:

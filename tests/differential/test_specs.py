@@ -28,7 +28,12 @@ ALL_SHAPES = [
 # Shapes of one D and E share a kernel, so one combination takes few of them.
 QUICK_SHAPES = {
     ("cpp", "f32"): [s for s in ALL_SHAPES if s.D == 16],
-    ("cpp", "bf16"): [Shape(7, 7, H=4, G=2), Shape(63, 257, tail=True, strided=True), Shape(257, 257)],
+    ("cpp", "bf16"): [
+        Shape(7, 7, H=4, G=2),
+        Shape(63, 257, tail=True, strided=True),
+        Shape(257, 257),
+        Shape(5, 600, H=4, G=2, tail=True),
+    ],
     ("cpp", "f16"): [Shape(7, 7, H=4, G=2), Shape(63, 257, tail=True, strided=True)],
     ("cpp", "f64"): [Shape(63, 130, H=4, G=2, tail=True, D=24, E=40)],
     ("triton", "f32"): [Shape(1, 1), Shape(7, 7, H=4, G=2), Shape(63, 130, H=1, G=1, tail=True, strided=True)],

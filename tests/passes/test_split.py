@@ -71,11 +71,39 @@ def test_parts_merge_to_the_same_values(spec: str, form: Form, monkeypatch: pyte
     assert used.count
 
 
-@pytest.mark.parametrize(("spec", "form"), [("sinks", "single"), (LARGEST, "packed")])
+@pytest.mark.parametrize(
+    ("spec", "form"),
+    [("sinks", "single"), ("sinks", "block"), ("gemma2", "narrow"), (LARGEST, "narrow"), (LARGEST, "packed")],
+)
 def test_parts_in_cpp(spec: str, form: Form, monkeypatch: pytest.MonkeyPatch) -> None:
     used = Splits(monkeypatch, "cpp", form)
     check(spec, "cpp", torch.float64, 257, 1e-10, backward=False)
     assert used.count
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("form", "spec", "channels"),
+    [
+        ("single", "gemma2", 16), ("single", "sinks", 40), ("single", LARGEST, 64),
+        ("narrow", "sinks", 64), ("narrow", LARGEST, 40), ("packed", "gemma2", 32),
+    ],
+)  # fmt: skip
+def test_parts_of_half_precision(
+    form: Form, spec: str, channels: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys and values are read as they are: where they lie apart, or fill no whole vectors, from a copy."""
+    used = Splits(monkeypatch, "cpp", form)
+    op = attnc.compile(spec if "\n" in spec else EXAMPLES / f"{spec}.attn", backend="cpp")
+    sizes = complete_sizes(op.program, {"B": 2, "H": 2, "G": 1, "M": 2, "N": 257, "D": channels, "E": channels})
+    tensors = make_inputs(op.program, sizes, dtype)
+    exact = dense(op.program, tensors, None, torch.float64, q_start=255).outputs
+    apart = {n: t.mT.contiguous().mT if t.dim() == 4 else t for n, t in tensors.items()}
+    for given in (tensors, apart):
+        for name, found in run_op(op, given, None, q_start=255).outputs.items():
+            largest = exact[name].abs().max().item()
+            assert (found - exact[name]).abs().max().item() <= torch.finfo(dtype).eps * largest, name
+    assert used.count == 2
 
 
 def test_parts_in_triton(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +115,7 @@ def test_parts_in_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.sweep
 @pytest.mark.parametrize("rows", [1, 7])
 @pytest.mark.parametrize("backend", ["cpp", "triton"])
-@pytest.mark.parametrize("form", ["block", "single", "packed"])
+@pytest.mark.parametrize("form", ["block", "single", "narrow", "packed"])
 @pytest.mark.parametrize("spec", [*SPECS, *MASKS, LARGEST])
 def test_parts_everywhere(spec: str, form: Form, backend: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With gradients, on both printers; what each is limited to is f64 in C++ and f32 in Triton's interpreter."""
@@ -151,6 +179,12 @@ def test_how_many_parts() -> None:
     sizes = {"B": 1, "H": 4, "G": 4, "M": 1, "D": 8, "E": 8}
     cpu = torch.device("cpu")
     assert launch.choice(1, {**sizes, "N": 100}, cpu) is None
+    many = {**sizes, "B": 64, "N": 1000}
+    assert [launch.choice(rows, many, cpu) for rows in (1, 2, 3, 6, 7)] == [
+        ("single", 1), ("single", 1), ("narrow", 1), ("narrow", 1), None
+    ]  # fmt: skip
+    shared = {**many, "H": 32}
+    assert [launch.choice(rows, shared, cpu) for rows in (1, 6, 7)] == [("packed", 1), ("packed", 1), None]
     backend.processors = lambda device: 32  # type: ignore[method-assign]
     assert launch.choice(1, {**sizes, "N": 1000}, cpu) == ("single", 3)
     assert launch.choice(1, {**sizes, "N": 100000}, cpu) == ("single", 8)

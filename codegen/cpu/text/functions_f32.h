@@ -237,3 +237,37 @@ static inline vec pow(vec x, vec y) {
     value = (x != x) | (y != y) ? x + y : value;
     return (y == 0) | (x == 1) | ((x == -1) & infinite) ? splat(1.0f) : value;
 }
+
+//@ gather_apart: element_types
+// p[at] in the lanes that are `there`, 0 in others.
+template <class T> static inline vec gather_apart(const T *p, ivec at, ivec there) {
+    vec x = {};
+    for (int l = 0; l < W; ++l)
+        if (there[l]) x[l] = take(p + at[l], real());
+    return x;
+}
+#if defined(__AVX512F__)
+static inline vec gather_apart(const float *p, ivec at, ivec there) {
+    uint16_t k;
+    vec x = {};
+    asm("vptestmd %1, %1, %0" : "=Yk"(k) : "v"(there));
+    asm("vgatherdps (%2,%3,4), %0%{%1%}" : "+&v"(x), "+Yk"(k) : "r"(p), "v"(at), "m"(*(const float(*)[])p));
+    return x;
+}
+// Numbers of 16 bits, out of the aligned 32 they lie in.
+static inline float_bits halves_apart(const uint16_t *p, ivec at, ivec there) {
+    const uint32_t *const base = (const uint32_t *)((uintptr_t)p & ~uintptr_t(3));
+    const ivec place = at * 2 + integer((uintptr_t)p & 2), which = place >> 2;
+    uint16_t k;
+    float_bits x = {};
+    asm("vptestmd %1, %1, %0" : "=Yk"(k) : "v"(there));
+    asm("vpgatherdd (%2,%3,4), %0%{%1%}" : "+&v"(x), "+Yk"(k) : "r"(base), "v"(which), "m"(*(const uint32_t(*)[])base));
+    return x >> (float_bits)((place & 2) << 3) & 0xffffu;
+}
+static inline vec gather_apart(const bf16 *p, ivec at, ivec there) {
+    return (vec)from_bf16(halves_apart(&p->bits, at, there));
+}
+static inline vec gather_apart(const f16 *p, ivec at, ivec there) {
+    return (vec)from_f16(halves_apart(&p->bits, at, there));
+}
+#endif

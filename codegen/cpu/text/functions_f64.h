@@ -24,3 +24,12 @@ static inline vec pow(vec x, vec y) {
     for (int l = 0; l < W; ++l) x[l] = __builtin_pow(x[l], y[l]);
     return x;
 }
+
+//@ gather_apart: element_types
+// p[at] in the lanes that are `there`, 0 in others.
+template <class T> static inline vec gather_apart(const T *p, ivec at, ivec there) {
+    vec x = {};
+    for (int l = 0; l < W; ++l)
+        if (there[l]) x[l] = take(p + at[l], real());
+    return x;
+}

@@ -262,7 +262,7 @@ template <int n> static inline real sum_of_lanes(typename Lanes<n>::type x) {
         return x[0] + x[1];
     }
 }
-// The sum of `count` neighbours, and of the products of two rows of them.
+// The sum of `count` neighbours.
 static inline real sum_across(const real *p, int64_t count) {
     vec total = {};
     int64_t k = 0;
@@ -271,13 +271,52 @@ static inline real sum_across(const real *p, int64_t count) {
     for (; k < count; ++k) rest += p[k];
     return sum_of_lanes<W>(total) + rest;
 }
-static inline real sum_across(const real *p, const real *q, int64_t count) {
+
+//@ dots: sum_across element_types
+template <class E, class T>
+static inline real dot(const E *p, const T *q, int64_t count) {
     vec total = {};
     int64_t k = 0;
-    for (; k + W <= count; k += W) total += load(p + k) * load(q + k);
+    for (; k + W <= count; k += W) total += take_lanes(p + k) * take_lanes(q + k);
     real rest = 0;
-    for (; k < count; ++k) rest += p[k] * q[k];
+    for (; k < count; ++k) rest += take(p + k, real()) * take(q + k, real());
     return sum_of_lanes<W>(total) + rest;
+}
+// The sums of four vectors' lanes.
+typedef typename Lanes<4>::type four;
+template <int n>
+static inline four sums_of_lanes(typename Lanes<n>::type a, typename Lanes<n>::type b, typename Lanes<n>::type c,
+                                 typename Lanes<n>::type d) {
+    if constexpr (n > 4) {
+        return sums_of_lanes<n / 2>(half<n>(a, 0) + half<n>(a, 1), half<n>(b, 0) + half<n>(b, 1),
+                                    half<n>(c, 0) + half<n>(c, 1), half<n>(d, 0) + half<n>(d, 1));
+    } else {
+        const four ab = __builtin_shufflevector(a, b, 0, 1, 4, 5) + __builtin_shufflevector(a, b, 2, 3, 6, 7);
+        const four cd = __builtin_shufflevector(c, d, 0, 1, 4, 5) + __builtin_shufflevector(c, d, 2, 3, 6, 7);
+        return __builtin_shufflevector(ab, cd, 0, 2, 4, 6) + __builtin_shufflevector(ab, cd, 1, 3, 5, 7);
+    }
+}
+// out[j] (+)= sum over k < depth of p[k] rows[j row + k], for j < count.
+template <class E, class T>
+static inline void dots(real *out, const E *p, const T *rows, int64_t row, int64_t count, int64_t depth, bool accumulate) {
+    int64_t j = 0;
+    if constexpr (W >= 4) {
+        typedef four loose_four __attribute__((aligned(sizeof(real)), may_alias));
+        for (; j + 4 <= count; j += 4, rows += 4 * row) {
+            vec a = {}, b = {}, c = {}, d = {};
+            int64_t k = 0;  // one row after another: processors foresee that order
+            for (k = 0; k + W <= depth; k += W) a += take_lanes(p + k) * take_lanes(rows + k);
+            for (k = 0; k + W <= depth; k += W) b += take_lanes(p + k) * take_lanes(rows + row + k);
+            for (k = 0; k + W <= depth; k += W) c += take_lanes(p + k) * take_lanes(rows + 2 * row + k);
+            for (k = 0; k + W <= depth; k += W) d += take_lanes(p + k) * take_lanes(rows + 3 * row + k);
+            four rest = {};
+            for (; k < depth; ++k)
+                for (int m = 0; m < 4; ++m) rest[m] += take(p + k, real()) * take(rows + m * row + k, real());
+            const four total = sums_of_lanes<W>(a, b, c, d) + rest;
+            *(loose_four *)(out + j) = accumulate ? *(loose_four *)(out + j) + total : total;
+        }
+    }
+    for (; j < count; ++j, rows += row) out[j] = dot(p, rows, depth) + (accumulate ? out[j] : real(0));
 }
 
 //@ largest_across: maximum halves

@@ -54,9 +54,17 @@ template <class T> static inline vec take_lanes(const T *p) {
     return x;
 }
 static inline vec take_lanes(const real *p) { return load(p); }
-static inline vec take_lanes(const bf16 *p) {
-    return __builtin_convertvector(as_float(from_bf16(__builtin_convertvector(*(const loose_half_bits *)p, float_bits))), vec);
+static inline float_bits widened(const bf16 *p) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(real) == 4) {  // GCC takes it apart into two instructions of half the length
+        float_bits x;
+        asm("vpmovzxwd %1, %0" : "=v"(x) : "m"(*(const loose_half_bits *)p));
+        return x;
+    }
+#endif
+    return __builtin_convertvector(*(const loose_half_bits *)p, float_bits);
 }
+static inline vec take_lanes(const bf16 *p) { return __builtin_convertvector(as_float(from_bf16(widened(p))), vec); }
 static inline vec take_lanes(const f16 *p) {
 #if defined(__F16C__)
     float_vec x;
@@ -81,6 +89,41 @@ static inline void give_lanes(f16 *p, vec x) {
     *(loose_half_bits *)p = __builtin_convertvector(to_f16((float_bits)single), half_bits);
 #endif
 }
+
+//@ gather: gather_apart lane_numbers absolute
+// Whether 0 <= x < limit.
+static inline ivec below(ivec x, int64_t limit) { return (uvec)x < (unsigned_integer)limit; }
+#if defined(__AVX512F__)
+static inline bool equal(ivec x, ivec y) {
+    if constexpr (sizeof(integer) == 8) {
+        uint8_t k;
+        asm("vpcmpeqq %2, %1, %0" : "=Yk"(k) : "v"(x), "v"(y));
+        return k == 0xff;
+    }
+    uint16_t k;
+    asm("vpcmpeqd %2, %1, %0" : "=Yk"(k) : "v"(x), "v"(y));
+    return k == 0xffff;
+}
+#else
+static inline bool equal(ivec x, ivec y) {
+    integer differs = 0;
+    for (int l = 0; l < W; ++l) differs |= x[l] ^ y[l];
+    return differs == 0;
+}
+#endif
+// The same. Most often lanes read neighbours, or all the same: subscripts that are distances, or clipped ones.
+template <class T> static inline vec gather(const T *p, ivec at, ivec there) {
+    if (equal(there, mask(true))) {
+        const int64_t first = at[0];
+        const ivec from_first = at - integer(first);
+        if (equal(from_first, load(lane_numbers.at))) return take_lanes(p + first);
+        if (equal(from_first, ivec{})) return splat(take(p + first, real()));
+    }
+    return gather_apart(p, at, there);
+}
+
+//@ gather_wide: gather wide
+static inline ivec below(wide x, int64_t limit) { return narrow((x >= 0) & (x < limit)); }
 
 //@ spans: vectors
 // The lanes low <= l < high of a block.
@@ -144,12 +187,21 @@ static inline void read_tile(real *tile, int64_t tile_row, int64_t row_count, in
 
 //@ view_tile: read_tile
 // Where rows of neighbours are, and how far apart: in the tensor, if they fill whole vectors there, else in a copy.
-static inline const real *view_tile(int64_t &row, real *tile, int64_t tile_row, int64_t row_count, int64_t lane_count,
-                                    const real *source, int64_t row_step, int64_t lane_step, Span rows, Span lanes) {
+template <class T>
+static inline const T *view_tile(int64_t &row, T *tile, int64_t tile_row, int64_t row_count, int64_t lane_count,
+                                 const T *source, int64_t row_step, int64_t lane_step, Span rows, Span lanes) {
     const bool whole = rows.low == 0 && rows.high == row_count && lanes.low == 0 && lanes.high == lane_count;
     row = whole && lane_step == 1 ? row_step : tile_row;
     if (whole && lane_step == 1) return source;
-    read_tile(tile, tile_row, row_count, lane_count, source, row_step, lane_step, rows, lanes);
+    if constexpr (sizeof(T) == sizeof(real)) {
+        read_tile(tile, tile_row, row_count, lane_count, source, row_step, lane_step, rows, lanes);
+    } else {
+        if (!whole)
+            for (int64_t r = 0; r < row_count; ++r) __builtin_memset(tile + r * tile_row, 0, lane_count * sizeof(T));
+        for (int64_t r = rows.low; r < rows.high; ++r)
+            for (int64_t l = lanes.low; l < lanes.high; ++l)
+                tile[r * tile_row + l] = source[r * row_step + l * lane_step];
+    }
     return tile;
 }
 
