@@ -102,6 +102,10 @@ def record(specs: Iterable[str]) -> None:
         if entry.get(target, {}).get("digest") != now:
             entry[target] = {"digest": now, **compiled(kernel, target)}
             RECORD.write_text(json.dumps(held, indent=1, sort_keys=True) + "\n")
+    for spec in specs:
+        names = {kernel.name for s, kernel, _ in wanted if s == spec}
+        held["kernels"][spec] = {name: rows for name, rows in held["kernels"][spec].items() if name in names}
+    RECORD.write_text(json.dumps(held, indent=1, sort_keys=True) + "\n")
 
 
 def stale(spec: str) -> list[str]:

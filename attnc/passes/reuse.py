@@ -4,13 +4,13 @@ Every plane reduction of the forward that occurs in the gradient, alone or as pa
 replaced by an opaque saved tensor. Three rules decide in which form it is saved:
 
 * a denominator Z whose terms all carry exp2(-m) is saved with its shift m as one ``lse = m + log2 Z``, so that
-  ``exp2(s - m) / Z`` becomes ``exp2(s - lse)``. An exponent that keeps the score's unit c (`attnc.passes.exponents`)
-  multiplies and has its addition for nothing: there m and log2 Z are saved apart, for ``exp2(c * (s - m) - log2 Z)``.
-  A bias may be large, and the rounding of its lse would be one error that all weights of a row share. Where s depends
-  on the key alone, m and Z are saved as they are: rows then have nearly the same lse, and its rounding would be the
-  same error in all of them. So they are where the weights are normalised again and again (Sinkhorn), which have to be
-  the same in all passes. A weight that a row has once (a sink's) is made of m and Z too, which costs nothing there and
-  has no part in the rounding of lse;
+  ``exp2(s - m) / Z`` becomes ``exp2(s - lse)``. A score of several terms keeps its unit c (`attnc.passes.exponents`);
+  its exponent is multiplied and has its addition for nothing: there m and log2 Z are saved apart, for
+  ``exp2(c * (s - m) - log2 Z)``. A bias may be large, and the rounding of its lse would be one error that all weights
+  of a row share. Where s depends on the key alone, m and Z are saved as they are: rows then have nearly the same lse,
+  and its rounding would be the same error in all of them. So they are where the weights are normalised again and again
+  (Sinkhorn), which have to be the same in all passes. A weight that a row has once (a sink's) is made of m and Z too,
+  which costs nothing there and has no part in the rounding of lse;
 * a sum S that the forward divides by Z is saved as the quotient ``S / Z`` (often the output itself, at no cost), which
   turns the softmax row term into ``sum(do * o)``, FlashAttention-2's delta (Dao 2023, arXiv:2307.08691);
 * anything else is saved as it is.
@@ -43,7 +43,7 @@ from attnc.ir.node import Add, Call, Const, Load, Max, Node, Prod, Sum
 from attnc.ir.notes import suggest
 from attnc.ir.program import Note
 from attnc.ir.walk import postorder, rebuild, rewrite
-from attnc.passes.exponents import exponent_of, unit_and_terms
+from attnc.passes.exponents import exponent_of, keeps_unit, unit_and_terms
 from attnc.passes.planes import Planes
 
 AXIS_ORDER = "bhgij"
@@ -295,9 +295,9 @@ def _saved_statistics(state: _State, z: Node, shift: Node, unit: float | int, su
         state.saved[leaf] = Saved(leaf.tensor, axes, value)
         return leaf
 
-    if unit != 1:
+    if any(isinstance(n, Max) and keeps_unit(n.body) for n in postorder([shift])):
         return save("m", shift), save("log_z", call("where", empty, const(math.inf), log_z))
-    return save("lse", call("where", empty, const(math.inf), add(shift, log_z))), None
+    return save("lse", call("where", empty, const(math.inf), add(shift, mul(const(1 / unit), log_z)))), None
 
 
 def _is_row_maximum(node: Node, planes: Planes) -> bool:
