@@ -1,4 +1,4 @@
-"""The same variant in plain PyTorch: scores, mask, softmax and the weighted sum, each a whole tensor."""
+"""The same variant in plain PyTorch on whole tensors: a softmax as a user would write it, else the formula."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ SAMPLED = 64
 """Rows of a mask that are counted to estimate how many pairs it allows."""
 
 
-def plain(program: Program, tensors: Tensors, sizes: Mapping[str, int]) -> Peer | NotExpressible:
-    """Softmax attention by eager tensor operations; the mask is made beforehand."""
+def plain(program: Program, tensors: Tensors, sizes: Mapping[str, int]) -> Peer:
+    """Attention by eager tensor operations. The mask of a softmax is made beforehand."""
     import torch
 
     form = softmax_form(program, sizes)
     if isinstance(form, NotExpressible):
-        return form
+        return formula(program, tensors, sizes)
     detached = {n: t.detach() for n, t in tensors.items()}
     grid = _grid(sizes, torch.arange(sizes["M"], device=tensors["q"].device))
     score = python_function(form.score, "score", ("score", "b", "h", "i", "j"), GRID, detached)
@@ -44,6 +44,19 @@ def plain(program: Program, tensors: Tensors, sizes: Mapping[str, int]) -> Peer 
         return torch.softmax(s, -1) @ v
 
     return Peer("eager", run, "whole tensors")
+
+
+def formula(program: Program, tensors: Tensors, sizes: Mapping[str, int]) -> Peer:
+    """Any variant: its program, operation by operation, in the dtype of q."""
+    from attnc.ir.dense import evaluate
+
+    others = {n: t.detach() for n, t in tensors.items() if n not in ("q", "k", "v")}
+
+    def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        given = {"q": q, "k": k, "v": v, **others}
+        return evaluate(program, given, sizes, dtype=q.dtype, whole=True)["o"]
+
+    return Peer("eager", run, "the formula, operation by operation")
 
 
 def allowed_fraction(program: Program, tensors: Tensors, sizes: Mapping[str, int]) -> float | None:

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from attnc import driver
-from attnc.ir.dense import evaluate
+from attnc.ir.dense import bind_sizes, evaluate
 from attnc.ir.program import Program
 from attnc.testing.inputs import complete_sizes, make_inputs
 from attnc.testing.peers import NotExpressible, Peer, flex, sdpa
+from attnc.testing.plain import plain
+from tests import formulas
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SIZES = {"B": 2, "H": 4, "G": 2, "N": 24, "M": 24, "D": 8}
@@ -81,3 +83,17 @@ def test_the_causal_mask_needs_no_tensor() -> None:
     peer = sdpa(p, make_inputs(p, sizes, torch.float32), sizes)
     assert isinstance(peer, Peer)
     assert peer.name == "SDPA, is_causal"
+
+
+@pytest.mark.parametrize("name", ["sinks", "sigmoid_attention", "retention", "gated", "music"])
+def test_what_is_no_softmax_runs_eagerly_as_its_formula(name: str) -> None:
+    inputs = formulas.make_inputs(name, formulas.Dims(2, 4, 2, 24, 24, 8, 8), torch.float64, seed=0)
+    source = driver.read(EXAMPLES / f"{name}.attn")
+    p = driver.lower(driver.definition(source), source, inputs.consts)
+    tensors = {"q": inputs.q, "k": inputs.k, "v": inputs.v, **inputs.tensors}
+    peer = plain(p, tensors, bind_sizes(p, tensors))
+    right = formulas.evaluate(name, inputs)["o"]
+    leaves = [tensors[n].clone().requires_grad_() for n in "qkv"]
+    found = peer.run(*leaves)
+    torch.testing.assert_close(found, right, rtol=1e-10, atol=1e-10)
+    assert all(g.abs().max() > 0 for g in torch.autograd.grad(found.sum(), leaves))

@@ -143,11 +143,11 @@ def variant_races() -> list[Race]:
         Race("variant", "loaded_bias", at, smooth=True, peers=("cuDNN", "efficient", "flex", "eager")),
         Race("variant", "sigmoid_attention", at),
         Race("variant", "gated", at),
-        Race("variant", "retention", at, peers=("fla",)),
+        Race("variant", "retention", at, peers=("fla", "eager")),
         Race("variant", "retention", long, peers=("fla",)),
         Race("variant", "watched", at),
-        Race("variant", "music", at | {"D": 32}, peers=()),
-        Race("variant", "manhattan", at, peers=()),
+        Race("variant", "music", at | {"D": 32}, peers=("eager",)),
+        Race("variant", "manhattan", at, peers=("eager",)),
     ]
 
 
