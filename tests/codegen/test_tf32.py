@@ -58,7 +58,7 @@ def test_other_dtypes_are_as_they_were(dtype: str) -> None:
 
 def test_factors_of_a_bias_are_multiplied_exactly() -> None:
     """They hold positions, whose differences would be lost."""
-    (forward,) = (k for k in kernels("alibi", tf32=True, bias="factors") if k.name == "alibi_row_o_lse")
+    (forward,) = (k for k in kernels("alibi", tf32=True, bias="factors") if k.name.startswith("alibi_row_o"))
     assert sorted(map(str, asked(forward))) == sorted(["ieee", "tf32", "tf32"] * (len(asked(forward)) // 3))
 
 

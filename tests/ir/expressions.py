@@ -211,6 +211,8 @@ def build(recipe: Recipe, canonical: bool) -> Node:
 def _build_sum(rest: list[Any], canonical: bool) -> Node:
     names, factors, domain = rest[0], [build(f, canonical) for f in rest[1]], [build(c, canonical) for c in rest[2]]
     scatter = [(a, build(x, canonical)) for a, x in rest[3]]
-    if any(a in free_axes([*factors, *domain, *(x for _, x in scatter)]) for a, _ in scatter):
+    # Both forms of a recipe sum over the same axes, also where the canonical factors have lost one.
+    parts = [build(r, False) for r in (*rest[1], *rest[2], *(x for _, x in rest[3]))]
+    if any(a in free_axes(parts) for a, _ in scatter):
         names = (*names, "r")
     return (sum_over if canonical else raw_sum)(names, factors, domain, scatter)
