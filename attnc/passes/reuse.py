@@ -8,9 +8,9 @@ replaced by an opaque saved tensor. Three rules decide in which form it is saved
   its exponent is multiplied and has its addition for nothing: there m and log2 Z are saved apart, for
   ``exp2(c * (s - m) - log2 Z)``. A bias may be large, and the rounding of its lse would be one error that all weights
   of a row share. Where s depends on the key alone, m and Z are saved as they are: rows then have nearly the same lse,
-  and its rounding would be the same error in all of them. So they are where an iterated normaliser divides weights again
-  and again, which have to be the same in all passes. A weight that a row has once (a sink's) is made of
-  m and Z too, which costs nothing there and has no part in the rounding of lse;
+  and its rounding would be the same error in all of them. So they are where an iterated normaliser divides weights
+  again and again, which have to be the same in all passes. A weight that a row has once (a sink's) is made of m and Z
+  too, which costs nothing there and has no part in the rounding of lse;
 * a sum S that the forward divides by Z is saved as the quotient ``S / Z`` (often the output itself, at no cost), which
   turns the softmax row term into ``sum(do * o)``, FlashAttention-2's delta (Dao 2023, arXiv:2307.08691);
 * anything else is saved as it is.
