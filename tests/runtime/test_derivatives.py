@@ -57,7 +57,7 @@ def test_gradcheck(spec: str, backend: str) -> None:
     assert torch.autograd.gradcheck(*small(spec, backend))
 
 
-SLOW = {("gla", "cpp"), ("retention", "cpp")}
+SLOW = {("gla", "cpp"), ("retention", "cpp"), ("music", "cpp")}
 """Most of a minute each; a normal run takes these specs on the other backends."""
 
 
