@@ -175,7 +175,7 @@ class Emitter(Values):
         by_channel = [c for c in conditions if any(self.program.axis(a).role == "channel" for a in c.axes)]
         conditions = [c for c in conditions if c not in by_channel]
         factors = [*node.factors, *(iverson(c) for c in by_channel)]
-        channel = [a for a in result if self.program.axis(a).role == "channel"]
+        channel = [a for a, about in self.program.axes.items() if a in result and about.role == "channel"]
         without = [f for f in factors if not (set(channel) & f.axes)]
         with_channel = [f for f in factors if set(channel) & f.axes]
         home = self.blocks[-1]
