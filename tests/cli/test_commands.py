@@ -35,7 +35,13 @@ def test_every_command_is_listed(attnc: Attnc) -> None:
 
 
 def test_light_commands_import_neither_torch_nor_sympy(tmp_path: Path) -> None:
-    for arguments in (["--help"], ["check", str(EXAMPLES / "alibi.attn")], ["explain", "E001"], ["list"], ["new", "x"]):
+    for arguments in (
+        ["--help"],
+        ["check", str(EXAMPLES / "alibi.attn")],
+        ["explain", "E001"],
+        ["list", "functions"],
+        ["new", "x"],
+    ):
         code = (
             "import sys\nfrom attnc.cli.app import app\n"
             f"try:\n    app({arguments!r})\nexcept SystemExit as end:\n    assert not end.code, end.code\n"

@@ -59,8 +59,9 @@ def check(name: str, backend: str, dtype: str, shape: Shape) -> list[str]:
 
 
 def quick_runs() -> list[tuple[str, str, str]]:
-    """Examples by backend and dtype."""
-    return [(backend, dtype, name) for backend, dtype in QUICK_SHAPES for name in NAMES]
+    """Examples by backend and dtype. In C++ f16 and f64 take turns, since kernels are compiled for each dtype."""
+    turns = {("cpp", "f16"): slice(0, None, 2), ("cpp", "f64"): slice(1, None, 2)}
+    return [(b, d, name) for b, d in QUICK_SHAPES for name in NAMES[turns.get((b, d), slice(None))]]
 
 
 @pytest.mark.parametrize(("backend", "dtype", "name"), quick_runs())
