@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from attnc.codegen.cpu.layout import Form, Layout, Mentions, Pack, Tile, reads, written
+from attnc.codegen.cpu.layout import Form, Layout, Mentions, Pack, Tile, reads
 from attnc.codegen.cpu.matrix import MatrixPlan, matrix_product
 from attnc.codegen.cpu.selected import products
 from attnc.codegen.cpu.transfer import affine
@@ -25,9 +25,7 @@ def find_packs(layout: Layout) -> None:
     here: dict[tuple[int, str], int] = {}
     for body, s, scalars in _with_scalars(layout, layout.kernel.body, frozenset()):
         plan = matrix_product(layout, s, scalars)
-        if plan is None or plan.m is None or not _fits(layout, plan):
-            continue
-        if plan.broadcast.name in carried and not _is_set_outside(layout, plan.broadcast.name):
+        if plan is None or plan.m is None or plan.broadcast.name in carried or not _fits(layout, plan, scalars):
             continue
         layout.pairs_of.add(id(s))
         operands: tuple[tuple[Tile, Form, str], ...] = (
@@ -74,10 +72,10 @@ def _with_scalars(
             yield body, s, scalars
 
 
-def _fits(layout: Layout, plan: MatrixPlan) -> bool:
+def _fits(layout: Layout, plan: MatrixPlan, scalars: frozenset[str]) -> bool:
     if plan.others or len(plan.broadcast.lanes) != 2 or len(plan.vectors.lanes) != 2:
         return False
-    loaded = [_is_half(layout, t.name) for t in (plan.broadcast, plan.vectors)]
+    loaded = [_is_read(layout, t.name, scalars) for t in (plan.broadcast, plan.vectors)]
     if loaded[1] and plan.broadcast.lanes[-1] == plan.depth and _is_weight(layout, plan.broadcast.name):
         return True
     return loaded[0] and (loaded[1] or (not plan.packed and _is_weight(layout, plan.vectors.name)))
@@ -88,25 +86,15 @@ def _assigned(layout: Layout, name: str) -> list[Stmt]:
     return [s for s in statements(layout.kernel.body) if isinstance(s, kinds) and s.target.name == name]
 
 
-def _is_half(layout: Layout, name: str) -> bool:
-    """Whether a variable only ever holds elements of bf16 tensors."""
-    return all(
-        isinstance(s, Assign) and isinstance(s.value, Load) and layout.kernel.argument(s.value.tensor).dtype == "bf16"
-        for s in _assigned(layout, name)
-    )
-
-
-def _is_read(layout: Layout, name: str) -> bool:
+def _is_read(layout: Layout, name: str, scalars: frozenset[str] = frozenset()) -> bool:
     """Whether a variable only ever holds part of a bf16 tensor."""
-    return _is_half(layout, name) and all(
-        isinstance(s, Assign) and isinstance(s.value, Load) and affine(layout, s.value.index, frozenset()) is not None
+    return all(
+        isinstance(s, Assign)
+        and isinstance(s.value, Load)
+        and layout.kernel.argument(s.value.tensor).dtype == "bf16"
+        and affine(layout, s.value.index, scalars) is not None
         for s in _assigned(layout, name)
     )
-
-
-def _is_set_outside(layout: Layout, name: str) -> bool:
-    """Whether a variable is set once, in the kernel's own list of statements."""
-    return layout.writes.get(name) == 1 and any(written(s) == name for s in layout.kernel.body)
 
 
 def _is_weight(layout: Layout, name: str) -> bool:

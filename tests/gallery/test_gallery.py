@@ -88,6 +88,10 @@ def test_cpp_at_more_lengths(name: str, dtype: torch.dtype) -> None:
     check(name, "cpp", LONG, dtype)
 
 
+def test_a_sum_delivered_to_the_keys_in_half_precision() -> None:
+    check("gallery/dependency_vit", "cpp", LONG, torch.bfloat16)
+
+
 def test_every_spec_of_the_gallery_has_a_formula() -> None:
     specs = {f"gallery/{path.stem}" for path in (EXAMPLES / "gallery").glob("*.attn")}
     assert specs == set(NAMES)
