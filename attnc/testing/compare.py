@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 FACTOR = 2.0
 ROUNDINGS = 4.0
 FEW = 100
-DRAWS = 8
+DRAWS = 4
 NEAR = 2.0
 """A miss by less than this factor in one draw is judged over several."""
 NOTHING = 1e-12
@@ -147,7 +147,8 @@ def agreements(
         tensors: all its inputs by name, see `attnc.testing.inputs.make_inputs`.
         q_start: position of the first query.
         backward: whether gradients are compared too.
-        draws: how many incoming gradients the yardstick of a gradient of few numbers is taken over.
+        draws: how many incoming gradients the yardstick of a gradient of few numbers is taken over; a near miss is
+            judged over twice as many calls.
         tell: called with a few words before each long step.
     """
     import torch
@@ -172,7 +173,7 @@ def agreements(
     rows = judge(got, exact, errors, seeds, tensors)
     if all(r.agrees for r in rows) or any(r.error > NEAR * r.limit for r in rows) or draws <= 1:
         return rows
-    return _over_draws(op, tensors, rows, q_start, seeds is not None, draws, tell)
+    return _over_draws(op, tensors, rows, q_start, seeds is not None, 2 * draws, tell)
 
 
 def _over_draws(

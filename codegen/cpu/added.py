@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from attnc.codegen.cpu.layout import Layout, Tile, reads, written
 from attnc.codegen.cpu.matrix import MatrixPlan, matrix_product
-from attnc.codegen.cpu.transfer import Subscript, affine, is_loaded_outside
+from attnc.codegen.cpu.transfer import Subscript, affine
 from attnc.codegen.tile import AddTo, Assign, Each, Loop, Stmt, statements
 from attnc.ir.node import Load, Size
 from attnc.ir.sizes import evaluator
@@ -32,14 +32,25 @@ def find_turned(layout: Layout) -> dict[str, Tile]:
         tile, lanes = plan.vectors, (plan.depth, plan.n)
         if tile.name in out:
             others |= {tile.name} if out[tile.name].lanes != lanes else set()
-        elif is_loaded_outside(layout, tile.name) or _is_loaded(layout, tile.name):
+        elif _is_loaded_outside(layout, tile.name) or _is_loaded(layout, tile.name):
             name = f"{tile.name} turned"
             array = layout.names.get("var", name, f"{tile.name}_rows")
             out[tile.name] = Tile(name, "f", lanes, array)
     layout.turned_only = {n for n in out if n not in others and _is_loaded(layout, n)}
-    out = {n: t for n, t in out.items() if n in layout.turned_only or is_loaded_outside(layout, n)}
+    out = {n: t for n, t in out.items() if n in layout.turned_only or _is_loaded_outside(layout, n)}
     layout.tiles |= {t.name: t for t in out.values()}
     return out
+
+
+def _is_loaded_outside(layout: Layout, name: str) -> bool:
+    """Whether a variable is set once, by a load of the kernel's own list of statements."""
+    own = [s for s in layout.kernel.body if written(s) == name]
+    if layout.writes.get(name) != 1 or len(own) != 1:
+        return False
+    (s,) = own
+    return (
+        isinstance(s, Assign) and isinstance(s.value, Load) and affine(layout, s.value.index, frozenset()) is not None
+    )
 
 
 def _is_loaded(layout: Layout, name: str) -> bool:

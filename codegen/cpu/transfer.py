@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from attnc.codegen.cpu.bounds import within
 from attnc.codegen.cpu.emitter import Emitter
 from attnc.codegen.cpu.expression import UNARY, Expressions, Value
-from attnc.codegen.cpu.layout import C_TENSOR, Layout, Pack, Tile, written
-from attnc.codegen.tile import Assign
+from attnc.codegen.cpu.layout import C_TENSOR, Layout, Pack, Tile
 from attnc.ir.construct import add
-from attnc.ir.node import Add, Axis, Load, Node
+from attnc.ir.node import Add, Axis, Node
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +43,6 @@ def affine(layout: Layout, index: tuple[Node, ...], scalars: frozenset[str]) -> 
                 return None
     used = [s.axis for s in out if s.axis is not None]
     return out if len(used) == len(set(used)) <= 2 else None
-
-
-def is_loaded_outside(layout: Layout, name: str) -> bool:
-    """Whether a variable is set once, by a load of the kernel's own list of statements."""
-    own = [s for s in layout.kernel.body if written(s) == name]
-    if layout.writes.get(name) != 1 or len(own) != 1:
-        return False
-    (s,) = own
-    return (
-        isinstance(s, Assign) and isinstance(s.value, Load) and affine(layout, s.value.index, frozenset()) is not None
-    )
 
 
 class Transfer:
