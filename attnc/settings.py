@@ -6,6 +6,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+Pairs = Literal["auto", "always", "never"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +22,8 @@ class Settings:
         override: ``ATTNC_OVERRIDE``: a directory whose sources replace generated ones of the same file name.
         backend: ``ATTNC_BACKEND``: the backend where a call does not name one; ``auto`` by default.
         cxx: ``ATTNC_CXX``: the C++ compiler; ``none`` to behave as if there were none.
+        pairs: ``ATTNC_PAIRS``: whether bf16 is multiplied by instructions for pairs of bf16 where the processor has
+            them: ``always``, ``never``, or ``auto``, if they are the faster ones here.
     """
 
     cache_dir: Path
@@ -27,13 +32,14 @@ class Settings:
     override: Path | None = None
     backend: str = "auto"
     cxx: str | None = None
+    pairs: Pairs = "auto"
 
     @classmethod
     def read(cls, environment: Mapping[str, str] | None = None) -> Settings:
         """The settings now. Variables that are set but empty count as unset.
 
         Raises:
-            ValueError: if ``ATTNC_THREADS`` is not a number from 0 upward.
+            ValueError: if ``ATTNC_THREADS`` is not a number from 0 upward, or ``ATTNC_PAIRS`` none of its values.
         """
         env = os.environ if environment is None else environment
 
@@ -48,6 +54,7 @@ class Settings:
             override=path("ATTNC_OVERRIDE"),
             backend=env.get("ATTNC_BACKEND", "") or "auto",
             cxx=env.get("ATTNC_CXX", "") or None,
+            pairs=_pairs(env.get("ATTNC_PAIRS", "")),
         )
 
 
@@ -55,6 +62,16 @@ def _user_cache() -> Path:
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("attnc"))
+
+
+def _pairs(text: str) -> Pairs:
+    match text:
+        case "always" | "never" | "auto":
+            return text
+        case "":
+            return "auto"
+        case _:
+            raise ValueError(f"ATTNC_PAIRS is {text!r}; it must be `auto`, `always` or `never`")
 
 
 def _count(name: str, text: str) -> int:

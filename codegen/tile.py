@@ -85,11 +85,15 @@ class Runs:
 
 @dataclass(frozen=True, slots=True)
 class Assign:
-    """``target = value``; the first assignment of a name declares it, later ones (same axes) overwrite it."""
+    """``target = value``; the first assignment of a name declares it, later ones (same axes) overwrite it.
+
+    `quiet`: the value is a maximum that may pass over NaN.
+    """
 
     target: Var
     value: Node
     note: str | None = None
+    quiet: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,18 +17,24 @@ def test_defaults() -> None:
 
 def test_everything_set() -> None:
     names = {"CACHE_DIR": "/c", "THREADS": "3", "DUMP": "/d", "OVERRIDE": "/o", "BACKEND": "tiled", "CXX": "clang++"}
+    names["PAIRS"] = "never"
     found = Settings.read({f"ATTNC_{k}": v for k, v in names.items()})
-    assert found == Settings(Path("/c"), 3, Path("/d"), Path("/o"), "tiled", "clang++")
+    assert found == Settings(Path("/c"), 3, Path("/d"), Path("/o"), "tiled", "clang++", "never")
 
 
 def test_empty_means_unset() -> None:
-    names = ("CACHE_DIR", "THREADS", "DUMP", "OVERRIDE", "BACKEND", "CXX")
+    names = ("CACHE_DIR", "THREADS", "DUMP", "OVERRIDE", "BACKEND", "CXX", "PAIRS")
     assert Settings.read({f"ATTNC_{k}": "" for k in names}) == Settings.read({})
 
 
 def test_home_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/someone")
     assert Settings.read({"ATTNC_CACHE_DIR": "~/kernels"}).cache_dir == Path("/home/someone/kernels")
+
+
+def test_pairs_is_one_of_three() -> None:
+    with pytest.raises(ValueError, match="ATTNC_PAIRS is 'yes'"):
+        Settings.read({"ATTNC_PAIRS": "yes"})
 
 
 @pytest.mark.parametrize("text", ["two", "-1", "1.5"])

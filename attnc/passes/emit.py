@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from attnc.codegen.tile import Accumulate, AccumulateAt, Assign, Each, Scatter
 from attnc.ir.construct import ZERO, call, const, free_axes, iverson, max_over, raw_call, raw_prod, raw_sum, var
 from attnc.ir.construct import axis as axis_node
-from attnc.ir.node import Axes, Axis, Call, Max, Node, Sum, Var
+from attnc.ir.node import Axes, Axis, Call, Const, Max, Node, Prod, Size, Sum, Var
 from attnc.ir.walk import postorder
 from attnc.ir.walk import replace as replace_nodes
 from attnc.passes.scope import Block
@@ -262,9 +262,21 @@ class Emitter(Values):
         block.values[node] = target
         return target
 
-    def largest(self, node: Max, conditions: Sequence[Node], axis: str, result: Axes) -> Node:
-        """This block's part of a plane maximum, as a form-4 expression."""
-        body = self.value(node.body)
+    def largest(
+        self, node: Max, conditions: Sequence[Node], axis: str, result: Axes, *, scaled: bool = True
+    ) -> tuple[Max, Node | None]:
+        """This block's part of a plane maximum, as a form-4 expression, and what it still has to be multiplied by.
+
+        If `scaled`, positive numbers are multiplied after the maximum: rounding keeps the order, so the result is the
+        same, and a block has fewer maxima than values.
+        """
+        rest, scale = node.body, tuple[Node, ...]()
+        if isinstance(rest, Prod) and scaled:
+            others = [f for f in rest.factors if not _is_positive(f)]
+            if len(others) == 1:
+                scale = tuple(f for f in rest.factors if f is not others[0])
+                rest = others[0]
+        body = self.value(rest)
         if conditions:
             body = raw_call("where", (self.condition(conditions), body, const(-math.inf)), "f")
         lanes = frozenset({axis}) | result
@@ -272,7 +284,9 @@ class Emitter(Values):
             target = var(self.name(node, "masked" if conditions else "x", inside=True), lanes)
             self.blocks[-1].body.append(Assign(target, body))
             body = target
-        return max_over({axis}, body)
+        found = max_over({axis}, body)
+        assert isinstance(found, Max)
+        return found, self.variable(raw_prod(scale), "scale") if scale else None
 
     def place(self, node: Sum, buffer: str, axes: Sequence[str]) -> None:
         """Add a plane value, summed over the batch, into a buffer with table axes: where it belongs along those that it
@@ -309,6 +323,21 @@ class Emitter(Values):
 def _may_be_infinite(node: Node, axis: str) -> bool:
     """Whether a function of what varies along an axis has no finite value at 0."""
     return isinstance(node, Call) and node.fn in ("reciprocal", "rsqrt", "log", "log2", "pow") and axis in node.axes
+
+
+def _is_positive(node: Node) -> bool:
+    """Whether a node is a positive, finite number, the same everywhere."""
+    match node:
+        case Const():
+            return 0 < node.value < math.inf
+        case Size():
+            return True
+        case Call(fn="sqrt" | "rsqrt" | "reciprocal", args=args):
+            return all(map(_is_positive, args))
+        case Prod():
+            return all(map(_is_positive, node.factors))
+        case _:
+            return False
 
 
 def _selected(node: Sum) -> list[Node]:

@@ -60,6 +60,7 @@ from attnc.passes.emit import Emitter
 from attnc.passes.exponents import with_unit
 from attnc.passes.plan import Pass, Plan
 from attnc.passes.planes import Planes
+from attnc.passes.quiet import is_quiet
 from attnc.passes.scope import Block
 from attnc.passes.values import count_uses, scores_below
 
@@ -503,12 +504,14 @@ class Lowering:
         assert isinstance(r, Max)
         emitter = self.emitter
         accumulator = as_var(old)
-        part = emitter.largest(r, self._conditions(r, inner, common, masked), inner, accumulator.axes)
-        assert isinstance(part, Max)
+        located = any(position_of(other) is r for other in self._leaders())
+        conditions = self._conditions(r, inner, common, masked)
+        part, scale = emitter.largest(r, conditions, inner, accumulator.axes, scaled=not located)
         here = var(emitter.name(r, "block_max", inside=True), accumulator.axes)
-        block.body.append(Assign(here, part))
+        block.body.append(Assign(here, part, quiet=not located and is_quiet(r, self.item, self.plan)))
         moved = var(emitter.name(r, "m_new", inside=True), accumulator.axes)
-        block.body.append(Assign(moved, raw_call("maximum", (accumulator, here), "f")))
+        largest = here if scale is None else raw_prod([scale, here])
+        block.body.append(Assign(moved, raw_call("maximum", (accumulator, largest), "f")))
         emitter.running[r] = moved
         self.found[r] = (part, here)
 

@@ -14,6 +14,7 @@ from attnc.codegen.tile import Kernel
 from attnc.diagnostics.diagnostic import CallError, Diagnostic
 from attnc.runtime import cache
 from attnc.runtime.toolchain import Toolchain, find
+from attnc.runtime.units import pairs_are_faster
 from attnc.settings import Settings
 
 KEPT = 64
@@ -104,9 +105,16 @@ def build(
     settings = settings or Settings.read()
     toolchain = toolchain or find(settings)
     half = any(a.dtype == "bf16" for k in kernels for a in k.arguments)
-    text = print_unit(kernels, pairs=half and toolchain.multiplies_pairs())
+    text = print_unit(kernels, pairs=half and _takes_pairs(toolchain, settings))
     library = cache.begin(_overridden(kernels[0].name, text, settings), toolchain, settings)
     return [CompiledKernel(k, library, settings.threads) for k in kernels]
+
+
+def _takes_pairs(toolchain: Toolchain, settings: Settings) -> bool:
+    """Whether bf16 is multiplied as it is, in pairs, and not widened to f32 first."""
+    if settings.pairs == "never" or not toolchain.multiplies_pairs():
+        return False
+    return settings.pairs == "always" or toolchain.multiplies_tiles() or pairs_are_faster(toolchain)
 
 
 def launch(

@@ -67,8 +67,15 @@ class Toolchain:
         return "\n".join([self.path, self.version, self.processor, *(" ".join(o) for o in self.options())])
 
     def multiplies_pairs(self) -> bool:
-        """Whether code is compiled for a processor that multiplies pairs of bf16."""
-        return _defines(self.path, self.options()[0], "__AVX512BF16__")
+        """Whether code is compiled for a processor that has instructions for pairs of bf16."""
+        return self._defines("__AVX512BF16__")
+
+    def multiplies_tiles(self) -> bool:
+        """Whether code is compiled for a processor that multiplies tiles of bf16 (AMX)."""
+        return self._defines("__AMX_BF16__")
+
+    def _defines(self, macro: str) -> bool:
+        return _defines(self.path, self.options()[0], macro)
 
     def compile(self, source: Path, target: Path) -> None:
         """Make the shared library `target`.

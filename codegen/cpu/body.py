@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
+from typing import TypeGuard
 
 from attnc.codegen.cpu.across import across, print_across
 from attnc.codegen.cpu.emitter import Emitter
 from attnc.codegen.cpu.expression import SUM, Expressions, Value
 from attnc.codegen.cpu.layout import Layout, Mentions, Pack, reads, written
 from attnc.codegen.cpu.matrix import MatrixPlan, MatrixProduct, matrix_product
-from attnc.codegen.cpu.nest import Nest
+from attnc.codegen.cpu.nest import CHEAP, Nest
 from attnc.codegen.cpu.packs import packs_of
 from attnc.codegen.cpu.segments import NestStmt, shape
 from attnc.codegen.cpu.selected import Selected
 from attnc.codegen.cpu.storage import Trace
+from attnc.codegen.cpu.subexpressions import maximal
 from attnc.codegen.cpu.transfer import Transfer, affine
 from attnc.codegen.tile import Accumulate, AddTo, Assign, Each, Loop, Scatter, Stmt, Store
 from attnc.ir.construct import const, var
-from attnc.ir.node import NO_AXES, Call, Const, Load, Node, Var
+from attnc.ir.node import NO_AXES, Call, Const, Load, Max, Node, Sum, Var
+from attnc.ir.walk import postorder
+from attnc.ir.walk import replace as substitute
+
+Group = list[NestStmt]
+"""Statements of one loop nest."""
 
 
 class Body:
@@ -50,45 +58,39 @@ class Body:
     # ---------------------------------------------------------------------------------------------------- groups
 
     def print(self, body: tuple[Stmt, ...]) -> None:
-        """Statements in order; one that does not depend on the nest being collected is printed ahead of it."""
+        """Statements in order; nests are collected, a group per axis that vectors run along, until they are needed.
+
+        No statement of a group depends on one of another group, so groups can be printed in any order.
+        """
         before, self.current = self.current, body
         aliases = self.layout.aliases
         self.layout.aliases = aliases | self.layout.aliases_of.get(id(body), {})
-        group: list[NestStmt] = []
+        groups: list[Group] = []
         waiting = list(self._simple(body))
         while waiting:
             s = waiting.pop(0)
-            if self._joins(group, s):
-                assert not isinstance(s, Loop | Each | AddTo)
-                group.append(s)
-            elif isinstance(s, Loop | Each) or any(_depends(s, g) for g in group):
-                self._pull_up(group, s, waiting)
-                self._flush(group)
-                self._start(group, s)
-            elif group and self._nests(s):
-                ahead: list[NestStmt] = []
-                self._start(ahead, s)
-                self._flush(ahead)
+            home = next((g for g in groups if self._joins(g, s)), None)
+            for g in [g for g in groups if g is not home]:
+                if isinstance(s, Loop | Each) or any(_depends(s, earlier) for earlier in g):
+                    self._pull_up(g, [s, *(o for other in groups if other is not g for o in other)], waiting)
+                    groups.remove(g)
+                    self._flush(g)
+            if isinstance(s, Loop | Each | AddTo) or not self._nests(s):
+                self._alone(s)
+            elif home is not None:
+                home.append(s)
             else:
-                self._start(group, s)
+                groups.append([s])
             if body is self.fetching:
                 self.marks[len(self.out.lines)] = None
-        self._flush(group)
+        for g in groups:
+            self._flush(g)
         self.current, self.layout.aliases = before, aliases
 
-    def _start(self, group: list[NestStmt], s: Stmt) -> None:
-        """Begin a group with `s`, or print it if it is no nest."""
-        if self._nests(s):
-            assert not isinstance(s, Loop | Each | AddTo)
-            group.append(s)
-        else:
-            self._alone(s)
-
-    def _pull_up(self, group: list[NestStmt], barrier: Stmt, waiting: list[Stmt]) -> None:
+    def _pull_up(self, group: Group, overtaken: list[Stmt], waiting: list[Stmt]) -> None:
         """Move later statements that fit into the group, and depend on nothing they would overtake, into it."""
-        if isinstance(barrier, Loop | Each):
+        if isinstance(overtaken[0], Loop | Each):
             return
-        overtaken = [barrier]
         for s in list(waiting):
             if isinstance(s, Loop | Each):
                 break
@@ -99,8 +101,8 @@ class Body:
             else:
                 overtaken.append(s)
 
-    def _simple(self, body: Iterable[Stmt]) -> Iterable[Stmt]:
-        """Stores of expressions become a tile and its store."""
+    def _simple(self, body: tuple[Stmt, ...]) -> Iterable[Stmt]:
+        """Stores of expressions become a tile and its store; functions of a row get a tile of their own."""
         for s in body:
             if isinstance(s, Store) and affine(self.layout, s.index, self.scalars) and not self._is_tile(s):
                 axes = NO_AXES.union(s.value.axes, *(n.axes for n in s.index))
@@ -113,7 +115,41 @@ class Body:
                     yield Assign(stored, s.value, s.note)
                     yield Store(s.tensor, s.index, stored)
                     continue
+            yield from self._rows_apart(body, s)
+
+    def _rows_apart(self, body: tuple[Stmt, ...], s: Stmt) -> Iterable[Stmt]:
+        """A statement, after the functions in it that depend on one axis alone, unlike its vectors.
+
+        By themselves they are computed for a vector of positions at a time and once, not for each position in turn in
+        every pass of the inner loop.
+        """
+        if not isinstance(s, Assign | Accumulate) or isinstance(s.value, Load | Sum | Max) or not self._nests(s):
             yield s
+            return
+        vector = shape(self.layout, s, self.scalars).vector
+        rows: dict[Node, Node] = {}
+        for node in maximal(s.value, lambda n: self._is_of_row(n, vector)):
+            (axis,) = node.axes - self.scalars
+            fn = next(n.fn for n in postorder([node]) if _costs(n))
+            rows[node] = row = var(self._temporary(f"{fn}_{self.layout.axis(axis)}"), frozenset({axis}), "f")
+            self.layout.add(row.name, "f", row.axes)
+            self.layout.writes[row.name] = 1
+            apart = Assign(row, node)
+            self.mentions.add(body, [row.name, row.name, *reads(apart)])
+            yield apart
+        yield replace(s, value=substitute([s.value], rows, canonical=False)[0]) if rows else s
+
+    def _is_of_row(self, node: Node, vector: str | None) -> bool:
+        axes = node.axes - self.scalars
+        parts = postorder([node])
+        return (
+            vector is not None
+            and node.kind == "f"
+            and len(axes) == 1
+            and vector not in axes
+            and any(_costs(n) for n in parts)
+            and not any(isinstance(n, Load | Sum | Max) for n in parts)
+        )
 
     def _temporary(self, wish: str) -> str:
         name, count = wish, 1
@@ -148,15 +184,13 @@ class Body:
                     and across(self.layout, s, self.scalars) is None
                 )
 
-    def _joins(self, group: list[NestStmt], s: Stmt) -> bool:
-        if not group or isinstance(s, Loop | Each | AddTo) or not self._nests(s):
+    def _joins(self, group: Group, s: Stmt) -> bool:
+        if isinstance(s, Loop | Each | AddTo) or not self._nests(s):
             return False
         vector = shape(self.layout, s, self.scalars).vector
         return vector is not None and vector == shape(self.layout, group[0], self.scalars).vector
 
-    def _flush(self, group: list[NestStmt]) -> None:
-        if not group:
-            return
+    def _flush(self, group: Group) -> None:
         outside = self.mentions.outside(self.current, group)
         outside |= self.temporaries & {w for s in group if (w := written(s))}
         Nest(self.layout, self.needs, self.positions, self.scalars, outside, self.out, self._touch).print(group)
@@ -164,7 +198,6 @@ class Body:
         for s in group:
             for pack in packs_of(self.layout, w) if (w := written(s)) else ():
                 self._pack_tile(pack)
-        group.clear()
 
     def _touch(self, name: str, segment: int, line: int, in_place: bool) -> None:
         self.trace.note(self.current, name, segment, line, in_place=in_place)
@@ -351,6 +384,11 @@ class Body:
 def _clamped(start: Node) -> bool:
     """Whether a loop start is written as ``maximum(0, ...)``."""
     return isinstance(start, Call) and start.fn == "maximum" and const(0) in start.args
+
+
+def _costs(node: Node) -> TypeGuard[Call]:
+    """Whether a node is a function of reals that takes some instructions."""
+    return isinstance(node, Call) and node.kind == "f" and node.fn not in CHEAP
 
 
 def _depends(s: Stmt, earlier: Stmt) -> bool:

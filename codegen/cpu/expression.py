@@ -351,9 +351,9 @@ class Expressions:
         return Value(f" {sign} ".join(codes), element, lanes, BITS)
 
     def _real_function(self, node: Call) -> Value:
-        if node.fn == "exp2" and self.layout.packs and len(self.layout.kernel.layout(node.axes)) > 1:
+        if node.fn == "exp2" and self.layout.reads_half and len(self.layout.kernel.layout(node.axes)) > 1:
             x = self.real(self.show(node.args[0]))
-            if x.lanes:  # a weight of pairs of positions, beside numbers of bf16
+            if x.lanes:  # a weight of pairs of positions, beside numbers of half precision
                 self.needs.add("exp2_of_weight")
                 return self._apply("exp2_of_weight", [x], "f")
         self.needs.add(node.fn)

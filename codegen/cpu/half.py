@@ -334,7 +334,8 @@ static inline pairs every_pair(const bf16 *p) {
 """
 
 EXP2 = """\
-// 2^x with a relative error below 3e-6, far below what rounding to bf16 leaves; -inf gives 0, NaN stays.
+// 2^x with a relative error below 3e-6, far below what rounding to bf16 or f16 leaves; -inf gives 0, NaN stays.
+#if defined(__AVX512DQ__)
 static inline vec exp2_of_weight(vec x) {
     vec r;
     asm("vreduceps $9, %1, %0" : "=v"(r) : "v"(x));  // x less its floor
@@ -344,6 +345,9 @@ static inline vec exp2_of_weight(vec x) {
     p = p * r + 1.000002593f;
     return scaled(p, x, x);
 }
+#else
+static inline vec exp2_of_weight(vec x) { return exp2(x); }
+#endif
 """
 
 SECTION: dict[str, tuple[tuple[str, ...], str]] = {

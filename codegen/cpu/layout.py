@@ -7,7 +7,7 @@ every matrix product multiplies a broadcast scalar with a vector.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -72,6 +72,9 @@ class Layout:
         self.kernel = kernel
         self.blocks = blocks
         self.names = Names()
+        self.reads_half = kernel.real == "f32" and any(
+            a.dtype in ("f16", "bf16") and a.mode == "in" and not a.made for a in kernel.arguments
+        )
         self.roles: dict[str, Lane] = {lane.axis: lane for lane in kernel.lanes}
         self.tiles: dict[str, Tile] = {}
         self.aliases: dict[str, dict[str, str]] = {}
@@ -364,6 +367,11 @@ class Mentions:
                 known.add(s.target.name)
             if isinstance(s, Loop | Each):
                 self._visit(s.body)
+
+    def add(self, body: tuple[Stmt, ...], names: Iterable[str]) -> None:
+        """Count variables that a body mentions once more."""
+        for name in names:
+            self._counts[id(body), name] = self._counts.get((id(body), name), 0) + 1
 
     @property
     def carried(self) -> frozenset[str]:

@@ -26,7 +26,7 @@ uint64_t f32 f64 dot dots four sum_across largest_across lane unix linux real_di
 memory failed tasks blocks rest measure tiles rounded hash unit narrow_bits
 floor_log2 power_of_two pairs pack_rows pack_pairs product_of_pairs Tiles registers exp2_of_weight scaled
 Left left_operand Ahead next_block next_rows view_tile half Lanes sum_of_lanes largest_of_lanes has_tiles Square
-transpose_square product_of_row below equal gather gather_apart
+transpose_square product_of_row below equal gather gather_apart larger_of
 """
 
 RESERVED = frozenset(_KEYWORDS.split()) | frozenset(_OWN.split())

@@ -20,7 +20,7 @@ from attnc.codegen.tile import Accumulate, AccumulateAt, Assign, Scatter, Store
 from attnc.ir.node import Call, Load, Max, Node, Sum, Var
 from attnc.ir.walk import postorder
 
-_CHEAP = frozenset({"detach", "and", "or", "not", "lt", "le", "eq"})
+CHEAP = frozenset({"detach", "and", "or", "not", "lt", "le", "eq"})
 
 RUN = 16
 SIDES = 4
@@ -100,7 +100,7 @@ class Nest:
         for s in statements if self.vector is not None else ():
             for root in pointwise_roots(s):
                 for node in maximal(root, lambda n: not self.layout.kernel.layout(n.axes - self.scalars)):
-                    if any(isinstance(n, Call) and n.fn not in _CHEAP for n in postorder([node])):
+                    if any(isinstance(n, Call) and n.fn not in CHEAP for n in postorder([node])):
                         self._name(node)
 
     def _load_registers(self, statements: list[NestStmt]) -> None:
@@ -171,6 +171,7 @@ class Nest:
         lane, count = self.layout.axis(axis), self.layout.count(axis)
         at = self.layout.names.fresh(f"{lane}_from")
         sides: dict[str, list[str]] = {}
+        larger = {s.target.name: self._larger(s) for s in maxima}
         for s in maxima:
             first, tile = self._total(s), self._tile(s)
             sides[tile.name] = [first, *(self.layout.names.fresh(f"{tile.name}_side") for _ in range(1, SIDES))]
@@ -196,7 +197,7 @@ class Nest:
         for name, names in sides.items():
             del self.parts[name]
             for other in names[1:]:
-                self.out.line(f"{names[0]} = maximum({names[0]}, {other});")
+                self.out.line(f"{names[0]} = {larger[name]}({names[0]}, {other});")
 
     def _total(self, s: Assign | Accumulate | AccumulateAt) -> str:
         """The C++ variable a reduction adds to."""
@@ -400,10 +401,17 @@ class Nest:
         value = Value(lowest if isinstance(s.value, Max) else zero, tile.element, False)
         return value.code if self.vector is None or not tile.lanes else self.expressions.spread(value).code
 
+    def _larger(self, s: Assign | Accumulate | AccumulateAt) -> str:
+        """The function that tells which of two numbers is larger."""
+        quiet = isinstance(s, Assign) and s.quiet and self._tile(s).element == "f"
+        name = "larger_of" if quiet else "maximum"
+        self.needs.add(name)
+        return name
+
     def _reduce_into(self, s: Assign | Accumulate | AccumulateAt, total: str) -> None:
         if isinstance(s.value, Max):
-            self.needs.add("maximum")
-            self.out.line(f"{total} = maximum({total}, {self.expressions.show(s.value.body).code});")
+            larger = self._larger(s)
+            self.out.line(f"{total} = {larger}({total}, {self.expressions.show(s.value.body).code});")
             return
         assert isinstance(s.value, Sum)
         values = [self._fit(s, self.expressions.show(f)) for f in s.value.factors]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from attnc.codegen.cpu.layout import Form, Layout, Mentions, Pack, Tile, reads
+from attnc.codegen.cpu.layout import Form, Layout, Mentions, Pack, Tile, reads, written
 from attnc.codegen.cpu.matrix import MatrixPlan, matrix_product
 from attnc.codegen.cpu.selected import products
 from attnc.codegen.cpu.transfer import affine
@@ -25,7 +25,9 @@ def find_packs(layout: Layout) -> None:
     here: dict[tuple[int, str], int] = {}
     for body, s, scalars in _with_scalars(layout, layout.kernel.body, frozenset()):
         plan = matrix_product(layout, s, scalars)
-        if plan is None or plan.m is None or plan.broadcast.name in carried or not _fits(layout, plan, scalars):
+        if plan is None or plan.m is None or not _fits(layout, plan, scalars):
+            continue
+        if plan.broadcast.name in carried and not _is_set_outside(layout, plan.broadcast.name):
             continue
         layout.pairs_of.add(id(s))
         operands: tuple[tuple[Tile, Form, str], ...] = (
@@ -95,6 +97,11 @@ def _is_read(layout: Layout, name: str, scalars: frozenset[str] = frozenset()) -
         and affine(layout, s.value.index, scalars) is not None
         for s in _assigned(layout, name)
     )
+
+
+def _is_set_outside(layout: Layout, name: str) -> bool:
+    """Whether a variable is set once, in the kernel's own list of statements."""
+    return layout.writes.get(name) == 1 and any(written(s) == name for s in layout.kernel.body)
 
 
 def _is_weight(layout: Layout, name: str) -> bool:

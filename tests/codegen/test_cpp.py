@@ -17,6 +17,7 @@ from attnc.codegen.tile import Accumulate, AccumulateAt, Argument, Assign, Each,
 from attnc.ir.construct import ZERO, add, axis, call, const, iverson, load, mul, raw_add, raw_prod, size, sub, var
 from attnc.runtime.cpu import build
 from attnc.runtime.toolchain import FLAGS, Toolchain, find
+from attnc.settings import Settings
 from attnc.testing.compare import dense
 from tests.codegen.kernels import contract, largest, softmax_columns, softmax_forward, vectors
 
@@ -67,8 +68,8 @@ def test_softmax_forward(dtype: str, rows: int, keys: int) -> None:
         run(kernel, tensors, B=2, H=3, M=rows, N=keys, D=24, E=40, q_start=q_start)
         exact, exact_lse = softmax(q, k, v, causal, q_start)
         assert (o.double() - exact).abs().max() <= ROUNDING[dtype] * exact.abs().max()
-        # Beside bf16, exp2 has a relative error of 3e-6, which is 4.4e-6 in the logarithm of a sum.
-        assert torch.allclose(lse.double(), exact_lse, rtol=1e-6, atol=6.4e-6 if dtype == "bf16" else 2e-6)
+        # Beside half precision, exp2 has a relative error of 3e-6, which is 4.4e-6 in the logarithm of a sum.
+        assert torch.allclose(lse.double(), exact_lse, rtol=1e-6, atol=6.4e-6 if dtype in ("bf16", "f16") else 2e-6)
 
 
 class WithoutTiles(Toolchain):
@@ -97,7 +98,8 @@ def test_products_of_pairs(kind: type[Toolchain], channels: int) -> None:
     o, lse = poison(1, 2, rows, channels, dtype=torch.bfloat16), poison(1, 2, rows)
     delta = (exact.detach() * go.double()).sum(-1).float()
     found = [poison(1, 2, keys, channels, dtype=torch.bfloat16) for _ in "kv"]
-    run_forward, run_columns = build([forward, columns], toolchain=toolchain)
+    settings = replace(Settings.read(), pairs="always")
+    run_forward, run_columns = build([forward, columns], toolchain=toolchain, settings=settings)
     run_forward([q, k, v, o, lse], sizes)
     run_columns([q, k, v, go, lse, delta, *found], sizes)
     assert torch.allclose(lse.double(), exact_lse.detach(), rtol=1e-5, atol=1e-5)

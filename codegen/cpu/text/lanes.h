@@ -179,6 +179,27 @@ static inline real maximum(real a, real b) { return a > b || a != a ? a : b; }
 static inline ivec maximum(ivec a, ivec b) { return a > b ? a : b; }
 static inline int64_t maximum(int64_t a, int64_t b) { return a > b ? a : b; }
 
+//@ larger_of: vectors
+// The larger of two numbers; either where one is NaN.
+#if defined(__AVX512F__)
+static inline vec larger_of(vec a, vec b) {
+    vec c;
+    if constexpr (sizeof(real) == 4) asm("vmaxps %2, %1, %0" : "=v"(c) : "v"(a), "v"(b));
+    else asm("vmaxpd %2, %1, %0" : "=v"(c) : "v"(a), "v"(b));
+    return c;
+}
+#elif defined(__AVX__)
+static inline vec larger_of(vec a, vec b) {
+    vec c;
+    if constexpr (sizeof(real) == 4) asm("vmaxps %2, %1, %0" : "=x"(c) : "x"(a), "x"(b));
+    else asm("vmaxpd %2, %1, %0" : "=x"(c) : "x"(a), "x"(b));
+    return c;
+}
+#else
+static inline vec larger_of(vec a, vec b) { return a > b ? a : b; }
+#endif
+static inline real larger_of(real a, real b) { return a > b ? a : b; }
+
 //@ minimum: vectors
 static inline vec minimum(vec a, vec b) { return (a < b) | (a != a) ? a : b; }
 static inline real minimum(real a, real b) { return a < b || a != a ? a : b; }
