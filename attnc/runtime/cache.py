@@ -14,7 +14,7 @@ import os
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 import filelock
@@ -40,8 +40,14 @@ def library(source: str, toolchain: Toolchain, settings: Settings | None = None)
     return found if isinstance(found, ctypes.CDLL) else found()
 
 
-def begin(source: str, toolchain: Toolchain, settings: Settings | None = None) -> ctypes.CDLL | Compiling:
-    """The library if the cache has it, else its compilation, which has begun in another thread."""
+def begin(
+    source: str, toolchain: Toolchain, settings: Settings | None = None, apart: Sequence[str] = ()
+) -> ctypes.CDLL | Compiling:
+    """The library if the cache has it, else its compilation, which has begun in another thread.
+
+    `apart` are the sources of sections that `source` has too, see `attnc.codegen.cpu.sections.apart`: they are compiled
+    once for all libraries.
+    """
     key = key_of(source, toolchain)
     directory = _directory((settings or Settings.read()).cache_dir)
     found = _load(directory / f"{key}.so")
@@ -51,7 +57,7 @@ def begin(source: str, toolchain: Toolchain, settings: Settings | None = None) -
 
     def make() -> ctypes.CDLL:
         with locked(directory / f"{key}.lock"):
-            return _load(directory / f"{key}.so") or _build(directory, key, source, toolchain)
+            return _load(directory / f"{key}.so") or _build(directory, key, source, toolchain, apart)
 
     return Compiling(make)
 
@@ -87,32 +93,58 @@ def _directory(base: Path) -> Path:
 def _load(path: Path) -> ctypes.CDLL | None:
     """The library if it is complete and intact."""
     try:
-        data, expected = path.read_bytes(), path.with_suffix(".sha256").read_text()
-        if hashlib.sha256(data).hexdigest() != expected.strip():
-            return None
-        return ctypes.CDLL(str(path))
-    except (OSError, UnicodeDecodeError):
+        return ctypes.CDLL(str(path)) if _is_intact(path) else None
+    except OSError:
         return None
 
 
-def _build(directory: Path, key: str, source: str, toolchain: Toolchain) -> ctypes.CDLL:
-    text = directory / f"{key}.cpp"
-    replace_file(text, lambda path: path.write_text(source))
+def _is_intact(path: Path) -> bool:
+    try:
+        data, expected = path.read_bytes(), path.with_suffix(".sha256").read_text()
+    except (OSError, UnicodeDecodeError):
+        return False
+    return hashlib.sha256(data).hexdigest() == expected.strip()
+
+
+def _build(directory: Path, key: str, source: str, toolchain: Toolchain, apart: Sequence[str]) -> ctypes.CDLL:
     target = directory / f"{key}.so"
+    try:
+        objects = [_object(directory, text, toolchain) for text in apart]
+        _compile(target, source, lambda text, path: toolchain.compile(text, path, objects))
+    except CompilerFailed:
+        if not apart:
+            raise
+        _compile(target, source, toolchain.compile)
+    return ctypes.CDLL(str(target))
+
+
+def _object(directory: Path, source: str, toolchain: Toolchain) -> Path:
+    """The object of a section that is compiled apart."""
+    key = key_of(source, toolchain)
+    target = directory / f"{key}.o"
+    with locked(directory / f"{key}.lock"):
+        if not _is_intact(target):
+            _compile(target, source, lambda text, path: toolchain.compile(text, path, None))
+    return target
+
+
+def _compile(target: Path, source: str, compiler: Callable[[Path, Path], object]) -> None:
+    """Have `target` made of `source`, with its checksum beside it."""
+    text = target.with_suffix(".cpp")
+    replace_file(text, lambda path: path.write_text(source))
     sums: list[str] = []
 
     def compile_to(path: Path) -> None:
         try:
-            toolchain.compile(text, path)
+            compiler(text, path)
         except CompilerFailed as error:
-            log = directory / f"{key}.log"
+            log = target.with_suffix(".log")
             log.write_text(error.log)
             raise CompilerFailed(f"{error} (full log: {log})", error.log) from None
         sums.append(hashlib.sha256(path.read_bytes()).hexdigest())
 
     replace_file(target, compile_to)
     replace_file(target.with_suffix(".sha256"), lambda path: path.write_text(sums[-1] + "\n"))
-    return ctypes.CDLL(str(target))
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:

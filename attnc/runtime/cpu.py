@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from attnc.codegen.cpu.printer import block_lengths, print_unit
+from attnc.codegen.cpu.sections import apart
 from attnc.codegen.tile import Kernel
 from attnc.diagnostics.diagnostic import CallError, Diagnostic
 from attnc.runtime import cache
@@ -106,7 +107,9 @@ def build(
     toolchain = toolchain or find(settings)
     half = any(a.dtype == "bf16" for k in kernels for a in k.arguments)
     text = print_unit(kernels, pairs=half and _takes_pairs(toolchain, settings))
-    library = cache.begin(_overridden(kernels[0].name, text, settings), toolchain, settings)
+    source = _overridden(kernels[0].name, text, settings)
+    shared = apart(text, kernels[0].real) if source == text else ()
+    library = cache.begin(source, toolchain, settings, shared)
     return [CompiledKernel(k, library, settings.threads) for k in kernels]
 
 

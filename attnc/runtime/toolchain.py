@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,16 +78,22 @@ class Toolchain:
     def _defines(self, macro: str) -> bool:
         return _defines(self.path, self.options()[0], macro)
 
-    def compile(self, source: Path, target: Path) -> None:
-        """Make the shared library `target`.
+    def compile(self, source: Path, target: Path, objects: Sequence[Path] | None = ()) -> None:
+        """Make the shared library `target`, of a translation unit whose sections apart are in `objects`.
+
+        Without objects the unit is compiled whole. If `objects` is None, `target` is an object for other libraries.
 
         Raises:
             CompilerFailed: if every choice of flags fails.
         """
+        more = ["-c"] if objects is None else [*(["-DATTNC_APART"] if objects else []), *map(str, objects)]
         first_log = ""
         for options in self.options():
             done = subprocess.run(
-                [self.path, *options, str(source), "-o", str(target)], capture_output=True, text=True, check=False
+                [self.path, *options, str(source), *more, "-o", str(target)],
+                capture_output=True,
+                text=True,
+                check=False,
             )
             if done.returncode == 0:
                 return

@@ -85,8 +85,8 @@ static inline void product_columns(real *c, int64_t c_row, const real *a, int64_
         a += taken * a_row;
     }
 }
-static void product(real *c, int64_t c_row, const real *a, int64_t a_row, int64_t a_step, const real *b, int64_t b_row,
-                    int64_t rows, int64_t lanes, int64_t depth, bool accumulate, Ahead ahead = {}) {
+SHARED void product(real *c, int64_t c_row, const real *a, int64_t a_row, int64_t a_step, const real *b, int64_t b_row,
+                    int64_t rows, int64_t lanes, int64_t depth, bool accumulate, Ahead ahead) {
     int64_t n = 0;
 #if defined(__AVX512F__) || defined(__aarch64__)
     for (; n + 4 * W <= lanes; n += 4 * W, ahead = {})
@@ -96,6 +96,11 @@ static void product(real *c, int64_t c_row, const real *a, int64_t a_row, int64_
         product_columns<2>(c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, accumulate, ahead);
     if (n < lanes) product_columns<1>(c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, accumulate, ahead);
 }
+"""
+
+_DECLARATION = """\
+SHARED void product(real *c, int64_t c_row, const real *a, int64_t a_row, int64_t a_step, const real *b, int64_t b_row,
+                    int64_t rows, int64_t lanes, int64_t depth, bool accumulate, Ahead ahead = {});
 """
 
 _ARGUMENTS = "c, c_row, a, a_row, a_step, b, b_row, depth, accumulate"
@@ -186,5 +191,6 @@ SECTION: dict[str, tuple[tuple[str, ...], str]] = {
     "ahead": (("vectors",), AHEAD),
     "product_of_row": (("element_types",), "\n".join([_row_kernel(4), _row_kernel(1), _ROW])),
     "product_in_runs": (("product",), _RUNS),
-    "product": (("ahead",), _KERNELS + "\n" + _choice((4, 2, 1)) + "\n" + _DISPATCH),
+    "product_declared": (("ahead",), _DECLARATION),
+    "product": (("product_declared",), _KERNELS + "\n" + _choice((4, 2, 1)) + "\n" + _DISPATCH),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import subprocess
 import sys
@@ -10,10 +11,15 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import torch
 
+from attnc.codegen.cpu.printer import print_unit
+from attnc.codegen.cpu.sections import apart
 from attnc.runtime import cache
+from attnc.runtime.cpu import build
 from attnc.runtime.toolchain import CompilerFailed, CompilerMissing, Toolchain, find
 from attnc.settings import Settings
+from tests.codegen.kernels import softmax_forward
 
 SOURCE = 'extern "C" int answer() { return 42; }\n'
 
@@ -161,3 +167,28 @@ def test_a_compiler_that_does_not_run(tmp_path: Path) -> None:
     broken.chmod(0o755)
     with pytest.raises(CompilerMissing, match="does not run"):
         find(Settings(cache_dir=tmp_path, cxx=str(broken)))
+
+
+def test_products_are_compiled_once(settings: Settings, toolchain: Toolchain) -> None:
+    """Kernels share the object with the products; one that is damaged is made again."""
+    q, k, v = (torch.randn(1, 1, 33, 64) for _ in range(3))
+    exact = torch.softmax((q @ k.mT).double() / 8, -1) @ v.double()
+    made: list[int] = []
+    for causal in (False, True, False):
+        kernel = softmax_forward(causal=causal, channels=64 if len(made) < 2 else None)
+        o, lse = torch.full_like(q, math.nan), torch.full((1, 1, 33), math.nan)
+        (run,) = build([kernel], toolchain=toolchain, settings=settings)
+        run([q, k, v, o, lse], {"B": 1, "H": 1, "M": 33, "N": 33, "D": 64, "E": 64, "q_start": 0})
+        assert torch.allclose(o[:, :, -1].double(), exact[:, :, -1], atol=1e-5)  # the last query sees every key
+        (shared,) = (settings.cache_dir / "cpp").glob("*.o")
+        made.append(shared.stat().st_ino)
+        if causal:
+            shared.write_bytes(b"not an object")
+    assert made[0] == made[1] != made[2]
+
+
+def test_units_are_whole_by_themselves(settings: Settings, toolchain: Toolchain) -> None:
+    unit = print_unit([softmax_forward(causal=True)])
+    assert len(apart(unit, "f32")) == 1
+    assert cache.library(unit, toolchain, settings)[softmax_forward(causal=True).name]
+    assert not list((settings.cache_dir / "cpp").glob("*.o"))
