@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import replace
-from typing import TypeGuard
-
 from attnc.codegen.cpu.across import across, print_across
 from attnc.codegen.cpu.emitter import Emitter
 from attnc.codegen.cpu.expression import SUM, Expressions, Value
 from attnc.codegen.cpu.layout import Layout, Mentions, Pack, reads, written
 from attnc.codegen.cpu.matrix import MatrixPlan, MatrixProduct, matrix_product
-from attnc.codegen.cpu.nest import CHEAP, Nest
+from attnc.codegen.cpu.nest import Nest
 from attnc.codegen.cpu.packs import packs_of
 from attnc.codegen.cpu.segments import NestStmt, shape
 from attnc.codegen.cpu.selected import Selected
+from attnc.codegen.cpu.simple import Simple, is_tile
 from attnc.codegen.cpu.storage import Trace
-from attnc.codegen.cpu.subexpressions import maximal
 from attnc.codegen.cpu.transfer import Transfer, affine
 from attnc.codegen.tile import Accumulate, AddTo, Assign, Each, Loop, Scatter, Stmt, Store
-from attnc.ir.construct import const, var
-from attnc.ir.node import NO_AXES, Call, Const, Load, Max, Node, Sum, Var
-from attnc.ir.walk import postorder
-from attnc.ir.walk import replace as substitute
+from attnc.ir.construct import const
+from attnc.ir.node import Call, Const, Load, Node, Var
 
 Group = list[NestStmt]
 """Statements of one loop nest."""
@@ -38,7 +32,7 @@ class Body:
         self.positions = {a: layout.axis(a) for a in layout.kernel.grid}
         self.scalars: frozenset[str] = frozenset()
         self.mentions = Mentions(layout.kernel)
-        self.temporaries: set[str] = set()
+        self.simple = Simple(layout, self.mentions)
         self.every: dict[tuple[int, str], str] = {}
         self.current: tuple[Stmt, ...] = ()
         self.trace = Trace()
@@ -66,7 +60,7 @@ class Body:
         aliases = self.layout.aliases
         self.layout.aliases = aliases | self.layout.aliases_of.get(id(body), {})
         groups: list[Group] = []
-        waiting = list(self._simple(body))
+        waiting = list(self.simple.statements(body, self.scalars, self._nests))
         while waiting:
             s = waiting.pop(0)
             home = next((g for g in groups if self._joins(g, s)), None)
@@ -101,77 +95,13 @@ class Body:
             else:
                 overtaken.append(s)
 
-    def _simple(self, body: tuple[Stmt, ...]) -> Iterable[Stmt]:
-        """Stores of expressions become a tile and its store; functions of a row get a tile of their own."""
-        for s in body:
-            if isinstance(s, Store) and affine(self.layout, s.index, self.scalars) and not self._is_tile(s):
-                axes = NO_AXES.union(s.value.axes, *(n.axes for n in s.index))
-                lanes = self.layout.kernel.layout(axes - self.scalars)
-                if lanes:
-                    stored = var(self._temporary(f"{s.tensor}_stored"), lanes, "f")
-                    self.layout.add(stored.name, "f", frozenset(lanes))
-                    self.layout.writes[stored.name] = 1
-                    self.temporaries.add(stored.name)
-                    yield Assign(stored, s.value, s.note)
-                    yield Store(s.tensor, s.index, stored)
-                    continue
-            yield from self._rows_apart(body, s)
-
-    def _rows_apart(self, body: tuple[Stmt, ...], s: Stmt) -> Iterable[Stmt]:
-        """A statement, after the functions in it that depend on one axis alone, unlike its vectors.
-
-        By themselves they are computed for a vector of positions at a time and once, not for each position in turn in
-        every pass of the inner loop.
-        """
-        if not isinstance(s, Assign | Accumulate) or isinstance(s.value, Load | Sum | Max) or not self._nests(s):
-            yield s
-            return
-        vector = shape(self.layout, s, self.scalars).vector
-        rows: dict[Node, Node] = {}
-        for node in maximal(s.value, lambda n: self._is_of_row(n, vector)):
-            (axis,) = node.axes - self.scalars
-            fn = next(n.fn for n in postorder([node]) if _costs(n))
-            rows[node] = row = var(self._temporary(f"{fn}_{self.layout.axis(axis)}"), frozenset({axis}), "f")
-            self.layout.add(row.name, "f", row.axes)
-            self.layout.writes[row.name] = 1
-            apart = Assign(row, node)
-            self.mentions.add(body, [row.name, row.name, *reads(apart)])
-            yield apart
-        yield replace(s, value=substitute([s.value], rows, canonical=False)[0]) if rows else s
-
-    def _is_of_row(self, node: Node, vector: str | None) -> bool:
-        axes = node.axes - self.scalars
-        parts = postorder([node])
-        return (
-            vector is not None
-            and node.kind == "f"
-            and len(axes) == 1
-            and vector not in axes
-            and any(_costs(n) for n in parts)
-            and not any(isinstance(n, Load | Sum | Max) for n in parts)
-        )
-
-    def _temporary(self, wish: str) -> str:
-        name, count = wish, 1
-        while name in self.layout.tiles:
-            count += 1
-            name = f"{wish}_{count}"
-        return name
-
-    def _is_tile(self, s: Store) -> bool:
-        """Whether the value is a tile with just the axes of the subscripts, so that it can be copied out."""
-        if not isinstance(s.value, Var) or s.value.name not in self.layout.tiles:
-            return False
-        lanes = self.layout.kernel.layout(NO_AXES.union(*(n.axes for n in s.index)) - self.scalars)
-        return bool(lanes) and set(self.layout.tiles[s.value.name].lanes) == set(lanes)
-
     def _nests(self, s: Stmt) -> bool:
         """Whether a statement is printed as (part of) a loop nest."""
         match s:
             case Loop() | Each() | AddTo():
                 return False
             case Store():
-                return not affine(self.layout, s.index, self.scalars) or not self._is_tile(s)
+                return not affine(self.layout, s.index, self.scalars) or not is_tile(self.layout, s, self.scalars)
             case Assign() if isinstance(s.value, Load):
                 return affine(self.layout, s.value.index, self.scalars) is None
             case Scatter():
@@ -192,7 +122,7 @@ class Body:
 
     def _flush(self, group: Group) -> None:
         outside = self.mentions.outside(self.current, group)
-        outside |= self.temporaries & {w for s in group if (w := written(s))}
+        outside |= self.simple.stored & {w for s in group if (w := written(s))}
         Nest(self.layout, self.needs, self.positions, self.scalars, outside, self.out, self._touch).print(group)
         self.trace.unit += 1
         for s in group:
@@ -384,11 +314,6 @@ class Body:
 def _clamped(start: Node) -> bool:
     """Whether a loop start is written as ``maximum(0, ...)``."""
     return isinstance(start, Call) and start.fn == "maximum" and const(0) in start.args
-
-
-def _costs(node: Node) -> TypeGuard[Call]:
-    """Whether a node is a function of reals that takes some instructions."""
-    return isinstance(node, Call) and node.kind == "f" and node.fn not in CHEAP
 
 
 def _depends(s: Stmt, earlier: Stmt) -> bool:
