@@ -117,7 +117,7 @@ class Peak:
 
 
 def peaks(threads: int) -> dict[str, Peak]:
-    """The peak of f32, and of bf16 where the machine multiplies it; the faster unit where it has two.
+    """The peaks of f32, and of bf16: that of the fastest unit, be it for pairs, for tiles, or for widened numbers.
 
     Raises:
         CompilerMissing: if there is no C++ compiler.
@@ -127,7 +127,7 @@ def peaks(threads: int) -> dict[str, Peak]:
 
     library = cache.library(SOURCE, find())
     found: dict[str, Peak] = {}
-    for unit, dtype in (("f32", "f32"), ("bf16", "bf16"), ("amx", "bf16")):
+    for unit, dtype in (("f32", "f32"), ("f32", "bf16"), ("bf16", "bf16"), ("amx", "bf16")):
         measure = _measure(library, unit, threads)
         if measure is None:
             continue

@@ -29,7 +29,7 @@ class Simple:
     def statements(
         self, body: tuple[Stmt, ...], scalars: frozenset[str], nests: Callable[[Stmt], bool]
     ) -> Iterator[Stmt]:
-        """The statements of a list; `scalars` are the axes of enclosing `Each` loops, `nests` tells what a nest takes."""
+        """The statements of a list; `scalars` are the axes of enclosing `Each` loops, `nests` tells nests."""
         for s in body:
             if isinstance(s, Store) and affine(self.layout, s.index, scalars) and not is_tile(self.layout, s, scalars):
                 yield from self._by_way_of_tile(s, scalars)
