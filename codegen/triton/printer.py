@@ -17,33 +17,36 @@ from attnc.ir.walk import postorder
 HEADER = "import triton\nimport triton.language as tl\n"
 
 
-def print_module(kernels: Iterable[Kernel], *, widen: bool = False, wide: bool = False) -> str:
+def print_module(
+    kernels: Iterable[Kernel], *, widen: bool = False, wide: bool = False, descriptors: bool = False
+) -> str:
     """A Python module with one function per kernel and the helpers they use.
 
     Args:
         widen: convert half-precision tensors as they are loaded and take products in f32: Triton's interpreter would
             multiply bit patterns of bf16.
         wide: compute offsets along sequences in 64 bits, for tensors of 2**31 elements and more per head.
+        descriptors: load blocks of operands through tensor descriptors, where `attnc.codegen.triton.descriptors` can.
 
     Raises:
         ValueError: for kernels that compute in f64, and for malformed ones.
     """
     environments = [Environment(k) for k in kernels]
-    bodies = [_function(env, widen=widen, wide=wide) for env in environments]
+    bodies = [_function(env, widen=widen, wide=wide, descriptors=descriptors) for env in environments]
     used = set[str]().union(*(env.helpers for env in environments))
     functions = [source.strip("\n") + "\n" for name, source in HELPERS.items() if name in used]
     return "\n\n".join([HEADER, *functions, *bodies])
 
 
-def print_kernel(kernel: Kernel, *, widen: bool = False, wide: bool = False) -> str:
+def print_kernel(kernel: Kernel, *, widen: bool = False, wide: bool = False, descriptors: bool = False) -> str:
     """A module with one kernel; see `print_module`."""
-    return print_module([kernel], widen=widen, wide=wide)
+    return print_module([kernel], widen=widen, wide=wide, descriptors=descriptors)
 
 
-def _function(env: Environment, *, widen: bool, wide: bool) -> str:
+def _function(env: Environment, *, widen: bool, wide: bool, descriptors: bool) -> str:
     """The body is printed first: the head defines what it turned out to use."""
     body = Emitter(depth=1)
-    statements = Statements(env, body, widen=widen, wide=wide)
+    statements = Statements(env, body, widen=widen, wide=wide, descriptors=descriptors)
     statements.kernel()
     out = Emitter()
     _signature(env, out)
@@ -55,6 +58,8 @@ def _function(env: Environment, *, widen: bool, wide: bool) -> str:
             out.line(line)
         for name, address in statements.addresses.scopes[0].bases.values():
             out.line(f"{name} = {address}")
+        for line in statements.descriptors.lines.values() if statements.descriptors else ():
+            out.line(line)
     out.lines += ["", *body.lines]
     return out.text()
 
