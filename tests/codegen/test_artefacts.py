@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import triton
+from filelock import FileLock
 
 from attnc import driver
 from attnc.codegen.triton.configuration import Configuration, candidates, preferred, space
@@ -127,22 +129,28 @@ def gated(spec: str, target: str, budgets: dict[str, int]) -> tuple[dict[str, in
     return lengths, problems
 
 
+def _record(version: str, target: str, lengths: dict[str, int]) -> None:
+    """Add to the budgets what was found now; other workers may be doing the same."""
+    with FileLock(Path(tempfile.gettempdir()) / "attnc_budgets.lock"):
+        recorded: Budgets = json.loads(BUDGETS.read_text())
+        recorded.setdefault(version, {}).setdefault(target, {}).update(lengths)
+        BUDGETS.write_text(json.dumps(recorded, indent=1, sort_keys=True) + "\n")
+
+
 @pytest.fixture
 def within_budget(request: pytest.FixtureRequest) -> Callable[[str, str], list[str]]:
     """The gates that a spec fails on a target, hot loops held to what is recorded for this version of Triton, if it is.
 
-    With --update-goldens, and without other workers, they are recorded.
+    With --update-goldens they are recorded.
     """
+    version = ".".join(triton.__version__.split(".")[:2])
 
     def check(spec: str, target: str) -> list[str]:
         recorded: Budgets = json.loads(BUDGETS.read_text())
-        version = ".".join(triton.__version__.split(".")[:2])
-        known = recorded.setdefault(version, {}).setdefault(target, {})
         update = request.config.getoption("--update-goldens")
-        lengths, problems = gated(spec, target, {} if update else known)
+        lengths, problems = gated(spec, target, {} if update else recorded.get(version, {}).get(target, {}))
         if update:
-            known |= lengths
-            BUDGETS.write_text(json.dumps(recorded, indent=1, sort_keys=True) + "\n")
+            _record(version, target, lengths)
         return problems
 
     return check

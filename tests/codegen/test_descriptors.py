@@ -54,9 +54,9 @@ def through_descriptors(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
     ("spec", "dtype", "shape"),
     [
         ("causal", torch.bfloat16, Shape(63, 130, B=2, H=4, G=2, D=24, E=40, tail=True)),
-        ("gemma2", torch.float16, Shape(70, 70, H=2, G=1, D=8, E=16)),
-        ("gated", torch.bfloat16, Shape(65, 65, D=80, E=16)),
-        ("dilated", torch.float16, Shape(97, 97)),
+        ("gated", torch.float16, Shape(65, 65, H=2, G=1, D=80, E=8)),
+        pytest.param("gemma2", torch.float16, Shape(70, 70, H=2, G=1, D=8, E=16), marks=pytest.mark.sweep),
+        pytest.param("dilated", torch.bfloat16, Shape(97, 97), marks=pytest.mark.sweep),
     ],
 )
 def test_against_the_formula(through_descriptors: set[str], spec: str, dtype: torch.dtype, shape: Shape) -> None:
