@@ -42,6 +42,8 @@ LONGEST_BLOCK = max(max(outer, inner) for outer, inner, _ in LADDER)
 CHOICES = 4
 MOST = 8
 """Candidates that the first call of a kernel compiles, at most."""
+DESCRIBED = 3
+"""How many of the candidates tuning looks at with descriptors too."""
 HARMLESS = 32
 """Bytes that a thread may spill."""
 CROWDED = 1.2
@@ -124,7 +126,7 @@ def space(kernel: Kernel, sizes: Mapping[str, int], target: str) -> tuple[Config
     if target == "interpreter":
         return first
     if can_describe(kernel, sizes, target):
-        first = tuple(_distinct([*first, *(replace(c, descriptors=True) for c in first)]))
+        first = (*first, *(replace(c, descriptors=True) for c in first[:DESCRIBED]))
     budget = BUDGETS.get(target, FALLBACK)
     if _has_few_rows(kernel, sizes):
         return first

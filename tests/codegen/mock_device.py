@@ -34,6 +34,7 @@ class Record:
     blocks: list[dict[str, int]] = field(default_factory=list)
     descriptors: list[bool] = field(default_factory=list)
     scratch: list[bool] = field(default_factory=list)
+    progress: list[tuple[int, int]] = field(default_factory=list)
 
 
 class OnDevice:
@@ -146,13 +147,20 @@ def tune_and_launch(
     os.environ["ATTNC_CACHE_DIR"] = directory
     moved: list[Any] = [OnDevice(tensors[a.name]) for a in kernel.arguments]
     ready = triton_backend.TritonKernel(kernel, print_kernel(kernel), Path(directory))
-    (trial,) = measured(lambda: ready(moved, sizes), Shortest(record, wanted), rounds=2, choose=lambda k, s, t: choices)
+    (trial,) = measured(
+        lambda: ready(moved, sizes),
+        Shortest(record, wanted),
+        rounds=2,
+        choose=lambda k, s, t: choices,
+        progress=lambda done, total: record.progress.append((done, total)),
+    )
     remember(trial, "a mock device")
     again = triton_backend.TritonKernel(kernel, print_kernel(kernel), Path(directory))
     again(moved, sizes)
     again.bind(moved, sizes)(moved)
     chosen = [dict(c.blocks) for c in again._chosen.values()]
-    return trial, Record(launched=record.launched[-2:], passed=record.passed[-2:], blocks=chosen)
+    seen = Record(launched=record.launched[-2:], passed=record.passed[-2:], blocks=chosen, progress=record.progress)
+    return trial, seen
 
 
 def launch_described(request: tuple[Kernel, list[dict[str, Tensor]], dict[str, int], str]) -> Record:
