@@ -67,10 +67,17 @@ class Call:
         self.extents = tuple(p.of for p in parameters(kernel) if p.role == "extent")
         self._sizes = tuple(p.of for p in parameters(kernel) if p.role == "size")
         self._fixed: dict[tuple[int, ...], tuple[int, ...]] = {}
+        with_descriptors = described(kernel)
+        self.described = tuple(k for k, a in enumerate(kernel.arguments) if a.name in with_descriptors)
 
     def arguments(self, tensors: Sequence[Tensor], sizes: Mapping[str, int], configuration: Configuration) -> list[Any]:
-        """The values of `parameters`, in order. Dimensions of length 1 broadcast."""
-        strides = [0 if n == 1 else s for t in tensors for n, s in zip(t.shape, t.stride(), strict=True)]
+        """The values of `parameters`, in order. Dimensions of length 1 broadcast, where no descriptor is made."""
+        kept = self.described if configuration.descriptors else ()
+        strides = [
+            0 if n == 1 and k not in kept else s
+            for k, t in enumerate(tensors)
+            for n, s in zip(t.shape, t.stride(), strict=True)
+        ]
         return [*tensors, *strides, *(sizes[s] for s in self._sizes), *self._constants(sizes, configuration)]
 
     def _constants(self, sizes: Mapping[str, int], configuration: Configuration) -> tuple[int, ...]:
@@ -202,7 +209,8 @@ class TritonKernel:
         self._call = Call(kernel)
         self._chosen: dict[tuple[Any, ...], Configuration] = {}
         self._functions: dict[tuple[bool, ...], Any] = {}
-        self._described = [k for k, a in enumerate(kernel.arguments) if a.name in described(kernel)]
+        self._described = self._call.described
+        self._compliant: dict[tuple[Any, ...], bool] = {}
         self._keys: dict[tuple[Any, ...], tuple[Any, ...]] = {}
         self._printed: str | None = None
 
@@ -242,7 +250,7 @@ class TritonKernel:
             configuration = self._configuration(device, wide, tensors, sizes)
             called = self._compiled(device, wide, descriptors=configuration.descriptors)
             launch = self._call.bound(called, tensors, sizes, configuration)
-        described = self._described if configuration.descriptors else []
+        described = self._described if configuration.descriptors else ()
 
         def run(tensors: Sequence[Tensor]) -> None:
             if tuning.current() is not None or not all(_is_aligned(tensors[k]) for k in described):
@@ -289,11 +297,17 @@ class TritonKernel:
 
     def _can_describe(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> bool:
         """Whether descriptors can be made of these tensors."""
-        if not all(_is_aligned(tensors[k]) for k in self._described):
+        chosen = [tensors[k] for k in self._described]
+        if not all(_is_aligned(t) for t in chosen):
             return False
-        chosen = {self.kernel.arguments[k].name: tensors[k] for k in self._described}
-        shapes = {name: t.shape for name, t in chosen.items()}
-        return complies(self.kernel, shapes, {name: t.stride() for name, t in chosen.items()}, sizes)
+        given = (*sizes.values(), *((t.shape, t.stride()) for t in chosen))
+        if given not in self._compliant:
+            if len(self._compliant) >= KEPT:
+                self._compliant.clear()
+            named = {self.kernel.arguments[k].name: tensors[k] for k in self._described}
+            shapes, strides = ({n: t.shape for n, t in named.items()}, {n: t.stride() for n, t in named.items()})
+            self._compliant[given] = complies(self.kernel, shapes, strides, sizes)
+        return self._compliant[given]
 
     def _key(self, device: torch.device, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> tuple[Any, ...]:
         """What the choice of a configuration depends on, beside the kernel."""

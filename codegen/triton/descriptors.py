@@ -17,11 +17,13 @@ from attnc.codegen.triton.parameters import evaluate, paddings
 from attnc.ir.node import Axis, Load, Node, Var
 
 FIRST = 90
+"""The first generation of devices that has them."""
 ALIGNED = 16
 """Bytes that addresses and strides are multiples of."""
 FARTHEST = 2**40
 """No stride has as many bytes."""
 RANKS = range(2, 6)
+"""Dimensions of a tensor."""
 BYTES = {"f32": 4, "f16": 2, "bf16": 2, "f8": 1}
 
 
@@ -121,7 +123,7 @@ class Descriptors:
             return None
         channel = node.index[-1]
         assert isinstance(channel, Axis)
-        if channel.name in self.env.singles:
+        if channel.name in self.env.singles or self.env.layout.sort((lane.name, channel.name))[0] != lane.name:
             return None
         name = self._descriptor(node.tensor, dim, lane.name, channel.name)
         expressions = self.env.expressions
