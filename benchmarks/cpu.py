@@ -173,7 +173,7 @@ class Bench:
                 found[name] = f"needs tensors of {elements:,} elements"
                 continue
             peer = make(program, tensors, sizes)
-            found[name] = peer.reason if isinstance(peer, peers.NotExpressible) else peer
+            found[name] = peer if isinstance(peer, peers.Peer) else peer.reason
         return found
 
     # ------------------------------------------------------------------------------------------- other sections

@@ -59,8 +59,11 @@ def sizes(kernel: Kernel) -> dict[str, int]:
 
 def digest(kernel: Kernel, target: str) -> str:
     """Changes with the kernel's source and with the configurations that are tried."""
-    tried = [(sorted(c.blocks.items()), c.num_warps, c.num_stages) for c in candidates(kernel, sizes(kernel), target)]
-    return hashlib.sha256(f"{print_module([kernel])}{tried}".encode()).hexdigest()[:12]
+    choices = candidates(kernel, sizes(kernel), target)
+    tried = [(sorted(c.blocks.items()), c.num_warps, c.num_stages) for c in choices]
+    with_descriptors = [k for k, c in enumerate(choices) if c.descriptors]
+    more = f"{with_descriptors}{print_module([kernel], descriptors=True)}" if with_descriptors else ""
+    return hashlib.sha256(f"{print_module([kernel])}{tried}{more}".encode()).hexdigest()[:12]
 
 
 def compiled(kernel: Kernel, target: str) -> dict[str, Any]:
@@ -69,7 +72,7 @@ def compiled(kernel: Kernel, target: str) -> dict[str, Any]:
     from attnc.testing.artefacts import report
     from attnc.testing.model import mix
 
-    artefact = aot(kernel, print_module([kernel]), target, sizes(kernel))
+    artefact = aot(kernel, None, target, sizes(kernel))
     r = report(kernel, artefact)
     chosen = artefact.configuration
     row: dict[str, Any] = {

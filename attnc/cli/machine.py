@@ -17,14 +17,13 @@ def compiled_kernels(program: Program, target: str, dtype: str, channels: int) -
     """Every kernel of the forward and backward, compiled for `target` (``sm_90``, ``gfx942``)."""
     from attnc import driver
     from attnc.cli import report
-    from attnc.codegen.triton.printer import print_module
     from attnc.runtime.triton_aot import aot
 
     out = report.console(error=True)
     for kernel in driver.all_kernels(program, dtype, channels, "gpu"):
         sizes = dict.fromkeys(driver.channel_sizes(program), channels)
         with out.status(f"compiling {kernel.name} for {target}"):
-            artefact = aot(kernel, print_module([kernel]), target, sizes)
+            artefact = aot(kernel, None, target, sizes)
         yield kernel, artefact
 
 

@@ -98,7 +98,8 @@ def agreement_table(rows: list[Agreement], dtype: str) -> Table:
 def _race(op: Op, tensors: Tensors, sizes: dict[str, int], backward: bool, rounds: int, console: Console) -> None:
     from attnc.cli import report
     from attnc.testing import race
-    from attnc.testing.peers import NotExpressible, Peer, sdpa
+    from attnc.testing.peers import Peer, sdpa
+    from attnc.testing.softmax_form import NotExpressible
     from attnc.testing.timing import interleaved
 
     contestants = [race.of_op(op, tensors)]

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from attnc.codegen.tile import Kernel
-from attnc.codegen.triton.configuration import Configuration, candidates, preferred
+from attnc.codegen.triton.configuration import Configuration, candidates, preferred, without_descriptors
 from attnc.codegen.triton.parameters import COUNTER, parameters, values
+from attnc.codegen.triton.printer import print_module
 from attnc.runtime.triton_module import function, interpreting, load
 from attnc.runtime.worker import Worker
 
@@ -77,7 +78,7 @@ class Artefact:
 
 def aot(
     kernel: Kernel,
-    source: str,
+    source: str | None,
     target: str,
     sizes: Mapping[str, int],
     configuration: Configuration | None = None,
@@ -88,6 +89,7 @@ def aot(
 
     Args:
         kernel: the kernel `source` was printed from.
+        source: by default the kernel is printed for the configuration.
         target: ``sm_80``, ``sm_90``, ``sm_100``, ``gfx942``, ...
         sizes: the channel extents (D, E, ...); other sizes stay runtime arguments.
         configuration: blocks, warps and stages; by default the first candidate that fits the device without spilling,
@@ -98,9 +100,12 @@ def aot(
         RuntimeError: if Triton cannot compile it, in a process that interprets; elsewhere Triton's own errors.
     """
     choices = (configuration,) if configuration else candidates(kernel, sizes, target)
+    if source is not None and configuration is None:
+        choices = without_descriptors(choices)
     found: list[Artefact] = []
     for choice in choices:
-        request = (kernel, source, target, dict(sizes), choice, directory)
+        text = source or print_module([kernel], descriptors=choice.descriptors)
+        request = (kernel, text, target, dict(sizes), choice, directory)
         found.append(_compiler().ask(request) if interpreting() else compile_request(request))
         if found[-1].fits:
             return found[-1]

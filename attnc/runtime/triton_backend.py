@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from contextvars import copy_context
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,9 @@ from attnc.codegen.triton.configuration import (
     capped,
     default_configuration,
     preferred,
+    without_descriptors,
 )
+from attnc.codegen.triton.descriptors import ALIGNED, complies, described
 from attnc.codegen.triton.parameters import counts, evaluate, padded, parameters, programs, values
 from attnc.codegen.triton.printer import print_module
 from attnc.codegen.triton.table import bucket
@@ -64,10 +67,17 @@ class Call:
         self.extents = tuple(p.of for p in parameters(kernel) if p.role == "extent")
         self._sizes = tuple(p.of for p in parameters(kernel) if p.role == "size")
         self._fixed: dict[tuple[int, ...], tuple[int, ...]] = {}
+        with_descriptors = described(kernel)
+        self.described = tuple(k for k, a in enumerate(kernel.arguments) if a.name in with_descriptors)
 
     def arguments(self, tensors: Sequence[Tensor], sizes: Mapping[str, int], configuration: Configuration) -> list[Any]:
-        """The values of `parameters`, in order. Dimensions of length 1 broadcast."""
-        strides = [0 if n == 1 else s for t in tensors for n, s in zip(t.shape, t.stride(), strict=True)]
+        """The values of `parameters`, in order. Dimensions of length 1 broadcast, where no descriptor is made."""
+        kept = self.described if configuration.descriptors else ()
+        strides = [
+            0 if n == 1 and k not in kept else s
+            for k, t in enumerate(tensors)
+            for n, s in zip(t.shape, t.stride(), strict=True)
+        ]
         return [*tensors, *strides, *(sizes[s] for s in self._sizes), *self._constants(sizes, configuration)]
 
     def _constants(self, sizes: Mapping[str, int], configuration: Configuration) -> tuple[int, ...]:
@@ -94,8 +104,23 @@ class Call:
         ready = called[(count,)]
         if is_interpreted(called):
             return lambda tensors: ready(*tensors, *integers)
-        options = {"num_warps": configuration.num_warps, "num_stages": configuration.num_stages}
+        options = _options(configuration)
+        if configuration.descriptors:
+            return lambda tensors: copy_context().run(_with_scratch, partial(ready, *tensors, *integers, **options))
         return lambda tensors: ready(*tensors, *integers, **options)
+
+
+def _options(configuration: Configuration) -> dict[str, int]:
+    return {"num_warps": configuration.num_warps, "num_stages": configuration.num_stages}
+
+
+def _with_scratch(launch: Callable[[], object]) -> None:
+    """Launch a kernel that makes descriptors, with memory to make them in. Runs in a copy of the caller's context,
+    whose allocator stays what it was."""
+    import triton
+
+    triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device="cuda"))
+    launch()
 
 
 def launch(
@@ -165,6 +190,10 @@ def _last(tensor: Tensor) -> int:
     return sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True) if n)
 
 
+def _is_aligned(tensor: Tensor) -> bool:
+    return tensor.data_ptr() % ALIGNED == 0
+
+
 class TritonKernel:
     """One kernel, ready to launch.
 
@@ -179,7 +208,9 @@ class TritonKernel:
         self.directory = directory
         self._call = Call(kernel)
         self._chosen: dict[tuple[Any, ...], Configuration] = {}
-        self._functions: dict[tuple[bool, bool, bool], Any] = {}
+        self._functions: dict[tuple[bool, ...], Any] = {}
+        self._described = self._call.described
+        self._compliant: dict[tuple[Any, ...], bool] = {}
         self._keys: dict[tuple[Any, ...], tuple[Any, ...]] = {}
         self._printed: str | None = None
 
@@ -195,16 +226,19 @@ class TritonKernel:
         wide = is_wide(tensors)
         if device.type != "cuda":
             configuration = default_configuration(self.kernel, sizes, "interpreter")
-            self._call(self._function(wide, widen=True), tensors, sizes, configuration)
+            descriptors = configuration.descriptors and self._can_describe(tensors, sizes)
+            called = self._function(wide, widen=True, descriptors=descriptors)
+            self._call(called, tensors, sizes, configuration)
             return
         with _current(device):
-            called = self._compiled(device, wide)
-            configuration = self._configuration(device, called, tensors, sizes)
+            configuration = self._configuration(device, wide, tensors, sizes)
+            called = self._compiled(device, wide, descriptors=configuration.descriptors)
             session = tuning.current()
             if session is None:
                 self._call(called, tensors, sizes, configuration)
             else:
-                session.launch(self._key(device, sizes), lambda: self._call(called, tensors, sizes, configuration))
+                key = self._key(device, tensors, sizes)
+                session.launch(key, lambda: self._call(called, tensors, sizes, configuration))
 
     def bind(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> Callable[[Sequence[Tensor]], None]:
         """The kernel ready for tensors of the shapes, strides and device of these, on a GPU."""
@@ -212,11 +246,14 @@ class TritonKernel:
         if device.type != "cuda" or counts(self.kernel):
             return lambda tensors: self(tensors, sizes)
         with _current(device):
-            called = self._compiled(device, is_wide(tensors))
-            launch = self._call.bound(called, tensors, sizes, self._configuration(device, called, tensors, sizes))
+            wide = is_wide(tensors)
+            configuration = self._configuration(device, wide, tensors, sizes)
+            called = self._compiled(device, wide, descriptors=configuration.descriptors)
+            launch = self._call.bound(called, tensors, sizes, configuration)
+        described = self._described if configuration.descriptors else ()
 
         def run(tensors: Sequence[Tensor]) -> None:
-            if tuning.current() is not None:
+            if tuning.current() is not None or not all(_is_aligned(tensors[k]) for k in described):
                 self(tensors, sizes)
                 return
             with _current(device):
@@ -230,20 +267,23 @@ class TritonKernel:
         if device.type != "cuda":
             return default_configuration(self.kernel, sizes, "interpreter").blocks
         with _current(device):
-            return self._configuration(device, self._compiled(device, is_wide(tensors)), tensors, sizes).blocks
+            return self._configuration(device, is_wide(tensors), tensors, sizes).blocks
 
-    def _compiled(self, device: torch.device, wide: bool) -> Any:
+    def _compiled(self, device: torch.device, wide: bool, *, descriptors: bool = False) -> Any:
         """The function for a GPU."""
         rounds = any(a.tf32 for a in self.kernel.arguments)
-        return self._function(wide, exact=rounds and not multiplies_tf32(_target(device)))
+        exact = rounds and not multiplies_tf32(_target(device))
+        return self._function(wide, exact=exact, descriptors=descriptors)
 
-    def _function(self, wide: bool, *, widen: bool = False, exact: bool = False) -> Any:
-        key = wide, widen, exact
+    def _function(self, wide: bool, *, widen: bool = False, exact: bool = False, descriptors: bool = False) -> Any:
+        key = wide, widen, exact, descriptors
         if key not in self._functions:
             kernel = self.kernel
             if exact:
                 kernel = replace(kernel, arguments=tuple(replace(a, tf32=False) for a in kernel.arguments))
-            source = print_module([kernel], wide=wide, widen=widen) if any(key) else self.source
+            source = self.source
+            if any(key):
+                source = print_module([kernel], wide=wide, widen=widen, descriptors=descriptors)
             self._functions[key] = function(kernel, load(source, self.directory))
         return self._functions[key]
 
@@ -255,8 +295,25 @@ class TritonKernel:
         for name, value in shared_interpreter().run(self.kernel, named, sizes).items():
             named[name].copy_(value)
 
-    def _key(self, device: torch.device, sizes: Mapping[str, int]) -> tuple[Any, ...]:
+    def _can_describe(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> bool:
+        """Whether descriptors can be made of these tensors."""
+        chosen = [tensors[k] for k in self._described]
+        if not all(_is_aligned(t) for t in chosen):
+            return False
+        given = (*sizes.values(), *((t.shape, t.stride()) for t in chosen))
+        if given not in self._compliant:
+            if len(self._compliant) >= KEPT:
+                self._compliant.clear()
+            named = {self.kernel.arguments[k].name: tensors[k] for k in self._described}
+            shapes, strides = ({n: t.shape for n, t in named.items()}, {n: t.stride() for n, t in named.items()})
+            self._compliant[given] = complies(self.kernel, shapes, strides, sizes)
+        return self._compliant[given]
+
+    def _key(self, device: torch.device, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> tuple[Any, ...]:
         """What the choice of a configuration depends on, beside the kernel."""
+        return (*self._class(device, sizes), self._can_describe(tensors, sizes))
+
+    def _class(self, device: torch.device, sizes: Mapping[str, int]) -> tuple[Any, ...]:
         given = (device, *sizes.values())
         if given not in self._keys:
             if len(self._keys) >= KEPT:
@@ -266,20 +323,21 @@ class TritonKernel:
         return self._keys[given]
 
     def _configuration(
-        self, device: torch.device, called: Any, tensors: Sequence[Tensor], sizes: Mapping[str, int]
+        self, device: torch.device, wide: bool, tensors: Sequence[Tensor], sizes: Mapping[str, int]
     ) -> Configuration:
         """The first choice that compiles without spilling registers, else one that hardly spills (`preferred`)."""
-        key = self._key(device, sizes)
+        key = self._key(device, tensors, sizes)
         session = tuning.current()
+        spilled = partial(self._spilled, device, wide, tensors, sizes)
         if session is not None:
             self._chosen.pop(key, None)  # what is being measured may be chosen afterwards
-            spilled = partial(self._spilled, called=called, tensors=tensors, sizes=sizes)
             return session.configuration(key, self.kernel, self._alone(), _target(device), sizes, spilled)
         if key not in self._chosen:
             choices = self._choices(_target(device), sizes)
+            choices = choices if key[-1] else without_descriptors(choices)
             spills: list[int] = []
             for choice in choices:
-                spills.append(self._spilled(choice, called, tensors, sizes))
+                spills.append(spilled(choice))
                 if spills[-1] == 0:
                     break
             self._chosen[key] = choices[len(spills) - 1 if spills[-1] == 0 else preferred(spills)]
@@ -305,14 +363,23 @@ class TritonKernel:
         blocked = [x.extent for x in self.kernel.lanes if x.role != "channel"]
         return [min(padded(evaluate(x, sizes), 16), LONGEST_BLOCK) for x in blocked]
 
-    def _spilled(self, choice: Configuration, called: Any, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> int:
-        """Bytes that spill with a configuration; very many if it does not fit the device at all."""
+    def _spilled(
+        self,
+        device: torch.device,
+        wide: bool,
+        tensors: Sequence[Tensor],
+        sizes: Mapping[str, int],
+        choice: Configuration,
+    ) -> int:
+        """Bytes that spill with a configuration; very many if it does not fit the device or the tensors at all."""
         from triton.runtime.errors import OutOfResources
 
+        if choice.descriptors and not self._can_describe(tensors, sizes):
+            return 1 << 30
         passed = self._call.arguments(tensors, sizes, choice)
-        options = {"num_warps": choice.num_warps, "num_stages": choice.num_stages}
         try:
-            compiled = called.warmup(*passed, **options, grid=(1,))
+            called = self._compiled(device, wide, descriptors=choice.descriptors)
+            compiled = called.warmup(*passed, **_options(choice), grid=(1,))
             compiled._init_handles()
         except OutOfResources:
             return 1 << 30

@@ -168,7 +168,7 @@ def recall(source: str, target: str, length: str, settings: Settings | None = No
         held = json.loads(_path(source, target, settings or Settings.read()).read_text(encoding="utf-8"))
         line = held[length]
         blocks = {str(a): int(n) for a, n in line["blocks"].items()}
-        return Configuration(blocks, int(line["num_warps"]), int(line["num_stages"]))
+        return Configuration(blocks, int(line["num_warps"]), int(line["num_stages"]), bool(line.get("descriptors")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from attnc.ir.construct import call
 from attnc.ir.program import Program
-from attnc.testing.peers import GRID, NotExpressible, Peer, softmax_form
+from attnc.testing.peers import GRID, Peer
 from attnc.testing.pointwise import python_function
+from attnc.testing.softmax_form import NotExpressible, softmax_form
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +26,7 @@ def plain(program: Program, tensors: Tensors, sizes: Mapping[str, int]) -> Peer:
     import torch
 
     form = softmax_form(program, sizes)
-    if isinstance(form, NotExpressible):
+    if isinstance(form, NotExpressible) or not form.plain:
         return formula(program, tensors, sizes)
     detached = {n: t.detach() for n, t in tensors.items()}
     grid = _grid(sizes, torch.arange(sizes["M"], device=tensors["q"].device))

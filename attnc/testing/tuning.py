@@ -8,7 +8,6 @@ from math import inf, prod
 
 from attnc.codegen.tile import Kernel
 from attnc.codegen.triton.configuration import HARMLESS, MOST, Configuration, space
-from attnc.codegen.triton.printer import print_module
 from attnc.runtime.triton_aot import SHARED_LIMITS, aot
 from attnc.runtime.tuning import Clock, Trial, session
 from attnc.testing.artefacts import TENSOR_CORES, Report, report
@@ -48,12 +47,11 @@ def ranked(
     choices = space(kernel, sizes, target)[:most]
     if target not in TENSOR_CORES:
         return [Ranked(c, None, inf, True) for c in choices]
-    source = print_module([kernel])
     found = []
     for k, choice in enumerate(choices):
         if tell:
             tell(f"{kernel.name}: compiling {k + 1} of {len(choices)}, {spell(choice)}")
-        artefact = aot(kernel, source, target, sizes, choice)
+        artefact = aot(kernel, None, target, sizes, choice)
         said = report(kernel, artefact)
         fits = said.spilled <= HARMLESS and said.shared <= SHARED_LIMITS[target]
         found.append(Ranked(choice, said, _cost(said, choice), fits))
@@ -111,7 +109,8 @@ def measured(
 def spell(choice: Configuration) -> str:
     """``128 i x 64 j, 8 warps, 3 stages``."""
     blocks = " × ".join(f"{n} {a}" for a, n in choice.blocks.items())
-    return f"{blocks}, {choice.num_warps} warps, {choice.num_stages} stages"
+    loads = ", descriptors" if choice.descriptors else ""
+    return f"{blocks}, {choice.num_warps} warps, {choice.num_stages} stages{loads}"
 
 
 def recorded(table: dict[str, dict[str, dict[str, dict[str, object]]]], trial: Trial, source: str) -> bool:
@@ -121,7 +120,7 @@ def recorded(table: dict[str, dict[str, dict[str, dict[str, object]]]], trial: T
     if trial.best is None:
         return False
     best = trial.choices[trial.best]
-    line = entry(trial.kernel, best.blocks, best.num_warps, best.num_stages, source)
+    line = entry(trial.kernel, best.blocks, best.num_warps, best.num_stages, source, descriptors=best.descriptors)
     name = kernel_class(trial.kernel, trial.kernel.constants)
     table.setdefault(trial.target, {}).setdefault(name, {})[trial.bucket] = asdict(line)
     return True

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from attnc.codegen.tile import Each, Kernel, Lane, Loop, statements
+from attnc.codegen.triton.descriptors import can_describe
 from attnc.codegen.triton.parameters import evaluate, padded
 from attnc.codegen.triton.pressure import BUDGETS, FALLBACK, Budget, Load, load_of
 from attnc.codegen.triton.sinking import is_unrolled
@@ -19,11 +20,13 @@ from attnc.codegen.triton.table import Entry, committed
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """How a kernel is cut up: lanes per blocked axis, warps per program, stages of the load pipeline."""
+    """How a kernel is cut up: lanes per blocked axis, warps per program, stages of the load pipeline; and whether it
+    loads blocks through tensor descriptors (`attnc.codegen.triton.descriptors`)."""
 
     blocks: Mapping[str, int]
     num_warps: int = 4
     num_stages: int = 2
+    descriptors: bool = False
 
 
 LADDER = (
@@ -39,6 +42,8 @@ LONGEST_BLOCK = max(max(outer, inner) for outer, inner, _ in LADDER)
 CHOICES = 4
 MOST = 8
 """Candidates that the first call of a kernel compiles, at most."""
+DESCRIBED = 3
+"""How many of the candidates tuning looks at with descriptors too."""
 HARMLESS = 32
 """Bytes that a thread may spill."""
 CROWDED = 1.2
@@ -112,19 +117,29 @@ def _shared_rows(fitting: Sequence[Configuration], rungs: Sequence[Rung]) -> lis
 
 
 def space(kernel: Kernel, sizes: Mapping[str, int], target: str) -> tuple[Configuration, ...]:
-    """What tuning may try: the candidates, every rung that is not far too crowded, and other depths of the pipeline.
+    """What tuning may try: the candidates, with and without descriptors, every rung that is not far too crowded, and
+    other depths of the pipeline.
 
     The order is that of promise: all blocks with the usual depth come before other depths.
     """
     first = candidates(kernel, sizes, target)
+    if target == "interpreter":
+        return first
+    if can_describe(kernel, sizes, target):
+        first = (*first, *(replace(c, descriptors=True) for c in first[:DESCRIBED]))
     budget = BUDGETS.get(target, FALLBACK)
-    if target == "interpreter" or _has_few_rows(kernel, sizes):
+    if _has_few_rows(kernel, sizes):
         return first
     load = load_of(kernel, sizes)
     rungs = _rungs(kernel, sizes, target, load, budget)
     usual = [c for pressure, c, repeats in rungs if pressure <= CROWDED and not repeats]
     deeper = [replace(c, num_stages=n) for n in (2, 3, 4) for c in usual if _is_held(kernel, c, load, n, budget)]
     return tuple(_distinct([*first, *usual, *deeper]))
+
+
+def without_descriptors(choices: Iterable[Configuration]) -> tuple[Configuration, ...]:
+    """The same choices for tensors that no descriptor describes."""
+    return tuple(_distinct(replace(c, descriptors=False) for c in choices))
 
 
 def _distinct(choices: Iterable[Configuration]) -> list[Configuration]:
@@ -166,7 +181,7 @@ def _rungs(kernel: Kernel, sizes: Mapping[str, int], target: str, load: Load, bu
 
 def _measured(kernel: Kernel, sizes: Mapping[str, int], entry: Entry) -> Configuration:
     wanted = {x.axis: entry.outer if x.role == "outer" else entry.inner for x in kernel.lanes}
-    return Configuration(capped(kernel, sizes, wanted), entry.warps, entry.stages)
+    return Configuration(capped(kernel, sizes, wanted), entry.warps, entry.stages, entry.descriptors)
 
 
 def _has_few_rows(kernel: Kernel, sizes: Mapping[str, int]) -> bool:

@@ -23,6 +23,7 @@ class Environment:
     Attributes:
         facts: variables declared so far.
         singles: axes that an enclosing `Each` has fixed, and the name of the position.
+        firsts: axes that an enclosing `Loop` walks, and the name of the first position of the block.
         full: inner axes whose lanes all lie inside their extents here.
         helpers, channels, edges: helper functions, channel axes and ends of blocks that the printed code mentions.
     """
@@ -39,6 +40,7 @@ class Environment:
         self.names = Names(frozenset(HELPERS) | {p.name for p in self.parameters})
         self.facts: dict[Var, Fact] = {}
         self.singles: dict[str, str] = {}
+        self.firsts: dict[str, str] = {}
         self.full: set[str] = set()
         self.helpers: set[str] = set()
         self.channels: set[str] = set()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal
 
-from attnc.codegen.tile import Kernel, Loop
+from attnc.codegen.tile import Kernel, Loop, statements
 from attnc.codegen.triton.emitter import Emitter
 from attnc.codegen.triton.environment import Environment
 from attnc.codegen.triton.helpers import HELPERS
@@ -14,36 +15,42 @@ from attnc.codegen.triton.text import ATOM
 from attnc.ir.node import Node, Var
 from attnc.ir.walk import postorder
 
+TOGETHER = 32768
+"""Positions of the inner axis, over all heads whose blocks take turns: with 128 channels in half precision, keys and
+values of so many take 16 MiB, and stay in the second-level cache."""
 HEADER = "import triton\nimport triton.language as tl\n"
 
 
-def print_module(kernels: Iterable[Kernel], *, widen: bool = False, wide: bool = False) -> str:
+def print_module(
+    kernels: Iterable[Kernel], *, widen: bool = False, wide: bool = False, descriptors: bool = False
+) -> str:
     """A Python module with one function per kernel and the helpers they use.
 
     Args:
         widen: convert half-precision tensors as they are loaded and take products in f32: Triton's interpreter would
             multiply bit patterns of bf16.
         wide: compute offsets along sequences in 64 bits, for tensors of 2**31 elements and more per head.
+        descriptors: load blocks of operands through tensor descriptors, where `attnc.codegen.triton.descriptors` can.
 
     Raises:
         ValueError: for kernels that compute in f64, and for malformed ones.
     """
     environments = [Environment(k) for k in kernels]
-    bodies = [_function(env, widen=widen, wide=wide) for env in environments]
+    bodies = [_function(env, widen=widen, wide=wide, descriptors=descriptors) for env in environments]
     used = set[str]().union(*(env.helpers for env in environments))
     functions = [source.strip("\n") + "\n" for name, source in HELPERS.items() if name in used]
     return "\n\n".join([HEADER, *functions, *bodies])
 
 
-def print_kernel(kernel: Kernel, *, widen: bool = False, wide: bool = False) -> str:
+def print_kernel(kernel: Kernel, *, widen: bool = False, wide: bool = False, descriptors: bool = False) -> str:
     """A module with one kernel; see `print_module`."""
-    return print_module([kernel], widen=widen, wide=wide)
+    return print_module([kernel], widen=widen, wide=wide, descriptors=descriptors)
 
 
-def _function(env: Environment, *, widen: bool, wide: bool) -> str:
+def _function(env: Environment, *, widen: bool, wide: bool, descriptors: bool) -> str:
     """The body is printed first: the head defines what it turned out to use."""
     body = Emitter(depth=1)
-    statements = Statements(env, body, widen=widen, wide=wide)
+    statements = Statements(env, body, widen=widen, wide=wide, descriptors=descriptors)
     statements.kernel()
     out = Emitter()
     _signature(env, out)
@@ -55,6 +62,8 @@ def _function(env: Environment, *, widen: bool, wide: bool) -> str:
             out.line(line)
         for name, address in statements.addresses.scopes[0].bases.values():
             out.line(f"{name} = {address}")
+        for line in statements.descriptors.lines.values() if statements.descriptors else ():
+            out.line(line)
     out.lines += ["", *body.lines]
     return out.text()
 
@@ -82,8 +91,8 @@ def _docstring(doc: str, out: Emitter) -> None:
 
 
 def _grid_point(env: Environment, out: Emitter) -> None:
-    """Which block this is. Blocks of the outer axis vary fastest, so that neighbours share what they read; those with
-    the longest loops come first, so that short ones fill the gaps at the end."""
+    """Which block this is. Blocks of the outer axis vary fastest, so that neighbours share what they read, unless some
+    have longer loops than others."""
     kernel, outer = env.kernel, env.kernel.outer
     rest = "pid"
     if outer is not None or kernel.grid:
@@ -93,15 +102,14 @@ def _grid_point(env: Environment, out: Emitter) -> None:
         first = env.names.get("edge", f"{outer}_first")
         count = env.names.get("count", outer, f"{outer}_blocks")
         out.line(f"{count} = tl.cdiv({extent}, {block})")
-        if _grows(env):
-            out.note(f"the later a block of {outer}, the longer its loop: the longest first")
-            out.line(f"{first} = ({count} - 1 - pid % {count}) * {block}")
-        else:
-            out.line(f"{first} = (pid % {count}) * {block}")
+        longest = _longest(env)
+        turns = _turns(env, out, count) if longest else None
+        number = turns or f"pid % {count}"
+        rest = "batch" if turns else f"pid // {count}"
+        out.line(f"{first} = ({f'{count} - 1 - {number}' if longest == 'last' else number}) * {block}")
         if f"{outer}_last" in env.edges:
             out.line(f"{env.edge(f'{outer}_last')} = tl.minimum({first} + {block}, {extent}) - 1")
-        rest = f"pid // {count}"
-    if len(kernel.grid) > 1 and outer is not None:
+    if len(kernel.grid) > 1 and outer is not None and rest != "batch":
         out.line(f"batch = {rest}")
         rest = "batch"
     for k in range(len(kernel.grid) - 1, -1, -1):
@@ -111,15 +119,43 @@ def _grid_point(env: Environment, out: Emitter) -> None:
         rest = f"{rest} // {extent}"
 
 
-def _grows(env: Environment) -> bool:
-    """Whether loops begin where they do for every block of the outer axis, and end the later the later the block."""
-    loops = [s for s in env.kernel.body if isinstance(s, Loop)]
+def _turns(env: Environment, out: Emitter, count: str) -> str | None:
+    """The number of a block where blocks of a few heads take turns, longest loops first; None if there are no heads."""
+    kernel = env.kernel
+    inner = next((x.axis for x in kernel.lanes if x.role == "inner"), None)
+    if not kernel.grid or inner is None:
+        return None
+    batches, together, start, place = (
+        env.names.get("order", x) for x in ("batches", "together", "batch_first", "place")
+    )
+    extents = " * ".join(env.expressions.text(x).within(ATOM) for x in kernel.grid_extents)
+    out.note("the longest loops first, of as many heads as share a cache: short ones fill the gaps at the end")
+    out.line(f"{batches} = {extents}")
+    out.line(f"{together} = tl.minimum({batches}, {TOGETHER} // ({env.extent(inner).code} + 1) + 1)")
+    out.line(f"{start} = pid // ({together} * {count}) * {together}")
+    out.line(f"{place} = pid - {start} * {count}")
+    out.line(f"{together} = tl.minimum({together}, {batches} - {start})")
+    out.line(f"batch = {start} + {place} % {together}")
+    return f"{place} // {together}"
+
+
+def _longest(env: Environment) -> Literal["first", "last"] | None:
+    """Which blocks of the outer axis have the longest loops, where these get longer or shorter from block to block."""
+    loops = [s for s in statements(env.kernel.body) if isinstance(s, Loop) and s.axis != env.kernel.outer]
     edges = {f"{env.kernel.outer}_first", f"{env.kernel.outer}_last"}
 
     def moves(node: Node) -> bool:
-        return any(isinstance(n, Var) and n.name in edges for n in postorder([env.defined(node)]))
+        return any(isinstance(n, Var) and n.name in edges for n in postorder([env.explained(node)]))
 
-    return bool(loops) and not moves(loops[0].start) and moves(loops[-1].stop)
+    if not loops:
+        return None
+    match moves(loops[0].start), moves(loops[-1].stop):
+        case False, True:
+            return "last"
+        case True, False:
+            return "first"
+        case _:
+            return None
 
 
 def _lanes(env: Environment, out: Emitter) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from attnc.codegen.tile import Accumulate, AccumulateAt, Assign, Each, Loop, Scatter, Stmt, Store
 from attnc.codegen.triton.access import Addresses, Scope
+from attnc.codegen.triton.descriptors import Descriptors
 from attnc.codegen.triton.emitter import Emitter
 from attnc.codegen.triton.environment import REAL, Environment
 from attnc.codegen.triton.facts import (
@@ -29,7 +30,7 @@ from attnc.ir.walk import postorder
 class Statements:
     """Prints statements in order. What they need ahead collects in `settled` and in the first scope of `addresses`."""
 
-    def __init__(self, env: Environment, out: Emitter, *, widen: bool, wide: bool) -> None:
+    def __init__(self, env: Environment, out: Emitter, *, widen: bool, wide: bool, descriptors: bool) -> None:
         self.env = env
         self.out = out
         self.widen = widen
@@ -37,6 +38,7 @@ class Statements:
         self.expressions = env.expressions
         self.usage = usage(env.kernel)
         self.addresses = Addresses(env, [Scope(frozenset(env.kernel.grid))], wide)
+        self.descriptors = Descriptors(env, self.usage) if descriptors else None
         self.reductions = Reductions(env)
         narrow = {precision(a) for a in env.kernel.arguments if a.mode == "in"} & NARROW
         narrow = narrow or {precision(a) for a in env.kernel.arguments} & NARROW
@@ -218,7 +220,8 @@ class Statements:
         address = self.addresses.address(node.tensor, node.index)
         mask = self.addresses.conjunction(self.addresses.inside(node.tensor, node.index), address.axes)
         other = "0.0" if argument.dtype in ("f32", *HALF) else "0"
-        code = f"tl.load({address.code}, mask={mask.code}, other={other})" if mask else f"tl.load({address.code})"
+        plain = f"tl.load({address.code}, mask={mask.code}, other={other})" if mask else f"tl.load({address.code})"
+        code = (self.descriptors.load(target, node) if self.descriptors else None) or plain
         zero = frozenset(
             a.name
             for a, dim in zip(node.index, argument.dims, strict=True)
@@ -286,7 +289,9 @@ class Statements:
             self.env.full.add(s.axis)
         with self.out.indent():
             self.out.line(f"{self.env.lane(s.axis).code} = {start} + tl.arange(0, {block})")
+            self.env.firsts[s.axis] = start
             self._block(s.body)
+            del self.env.firsts[s.axis]
         self.env.full = outside
 
     def _each(self, s: Each) -> None:

@@ -27,13 +27,15 @@ SHORT, MIDDLE = 1024, 8192
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One line of the table: lanes of both axes, warps, stages, and what they were measured on."""
+    """One line of the table: lanes of both axes, warps, stages, what they were measured on, and whether blocks are
+    loaded through descriptors."""
 
     outer: int
     inner: int
     warps: int
     stages: int
     source: str
+    descriptors: bool = False
 
 
 def bucket(kernel: Kernel, sizes: Mapping[str, int]) -> str:
@@ -99,7 +101,9 @@ def committed(kernel: Kernel, sizes: Mapping[str, int], target: str) -> Entry | 
     return None if line is None else Entry(**line)
 
 
-def entry(kernel: Kernel, blocks: Mapping[str, int], warps: int, stages: int, source: str) -> Entry:
+def entry(
+    kernel: Kernel, blocks: Mapping[str, int], warps: int, stages: int, source: str, *, descriptors: bool = False
+) -> Entry:
     """The line that says a configuration of a kernel."""
     lengths = {x.role: blocks[x.axis] for x in kernel.lanes if x.axis in blocks}
-    return Entry(lengths.get("outer", 16), lengths.get("inner", 16), warps, stages, source)
+    return Entry(lengths.get("outer", 16), lengths.get("inner", 16), warps, stages, source, descriptors)

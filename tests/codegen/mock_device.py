@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +16,25 @@ import torch
 from torch import Tensor
 
 from attnc.codegen.tile import Kernel
-from attnc.codegen.triton.configuration import Configuration
+from attnc.codegen.triton.configuration import Configuration, default_configuration
 from attnc.codegen.triton.printer import print_kernel
-from attnc.runtime import triton_backend
+from attnc.runtime import triton_backend, tuning
 from attnc.runtime.tuning import Trial, remember
 from attnc.testing.tuning import measured
 
 
 @dataclass
 class Record:
-    """What a mock device saw: the shared memory of every loaded kernel, grid, number of values and integers of every
-    launch."""
+    """What a mock device saw: the shared memory of every loaded kernel; grid, number of values and integers of every
+    launch, and whether it had scratch memory to give."""
 
     loaded: list[int] = field(default_factory=list)
     launched: list[tuple[int, int]] = field(default_factory=list)
     passed: list[list[int]] = field(default_factory=list)
     blocks: list[dict[str, int]] = field(default_factory=list)
+    descriptors: list[bool] = field(default_factory=list)
+    scratch: list[bool] = field(default_factory=list)
+    progress: list[tuple[int, int]] = field(default_factory=list)
 
 
 class OnDevice:
@@ -52,6 +55,7 @@ class OnDevice:
 def _driver(record: Record, spills: list[int]) -> Any:
     from triton.backends.compiler import GPUTarget
     from triton.backends.driver import DriverBase
+    from triton.runtime import _allocation
 
     class Utils:
         def load_binary(self, name: str, kernel: bytes, shared: int, device: int) -> tuple[int, int, int, int, int]:
@@ -68,6 +72,7 @@ def _driver(record: Record, spills: list[int]) -> Any:
         def __call__(self, *values: Any) -> None:
             record.launched.append((values[0], len(values)))
             record.passed.append([v for v in values if isinstance(v, int)])
+            record.scratch.append(type(_allocation._allocator.get()).__name__ != "NullAllocator")
 
     class Driver(DriverBase):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -142,10 +147,40 @@ def tune_and_launch(
     os.environ["ATTNC_CACHE_DIR"] = directory
     moved: list[Any] = [OnDevice(tensors[a.name]) for a in kernel.arguments]
     ready = triton_backend.TritonKernel(kernel, print_kernel(kernel), Path(directory))
-    (trial,) = measured(lambda: ready(moved, sizes), Shortest(record, wanted), rounds=2, choose=lambda k, s, t: choices)
+    (trial,) = measured(
+        lambda: ready(moved, sizes),
+        Shortest(record, wanted),
+        rounds=2,
+        choose=lambda k, s, t: choices,
+        progress=lambda done, total: record.progress.append((done, total)),
+    )
     remember(trial, "a mock device")
     again = triton_backend.TritonKernel(kernel, print_kernel(kernel), Path(directory))
     again(moved, sizes)
     again.bind(moved, sizes)(moved)
     chosen = [dict(c.blocks) for c in again._chosen.values()]
-    return trial, Record(launched=record.launched[-2:], passed=record.passed[-2:], blocks=chosen)
+    seen = Record(launched=record.launched[-2:], passed=record.passed[-2:], blocks=chosen, progress=record.progress)
+    return trial, seen
+
+
+def launch_described(request: tuple[Kernel, list[dict[str, Tensor]], dict[str, int], str]) -> Record:
+    """Launch a kernel on each set of tensors, where tuning preferred descriptors; and the first two again with
+    what was made ready for the first."""
+    kernel, sets, sizes, directory = request
+    from triton.runtime import driver
+
+    record = Record()
+    driver.set_active(_driver(record, [0]))
+    triton_backend._current = lambda device: contextlib.nullcontext()
+    triton_backend._target = lambda device: "sm_90"
+    usual = default_configuration(kernel, sizes, "sm_90")
+    tuning.recall = lambda *known: replace(usual, descriptors=True)
+    ready = triton_backend.TritonKernel(kernel, print_kernel(kernel), Path(directory))
+    moved: list[list[Any]] = [[OnDevice(tensors[a.name]) for a in kernel.arguments] for tensors in sets]
+    for given in moved:
+        ready(given, sizes)
+    bound = ready.bind(moved[0], sizes)
+    for given in moved[:2]:
+        bound(given)
+    record.descriptors = [c.descriptors for c in ready._chosen.values()]
+    return record

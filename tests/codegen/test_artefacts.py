@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import triton
+from filelock import FileLock
 
 from attnc import driver
 from attnc.codegen.triton.configuration import Configuration, candidates, preferred, space
@@ -120,29 +122,35 @@ def gated(spec: str, target: str, budgets: dict[str, int]) -> tuple[dict[str, in
     sizes = dict.fromkeys(driver.channel_sizes(program), 64)
     lengths, problems = {}, []
     for kernel in driver.all_kernels(program, "bf16", 64, "gpu"):
-        found = report(kernel, aot(kernel, print_module([kernel]), target, sizes), budgets.get(kernel.name))
+        found = report(kernel, aot(kernel, None, target, sizes), budgets.get(kernel.name))
         problems += [f"{kernel.name}: {p}" for p in found.problems]
         if found.loop is not None:
             lengths[kernel.name] = found.loop.length
     return lengths, problems
 
 
+def _record(version: str, target: str, lengths: dict[str, int]) -> None:
+    """Add to the budgets what was found now; other workers may be doing the same."""
+    with FileLock(Path(tempfile.gettempdir()) / "attnc_budgets.lock"):
+        recorded: Budgets = json.loads(BUDGETS.read_text())
+        recorded.setdefault(version, {}).setdefault(target, {}).update(lengths)
+        BUDGETS.write_text(json.dumps(recorded, indent=1, sort_keys=True) + "\n")
+
+
 @pytest.fixture
 def within_budget(request: pytest.FixtureRequest) -> Callable[[str, str], list[str]]:
     """The gates that a spec fails on a target, hot loops held to what is recorded for this version of Triton, if it is.
 
-    With --update-goldens, and without other workers, they are recorded.
+    With --update-goldens they are recorded.
     """
+    version = ".".join(triton.__version__.split(".")[:2])
 
     def check(spec: str, target: str) -> list[str]:
         recorded: Budgets = json.loads(BUDGETS.read_text())
-        version = ".".join(triton.__version__.split(".")[:2])
-        known = recorded.setdefault(version, {}).setdefault(target, {})
         update = request.config.getoption("--update-goldens")
-        lengths, problems = gated(spec, target, {} if update else known)
+        lengths, problems = gated(spec, target, {} if update else recorded.get(version, {}).get(target, {}))
         if update:
-            known |= lengths
-            BUDGETS.write_text(json.dumps(recorded, indent=1, sort_keys=True) + "\n")
+            _record(version, target, lengths)
         return problems
 
     return check
@@ -165,7 +173,7 @@ def test_few_queries_pass_the_gates(target: str) -> None:
     channels = {"D": 128, "E": 128}
     sizes = {**channels, "B": 1, "H": 32, "G": 4, "M": 1, "N": 32768, "PARTS": 16, "q_start": 32767}
     parts, merge = driver.split_kernels(two, dtypes, "f32", channels, 64)
-    found = [report(k, aot(k, print_module([k]), target, sizes)) for k in (parts, merge)]
+    found = [report(k, aot(k, None, target, sizes)) for k in (parts, merge)]
     assert found[0].loop is not None and found[0].loop.count("HMMA", "v_mfma")
     if target == "sm_90":
         assert not [p for r in found for p in r.problems]
@@ -218,7 +226,11 @@ def test_what_hardly_spills_is_kept(spills: list[int], kept: int) -> None:
 
 
 KNOWN = {
-    ("cosformer", "sm_90"): "in chunks of 64 rows four warps spill what they hold, and eight repeat some of their work",
+    (
+        "cosformer",
+        "sm_90",
+    ): "behind the loop over a chunk, the gradients of two states meet both accumulators, all of 64 × 64: four "
+    "warps spill 14 and 36 registers there, and eight repeat some of the work of 64 rows",
 }
 """Gates that fail, and why."""
 

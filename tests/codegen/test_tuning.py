@@ -17,7 +17,7 @@ from attnc.codegen.triton import table
 from attnc.codegen.triton.configuration import MOST, Configuration, candidates, space
 from attnc.codegen.triton.table import Entry, bucket, kernel_class
 from attnc.runtime.triton_backend import TritonKernel
-from attnc.runtime.tuning import Trial, recall, remember
+from attnc.runtime.tuning import CudaClock, Session, Trial, recall, remember
 from attnc.runtime.worker import Worker
 from attnc.settings import Settings
 from attnc.testing.model import Cycles
@@ -53,6 +53,8 @@ def tuned(
     plain, bound = after.passed
     assert plain == bound  # the launch itself, and one made ready for tensors like these
     assert len(plain) > 10
+    turns = len(choices) - len(trial.refused)
+    assert after.progress == [(k + 1, turns) for k in range(turns)]
     return trial, after.blocks, after.launched[0][0]
 
 
@@ -76,6 +78,13 @@ def test_what_spills_is_not_measured(device: Worker, tmp_path: Path) -> None:
     assert trial.refused == {2}
     assert trial.best == 1
     assert blocks == [{"i": 64, "j": 32}]
+
+
+def test_at_most_eight_are_measured() -> None:
+    listed = [choice(16 * n, 16) for n in range(1, 13)]
+    opened = Session(lambda kernel, sizes, target: listed, CudaClock())
+    opened.configuration(("key",), KERNEL, "", "sm_90", CHANNELS, lambda c: 0)
+    assert len(opened.trials["key",].choices) == opened.turns == MOST == 8
 
 
 def test_few_are_compiled_at_a_first_call() -> None:

@@ -11,14 +11,17 @@ from attnc import driver
 from attnc.ir.dense import bind_sizes, evaluate
 from attnc.ir.program import Program
 from attnc.testing.inputs import complete_sizes, make_inputs
-from attnc.testing.peers import NotExpressible, Peer, flex, sdpa
+from attnc.testing.peers import Peer, flex, sdpa
 from attnc.testing.plain import plain
+from attnc.testing.softmax_form import NotExpressible
 from tests import formulas
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SIZES = {"B": 2, "H": 4, "G": 2, "N": 24, "M": 24, "D": 8}
-IN_SDPA = ["alibi", "causal", "dilated", "document_causal", "neighborhood_2d", "relative_table", "softmax", "spatial"]
-IN_FLEX = [*IN_SDPA, "gemma2", "softcap_alibi"]
+IN_SDPA = [
+    "alibi", "causal", "dilated", "document_causal", "gated", "neighborhood_2d", "relative_table", "softmax", "spatial",
+]  # fmt: skip
+IN_FLEX = [*IN_SDPA, "gemma2", "sinks", "softcap_alibi", "softmax1"]
 
 
 def program(name: str) -> Program:
@@ -61,11 +64,10 @@ def test_flex(name: str) -> None:
         ("sigmoid_attention", "not a softmax"),
         ("retention", "not a softmax"),
         ("reversed", "not a softmax"),
-        ("sinks", "more than a softmax"),
+        ("sinks", "log-sum-exp"),
         ("urpe", "more than a softmax"),
-        ("gated", "more than a softmax"),
         ("agent", "more than a softmax"),
-        ("music", "not computed pair by pair"),
+        ("music", "not computed from single elements"),
         ("gemma2", "scale * dot"),
     ],
 )

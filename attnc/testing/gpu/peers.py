@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from attnc.testing.peers import NotExpressible, Peer
+from attnc.testing.peers import Peer
+from attnc.testing.softmax_form import NotExpressible
 
 if TYPE_CHECKING:
     import torch

@@ -56,7 +56,7 @@ def _smoothed(like: torch.Tensor) -> torch.Tensor:
 def prepared(case: Race, suite: Suite) -> dict[str, Any]:
     """Run a case once, so that its kernels, and those of FlexAttention, are in the caches on disk."""
     from attnc.testing import race
-    from attnc.testing.peers import NotExpressible
+    from attnc.testing.softmax_form import NotExpressible
 
     op = compiled(case.spec, case.consts, case.options)
     tensors, sizes = inputs(case, op.program, suite.device)
@@ -128,7 +128,7 @@ def _peers(
 ) -> list[Runner]:
     """The peers that can say the case and compute what attnc computes; why others are missing goes to the notes."""
     from attnc.testing import race
-    from attnc.testing.peers import NotExpressible
+    from attnc.testing.softmax_form import NotExpressible
 
     runners = []
     for name in case.peers:
