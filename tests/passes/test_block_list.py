@@ -163,10 +163,41 @@ def dilated() -> st.SearchStrategy[Node]:
     return edges.map(made)
 
 
+def radial() -> st.SearchStrategy[Node]:
+    """Places near each other, the nearer the further apart their rows are, and rows at distances that grow."""
+    edges = st.tuples(
+        st.integers(2, 24),
+        SMALL,
+        st.integers(1, 40),
+        st.integers(1, 24),
+        st.integers(-2, 2),
+        st.integers(0, 2),
+        st.sampled_from(["", "causal", "before", "first"]),
+    )
+
+    def made(t: tuple[int, int, int, int, int, int, str]) -> Node:
+        columns, shift, width, steps, lean, wide, more = t
+        row, key = add(ROW, const(shift)), KEY
+        apart = sub(call("floordiv", row, const(columns)), call("floordiv", key, const(columns)))
+        distance = call("abs", apart)
+        reach = call("power_of_two", call("floor_log2", call("maximum", distance, const(1))))
+        away = call("abs", add(sub(call("mod", row, const(columns)), call("mod", key, const(columns))), const(lean)))
+        near = call("le", mul(reach, add(away, const(1))), const(width))
+        step = call("floordiv", add(reach, const(steps - 1)), const(steps))
+        far = call("and", call("eq", call("mod", distance, step), const(0)), call("le", away, const(wide)))
+        found = call("or", near, far)
+        if more == "first":
+            return call("or", found, call("lt", key, const(columns)))
+        limits = {"causal": call("le", key, row), "before": call("le", const(1), apart)}
+        return call("and", found, limits[more]) if more else found
+
+    return edges.map(made)
+
+
 def masks() -> st.SearchStrategy[Node]:
     simple = st.lists(bounds() | members(), min_size=1, max_size=3).map(lambda x: call("and", *x))
     unions = st.lists(simple, min_size=1, max_size=3).map(lambda x: call("or", *x))
-    return unions | rows() | dilated() | st.tuples(unions, bounds()).map(lambda t: call("and", *t))
+    return unions | rows() | dilated() | radial() | st.tuples(unions, bounds()).map(lambda t: call("and", *t))
 
 
 def agrees(condition: Node, m: int, n: int, lengths: tuple[int, int], direction: tuple[str, str]) -> None:
