@@ -19,6 +19,7 @@ from attnc.passes.conditions import plain
 from attnc.passes.congruence import Lattice, divided
 from attnc.passes.inequality import at_most_zero
 from attnc.passes.progression import Multiples, Powers, Progression, membership
+from attnc.passes.whole import in_integers
 from attnc.runtime.tiles import Mask
 from tests.masks import FAMILIES, blocks, dense, mask
 from tests.passes.test_bounds import Point, conditions, number
@@ -279,6 +280,21 @@ def test_positions_of_a_class_are_numbered(step: int, rest: int) -> None:
     for place in range(at[0], at[-1] + 1):
         assert number(found.up(const(place)), {}) == sum(x < place for x in at)
         assert number(found.down(const(place)), {}) == sum(x <= place for x in at) - 1
+
+
+def test_reals_that_are_whole_become_integers() -> None:
+    distance = call("maximum", ROW, const(1))
+    width = call("exp2", call("floor", call("log2", distance)))
+    reach = call("power_of_two", call("floor_log2", distance))
+    pairs = [
+        (call("le", mul(width, add(KEY, const(1))), const(4.0)), call("le", mul(reach, add(KEY, const(1))), const(4))),
+        (call("floor", mul(const(0.25), width)), call("floordiv", reach, const(4))),
+        (call("eq", call("mod", ROW, width), const(0.0)), call("eq", call("mod", ROW, reach), const(0))),
+    ]
+    for real, whole in pairs:
+        assert in_integers([real]) == [whole]
+    kept = [call("floor", mul(const(0.3), ROW)), call("le", ROW, const(0.5)), call("exp2", call("log2", ROW))]
+    assert in_integers(kept) == kept
 
 
 def evaluated(nodes: Iterable[Node], at: Point) -> list[int]:
