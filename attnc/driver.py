@@ -100,28 +100,30 @@ def plan_alone(program: Program) -> Plan:
     return pipeline.plan_forward(program, training=False).forward
 
 
-def choose(program: Program, target: TargetName = "cpu") -> Choice:
-    """How the bias of a program's score is computed on a target, and the one or two programs that makes.
+def choose(program: Program, target: TargetName = "cpu", dtype: str = "f32") -> Choice:
+    """How the bias of a program's score is computed on a target for queries of `dtype`, and the one or two programs
+    that makes.
 
     Raises:
         SpecError: E331, if the caller asks for a form that the bias does not have.
     """
-    return bias_form.choose(program, target)
+    return bias_form.choose(program, target, bias_form.precision(dtype))
 
 
-def plans(program: Program, target: TargetName = "cpu") -> tuple[Plan, Plan]:
-    """The plans of a program and of its whole gradient, with the bias in the form chosen for a target.
+def plans(program: Program, target: TargetName = "cpu", dtype: str = "f32") -> tuple[Plan, Plan]:
+    """The plans of a program and of its whole gradient, with the bias in the form chosen for a target and `dtype`.
 
     What computes the bias before it, if anything does, has `bias_plans` of its own.
     """
-    chosen = choose(program, target)
+    chosen = choose(program, target, dtype)
     split = chosen.split
     own = _both(split.attention, split.fixed)
 
     def planner(other: Program, fixed: Collection[str] = ()) -> tuple[Plan, Plan]:
         return own if other is split.attention and fixed == split.fixed else _both(other, fixed)
 
-    return bias_form.with_decisions(own[0], bias_form.decisions(program, chosen, planner, target)), own[1]
+    found = bias_form.decisions(program, chosen, planner, target, bias_form.precision(dtype))
+    return bias_form.with_decisions(own[0], found), own[1]
 
 
 def on_target(plan: Plan, target: TargetName) -> Plan:
@@ -130,9 +132,9 @@ def on_target(plan: Plan, target: TargetName) -> Plan:
     return with_wide_sums(fuse.fused(plan)) if target == "cpu" else plan
 
 
-def bias_plans(program: Program, target: TargetName = "cpu") -> tuple[Plan, ...]:
+def bias_plans(program: Program, target: TargetName = "cpu", dtype: str = "f32") -> tuple[Plan, ...]:
     """The plans of the program that computes the factors of a bias, or the bias, and of its gradient; none without."""
-    first = choose(program, target).split.first
+    first = choose(program, target, dtype).split.first
     return () if first is None else tuple(p for p in _both(first) if p.steps)
 
 
@@ -190,9 +192,9 @@ def all_kernels(program: Program, dtype: str = "f32", channels: int = 64, target
     real = "f64" if dtype == "f64" else "f32"
     concrete = {"q": dtype, "real": real}
     written = concrete | ({"q": "bf16"} if dtype == "f8" else {})
-    forward, gradient = plans(program, target)
+    forward, gradient = plans(program, target, dtype)
     found = []
-    for plan in (*bias_plans(program, target), forward, *([] if dtype == "f8" else [gradient])):
+    for plan in (*bias_plans(program, target, dtype), forward, *([] if dtype == "f8" else [gradient])):
         plan = on_target(plan, target)
         dtypes = {t.name: concrete.get(t.dtype, t.dtype) for t in plan.program.tensors}
         dtypes |= {b.name: written.get(b.dtype, b.dtype) for b in plan.buffers}
@@ -215,10 +217,13 @@ def text(program: Program, target: str, dtype: str = "f32", channels: int = 64) 
     raise ValueError(f"there is no target {target!r}; choose cpp or triton")
 
 
-def explanation(program: Program) -> str:
-    """What the compiler found in a spec and decided, for people."""
+def explanation(program: Program, dtype: str = "f32") -> str:
+    """What the compiler found in a spec and decided for queries of `dtype` on a CPU, for people."""
     from attnc.passes.explain import explain
     from attnc.passes.weigh import weighed
 
-    forward, gradient = plans(program)
-    return explain(forward, gradient, weighed(program, plans))
+    def planned(other: Program) -> tuple[Plan, Plan]:
+        return plans(other, dtype=dtype)
+
+    forward, gradient = planned(program)
+    return explain(forward, gradient, weighed(program, planned))

@@ -38,7 +38,7 @@ from attnc.testing.timing import interleaved, spell
 HERE = Path(__file__).resolve().parent
 HEADS, CHANNELS = 8, 64
 CHECKED = 512
-DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 TOLERANCE = {"f32": 2e-5, "bf16": 5e-2}
 """Of outputs and gradients, relative to the largest value."""
 RTOL = 1e-2
@@ -238,7 +238,7 @@ def measure(
     row: dict[str, Any] = {"case": name, "N": length, "dtype": dtype, "errors": errors}
     source = driver.read(case.text)
     program = driver.lower(driver.definition(source), source)
-    row["chosen"] = driver.choose(program).form if case.trained else "rank"
+    row["chosen"] = driver.choose(program, "cpu", dtype).form if case.trained else "rank"
     for what in ("forward", "both"):
         calls = {n: getattr(r, what) for n, r in contestants.items()}
         timings = interleaved(calls, rounds=rounds, budget=1e9, warmup=0)

@@ -148,6 +148,15 @@ def neighbourhood(
     return Family(declared + text + "mask = " + " and ".join(f"{a}near" for a in names), ranges=ranges, grid=grid)
 
 
+def radial(frame: int, more: str = "") -> str:
+    """Radial attention (arXiv 2506.19852) on frames of that many tokens, restricted by more."""
+    return (
+        f"const s = {frame}\nlet t = abs(i // s - j // s)\nlet reach = 1 << floor_log2(max(t, 1))\n"
+        "let away = abs(i % s - j % s)\nlet near = (away + 1) * reach <= s\n"
+        f"mask = {more}(near or (t % ((reach + s - 1) // s) == 0 and away == 0) or j < s)"
+    )
+
+
 FAMILIES: dict[str, Family] = {
     "causal": Family("mask = j <= i", closed=True),
     "anticausal": Family("mask = j >= i", closed=True),
@@ -183,19 +192,13 @@ FAMILIES: dict[str, Family] = {
     "radial": Family(
         "const s = 4\nlet t = abs(i // s - j // s)\nlet width = 2 ** floor(log2(max(t, 1)))\n"
         "let near = (abs(i % s - j % s) + 1) * width <= s\n"
-        "mask = j < s or near or (t % max(floor(width / s), 1) == 0 and i % s == j % s)"
-    ),
-    "radial in bits": Family(
-        "const s = 4\nlet t = abs(i // s - j // s)\nlet reach = 1 << floor_log2(max(t, 1))\n"
-        "let away = abs(i % s - j % s)\n"
-        "mask = (away + 1) * reach <= s or (t % ((reach + s - 1) // s) == 0 and away == 0) or j < s"
-    ),
-    "radial, long frames": Family(
-        "const s = 64\nlet t = abs(i // s - j // s)\nlet reach = 1 << floor_log2(max(t, 1))\n"
-        "let away = abs(i % s - j % s)\n"
-        "mask = (away + 1) * reach <= s or (t % ((reach + s - 1) // s) == 0 and away == 0) or j < s",
+        "mask = j < s or near or (t % max(floor(width / s), 1) == 0 and i % s == j % s)",
         ranges=True,
     ),
+    "radial in bits": Family(radial(4), ranges=True),
+    "radial, causal": Family(radial(6, "j <= i and "), ranges=True),
+    "radial, wide frames": Family(radial(45), ranges=True),
+    "radial, long frames": Family(radial(64), ranges=True),
     "documents": Family("tensor doc: i32[B, N]\nmask = doc[b, i] == doc[b, j]", documents),
     "causal documents": Family("tensor doc: i32[B, N]\nmask = j <= i and doc[b, i] == doc[b, j]", documents),
     "pairs": Family("tensor allowed: bool[N, N]\nmask = allowed[i, j]", pairs),

@@ -18,6 +18,7 @@ def explain(
     name: Annotated[str | None, typer.Option(help="Which definition of a file that holds several.")] = None,
     const: Annotated[list[str] | None, typer.Option("--const", help="NAME=VALUE, in place of the spec's own.")] = None,
     disable: Disable = None,
+    dtype: Annotated[str, typer.Option(help="Of q, k and v: f16, bf16, f32 or f64.")] = "f32",
     backend: Annotated[str | None, typer.Option(help="The backend to explain the decisions for.")] = None,
 ) -> None:
     """Explain an error code, or a spec: what the compiler found and decided, and why."""
@@ -26,9 +27,10 @@ def explain(
     if re.fullmatch(r"[EeWw]\d{3}", what):
         _explain_code(what.upper())
         return
-    from attnc.cli.compiling import compiled
+    from attnc.cli.compiling import compiled, dtype_named
 
-    report.console().print(compiled(Path(what), const, backend, name, disable).explain(), markup=False)
+    dtype_named(dtype)
+    report.console().print(compiled(Path(what), const, backend, name, disable).explain(dtype), markup=False)
 
 
 def _explain_code(code: str) -> None:

@@ -104,7 +104,7 @@ def stage_text(program: Program, emit: str, target: str, dtype: str, channels: i
         case "backward":
             return stages.program_text(gradient_program(program))
         case "plan":
-            return "\n\n".join(_plans(program))
+            return "\n\n".join(_plans(program, dtype))
         case "tile":
             kernels = driver.all_kernels(program, dtype, channels)
             return "\n\n".join(stages.kernel_text(k) for k in kernels)
@@ -116,12 +116,12 @@ def stage_text(program: Program, emit: str, target: str, dtype: str, channels: i
             return listing(program, emit, target, dtype, channels)
 
 
-def _plans(program: Program) -> Iterator[str]:
-    """The plans of a program, each as it is on a CPU too where that differs."""
+def _plans(program: Program, dtype: str) -> Iterator[str]:
+    """The plans of a program for queries of `dtype`, each as it is on a CPU too where that differs."""
     from attnc import driver
     from attnc.cli import stages
 
-    for plan in (*driver.bias_plans(program), *driver.plans(program)):
+    for plan in (*driver.bias_plans(program, dtype=dtype), *driver.plans(program, dtype=dtype)):
         yield stages.plan_text(plan)
         here = driver.on_target(plan, "cpu")
         if here is not plan:

@@ -148,6 +148,13 @@ ENTRIES = listed(
         'op = attnc.compile("alibi.attn", backend="cpp")',
     ),
     Entry(
+        "E221",
+        "an unknown dtype",
+        "Kernels and decisions for queries of one dtype are asked for by its short name: f16, bf16, f32, f64 or f8.",
+        'op.source("cpp", dtype="float32")',
+        'op.source("cpp", dtype="f32")',
+    ),
+    Entry(
         "E230",
         "a size beyond what kernels address",
         "Kernels on the CPU count positions in 32 bits (addresses have 64), so a length or another size must not "

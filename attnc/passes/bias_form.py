@@ -31,6 +31,9 @@ from attnc.passes.separate import (
 
 TargetName = Literal["cpu", "gpu"]
 TARGETS: tuple[TargetName, ...] = ("cpu", "gpu")
+Precision = Literal["full", "half"]
+DTYPES: dict[Precision, tuple[str, ...]] = {"full": ("f32", "f64"), "half": ("bf16", "f16")}
+"""Dtypes of queries by the precision they leave to weights and results. Those of eight bits count as half."""
 Planner = Callable[[Program, Collection[str]], Sequence[Plan]]
 
 NAMES: dict[Form, str] = {"registers": "registers", "factors": "factors", "dense": "dense bias"}
@@ -59,8 +62,13 @@ class Choice:
     by_rank: ByRank | None = None
 
 
-def choose(program: Program, target: TargetName) -> Choice:
-    """The form of a program's bias on a target.
+def precision(dtype: str) -> Precision:
+    """Of queries of a dtype, by its name."""
+    return "full" if dtype in DTYPES["full"] else "half"
+
+
+def choose(program: Program, target: TargetName, exact: Precision) -> Choice:
+    """The form of a program's bias on a target, for queries of a precision.
 
     Raises:
         SpecError: E331, if the caller asks for a form the bias does not have.
@@ -86,7 +94,8 @@ def choose(program: Program, target: TargetName) -> Choice:
     by_rank = with_rank(program, bias) if factors is None and options.rank is not None else None
     if wanted == "factors" and factors is None and by_rank is None:
         raise _missing(program, f"the bias has no exact factors: {refusal}")
-    form: Form = "factors" if by_rank else _cheapest(program, bias, factors, target) if wanted == "auto" else wanted
+    auto = _cheapest(program, bias, factors, target, exact) if wanted == "auto" else wanted
+    form: Form = "factors" if by_rank else auto
     split = forms.get(form, forms["registers"])
     return Choice(form, split, forms, bias, factors, refusal, by_rank)
 
@@ -100,9 +109,13 @@ def _missing(program: Program, message: str) -> SpecError:
     return SpecError([Diagnostic("E331", f"{program.name}: {message}", remedy=remedy)])
 
 
-def _cheapest(program: Program, bias: Bias, factors: Factors | None, target: TargetName) -> Form:
-    """The cheapest form, of those that need no tensor of both positions and are as accurate as the spec as written."""
-    if factors is None or factors.cancels:
+def _cheapest(program: Program, bias: Bias, factors: Factors | None, target: TargetName, exact: Precision) -> Form:
+    """The cheapest form, of those that need no tensor of both positions and are as accurate as the spec as written.
+
+    Factors are f32 whatever queries are. What rounding leaves of terms that cancel is seen beside weights and results
+    in f32, and lost beside what half precision rounds off these.
+    """
+    if factors is None or (factors.cancels and exact == "full"):
         return "registers"
     costs = pair_costs(program, bias, factors, target)
     return "factors" if costs["factors"] < costs["registers"] else "registers"
@@ -132,14 +145,16 @@ def highest_rank(program: Program, bias: Bias, target: TargetName) -> int:
 # ------------------------------------------------------------------------------------------------------ decisions
 
 
-def decisions(program: Program, chosen: Choice, plans: Planner, target: TargetName) -> tuple[Decision, ...]:
+def decisions(
+    program: Program, chosen: Choice, plans: Planner, target: TargetName, exact: Precision
+) -> tuple[Decision, ...]:
     """What was found and chosen, with the predicted traffic and operations of a call and its gradient in each form."""
     bias = chosen.bias
     if bias is None:
         return ()
     ways = sorted(chosen.forms.items(), key=lambda form: form[0] != chosen.form)
     alternatives = [_alternative(NAMES[form], split, plans) for form, split in ways]
-    said = _chosen(program, bias, chosen, target)
+    said = _chosen(program, bias, chosen, target, exact)
     return (Decision("separate", _found(bias, chosen), said, tuple(alternatives), bias.line),)
 
 
@@ -165,7 +180,7 @@ def _shown(node: Node) -> str:
     return text if len(text) <= 90 else f"{text[:87]}..."
 
 
-def _chosen(program: Program, bias: Bias, chosen: Choice, target: TargetName) -> str:
+def _chosen(program: Program, bias: Bias, chosen: Choice, target: TargetName, exact: Precision) -> str:
     options = program.options
     if chosen.by_rank is not None:
         if options.rank != "auto":
@@ -175,16 +190,33 @@ def _chosen(program: Program, bias: Bias, chosen: Choice, target: TargetName) ->
         return f"factors of as many channels as {error} takes, at most {most} on a {target}, else as without rank="
     if options.bias != "auto":
         return f"{NAMES[chosen.form]}, as asked"
-    others: list[TargetName] = [
-        t for t in TARGETS if t != target and _cheapest(program, bias, chosen.factors, t) != chosen.form
+    here = _by_precision(program, bias, chosen, target, exact)
+    others = [t for t in TARGETS if t != target]
+    found = [(target, here)] + [
+        (t, forms) for t in others if (forms := _by_precision(program, bias, chosen, t, exact)) != here
     ]
-    shown = [f"{NAMES[chosen.form]} on a {target} ({_priced(program, bias, chosen, target)})"]
-    for other in others:
-        form = _cheapest(program, bias, chosen.factors, other)
-        shown.append(f"{NAMES[form]} on a {other} ({_priced(program, bias, chosen, other)})")
+    shown = [f"{_formed(forms, t)} ({_priced(program, bias, chosen, t)})" for t, forms in found]
     if chosen.factors is not None and chosen.factors.cancels:
-        shown.append('factors round more than the bias as written, and are taken when asked for with bias="factors"')
+        full, half = (" and ".join(DTYPES[p]) for p in ("full", "half"))
+        why = f"the terms of factors cancel: in {full} they round more than the bias as written"
+        shown.append(f'{why}, in {half} less than the weights are rounded; bias="factors" takes them everywhere')
     return "; ".join(shown)
+
+
+def _by_precision(
+    program: Program, bias: Bias, chosen: Choice, target: TargetName, first: Precision
+) -> dict[Precision, Form]:
+    """The form for every precision, that of `first` first."""
+    order = sorted(DTYPES, key=lambda p: p != first)
+    return {p: _cheapest(program, bias, chosen.factors, target, p) for p in order}
+
+
+def _formed(forms: dict[Precision, Form], target: TargetName) -> str:
+    (first, form), *others = forms.items()
+    if all(f == form for _, f in others):
+        return f"{NAMES[form]} on a {target}"
+    listed = [f"{NAMES[f]} in {' and '.join(DTYPES[p])}" for p, f in ((first, form), *others)]
+    return f"on a {target} {', '.join(listed)}"
 
 
 def _priced(program: Program, bias: Bias, chosen: Choice, target: TargetName) -> str:

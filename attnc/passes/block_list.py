@@ -16,11 +16,13 @@ from attnc.ir.node import Node, Var
 from attnc.ir.walk import replace
 from attnc.passes.bounds import ZERO, Range, ends, first, inner_range, last, solved
 from attnc.passes.conditions import plain
+from attnc.passes.distances import by_distance
 from attnc.passes.inequality import at_most_zero
 from attnc.passes.progression import Multiples, Progression, alternatives, membership
 from attnc.passes.residues import classes
 from attnc.passes.rows import ITEM, row_ranges
 from attnc.passes.series import ONE, Names, Series, on_lattice, series, with_room
+from attnc.passes.whole import in_integers
 
 MOST = 6
 """Alternatives that a mask is taken apart into."""
@@ -52,13 +54,14 @@ class BlockList:
 
 def closed_form(conditions: Iterable[Node], outer: str, inner: str, extent: Node) -> Range | BlockList | None:
     """What the conditions leave, where exactly the blocks that hold an allowed pair are known in closed form."""
+    conditions = in_integers(conditions)
     found = plain(conditions, (outer,), {})
     whole = _shortened(found, outer, inner, extent)
     if whole is not None:
         return _inlined(whole, Names())
-    conditions = list(conditions)
     parted = _in_parts(found, outer, inner, extent, _part) or _on_grid(conditions, outer, inner, extent)
-    return parted or _in_parts(conditions, outer, inner, extent, _by_class)
+    parted = parted or _in_parts(conditions, outer, inner, extent, _by_class)
+    return parted or _by_distance(conditions, outer, inner, extent)
 
 
 def _on_grid(conditions: Sequence[Node], outer: str, inner: str, extent: Node) -> BlockList | None:
@@ -69,6 +72,19 @@ def _on_grid(conditions: Sequence[Node], outer: str, inner: str, extent: Node) -
     if found is None:
         return None
     return lister.in_blocks(inside, found.count, found.low, found.high, found.full)
+
+
+def _by_distance(conditions: Sequence[Node], outer: str, inner: str, extent: Node) -> BlockList | None:
+    """What a mask leaves that asks how far apart rows are."""
+    lister = _Lister(Names(), inner, extent)
+    inside = Names(around=lister.names)
+
+    def alone(choice: Sequence[Node]) -> Range | None:
+        part = _part(choice, outer, inner, extent, lister.names)
+        return part if isinstance(part, Range) else None
+
+    found = by_distance(conditions, outer, inner, extent, lister.names, inside, alone)
+    return None if found is None else lister.in_blocks(inside, found.count, found.low, found.high, None)
 
 
 def _in_parts(

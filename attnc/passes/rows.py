@@ -128,8 +128,8 @@ def row_ranges(
         fixed: dict[Node, Node] = {axis(a.row): var("outer_row", (), "i"), axis(b.row): var("inner_row", (), "i")}
         if rows is None:
             continue
-        in_row = replace(rewritten, fixed)
-        found = _in_row(in_row, a, b) or _by_class(in_row, a, b)
+        fixed_rows = replace(rewritten, fixed)
+        found = in_row(fixed_rows, a, b) or _by_class(fixed_rows, a, b)
         if found is None:
             continue
         return _numbered(found, rows, a, b, extent, names, inside)
@@ -162,8 +162,9 @@ def _rows(
     return from_, to, low, count
 
 
-def _in_row(conditions: Sequence[Node], a: Line, b: Line) -> Range | None:
-    """The range of places, given the places of the outer row; it begins with the row where those do."""
+def in_row(conditions: Sequence[Node], a: Line, b: Line, *, both_ends: bool = False) -> Range | None:
+    """The range of places, given the places of the outer row; it begins with the row where those do, and with
+    `both_ends` it ends with it too."""
     top = a.columns - 1
     conditions = plain(conditions, (), {axis(a.place): top, axis(b.place): top})
     conditions = rewrite(conditions, lambda n: _of_rows(n, (a, b)) if isinstance(n, Call) else None)
@@ -174,7 +175,8 @@ def _in_row(conditions: Sequence[Node], a: Line, b: Line) -> Range | None:
     parts = []
     for choice in choices:
         part = inner_range(choice, a.place, b.place, const(b.columns), a.columns)
-        if not part.exact or not _from_the_start(solved(choice, b.place, const(b.columns)), a):
+        solution = solved(choice, b.place, const(b.columns))
+        if not part.exact or not _from_the_start(solution, a) or (both_ends and not _to_the_end(solution, a)):
             return None
         parts.append(with_room(part, a.place))
     if len(parts) == 1:
@@ -255,6 +257,18 @@ def _from_the_start(solution: Solution, a: Line) -> bool:
     """
     lows, highs = (replace([x.value for x in part], {axis(a.place): ZERO}) for part in (solution.lows, solution.highs))
     return all(at_most_zero(x) or any(at_most_zero(add(x, y, const(-1))) for y in highs) for x in lows)
+
+
+def _to_the_end(solution: Solution, a: Line) -> bool:
+    """As `_from_the_start`, for the last place of an outer row and the end of an inner one. A range that ends at 0 is
+    none."""
+    at_end: dict[Node, Node] = {axis(a.place): const(a.columns - 1)}
+    lows, highs = (replace([x.value for x in part], at_end) for part in (solution.lows, solution.highs))
+    columns, both = const(a.columns), const(2 * a.columns - 1)
+    return all(
+        at_most_zero(x) or at_most_zero(sub(columns, x)) or any(at_most_zero(sub(both, add(x, y))) for y in lows)
+        for x in highs
+    )
 
 
 def _numbered(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import threading
 import uuid
 import weakref
@@ -12,9 +13,10 @@ import torch
 from torch import Tensor
 
 from attnc import driver
-from attnc.diagnostics.diagnostic import AttncError
+from attnc.diagnostics.diagnostic import AttncError, CallError, Diagnostic
 from attnc.diagnostics.source import Source
 from attnc.grammar.tree import Definition
+from attnc.ir.dtypes import NAMES, QUERY_DTYPES
 from attnc.ir.options import DEFAULT, Options
 from attnc.ir.printer import show
 from attnc.ir.program import Program
@@ -221,16 +223,25 @@ class Op:
             target: ``"cpp"`` or ``"triton"``.
             dtype: of q, k and v.
             channels: extent of d and e.
+
+        Raises:
+            CallError: E221, if there is no such dtype.
         """
         try:
+            _check_dtype(dtype)
             return driver.text(self.program, target, dtype, channels)
         except AttncError as error:
             raise error.with_traceback(None) from None
 
-    def explain(self) -> str:
-        """What the compiler found in the spec, what it decided, and why."""
+    def explain(self, dtype: str = "f32") -> str:
+        """What the compiler found in the spec, what it decided, and why, for q, k and v of `dtype`.
+
+        Raises:
+            CallError: E221, if there is no such dtype.
+        """
+        _check_dtype(dtype)
         reports = dict.fromkeys(r for v in self._variants.values() for r in v.reports())
-        return "\n".join([driver.explanation(self.program), *(f"at the latest call: {r}" for r in reports)])
+        return "\n".join([driver.explanation(self.program, dtype), *(f"at the latest call: {r}" for r in reports)])
 
     def __repr__(self) -> str:
         consts = "".join(f", {k}={v}" for k, v in self._consts.items())
@@ -244,6 +255,14 @@ class Op:
 
     def __deepcopy__(self, memo: object) -> Op:
         return self
+
+
+def _check_dtype(name: str) -> None:
+    known = [NAMES[t] for t in QUERY_DTYPES]
+    if name not in known:
+        close = difflib.get_close_matches(str(name), known, 1)
+        remedy = f"did you mean `{close[0]}`?" if close else f"choose one of {', '.join(known)}"
+        raise CallError(Diagnostic("E221", f"there is no dtype `{name}` of queries", remedy=remedy))
 
 
 def _restored(

@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from attnc import driver
+from attnc.ir.dtypes import NAMES
 from attnc.ir.program import Program
-from attnc.passes.bias_form import TargetName
+from attnc.passes.bias_form import DTYPES, Precision, TargetName, precision
 from attnc.runtime.arguments import Signature
 from attnc.runtime.backends import targets_of
 from attnc.runtime.computation import Computation
@@ -18,10 +19,12 @@ from attnc.runtime.rank import RankStages, staged
 from attnc.runtime.stages import Stages
 from attnc.runtime.state import States
 
+PRECISIONS = {dtype: precision(name) for dtype, name in NAMES.items()}
+
 
 class Variant:
     """An op for one choice of optional tensors, with or without observations; with `states`, over pieces of a
-    sequence. What runs on a kind of device is planned when the first call needs it."""
+    sequence. What runs on a kind of device at a precision is planned when the first call needs it."""
 
     def __init__(self, program: Program, backend: str, states: States | None = None) -> None:
         self.program = program
@@ -29,19 +32,20 @@ class Variant:
         self.signature = Signature(program)
         self.states = states
         self._targets = targets_of(backend)
-        self.stages: dict[TargetName, Stages | RankStages] = {}
+        self.stages: dict[tuple[TargetName, Precision], Stages | RankStages] = {}
         self._shared: dict[object, Stages | RankStages] = {}
         self._lock = threading.RLock()
 
     @property
     def computation(self) -> Computation:
         """The attention itself, where the op runs first of all."""
-        return self._on(self._targets[0]).attention.computation
+        return self._on(self._targets[0], "full").attention.computation
 
     def register(self) -> None:
-        """Make the custom ops of every kind of device known to torch."""
+        """Make the custom ops of every kind of device, at every precision, known to torch."""
         for target in self._targets:
-            self._on(target)
+            for exact in DTYPES:
+                self._on(target, exact)
 
     def reports(self) -> list[str]:
         """What calls found out about the bias that compiling could not."""
@@ -51,16 +55,17 @@ class Variant:
         """The outputs, for tensors in the order of the signature."""
         ready = self.signature.accept(tensors, q_start)
         target: TargetName = "gpu" if ready[0].is_cuda and "gpu" in self._targets else self._targets[0]
-        stages = self.stages.get(target) or self._on(target)
+        exact = PRECISIONS[ready[0].dtype]
+        stages = self.stages.get((target, exact)) or self._on(target, exact)
         return stages(self.signature.names, ready, q_start)
 
-    def _on(self, target: TargetName) -> Stages | RankStages:
-        """What runs on a kind of device; where the bias has the same form on both kinds, they are one."""
+    def _on(self, target: TargetName, exact: Precision) -> Stages | RankStages:
+        """What runs on a kind of device at a precision; where the bias has the same form, they are one."""
         with self._lock:
-            if target not in self.stages:
-                choice = driver.choose(self.program, target)
+            if (target, exact) not in self.stages:
+                choice = driver.choose(self.program, target, DTYPES[exact][0])
                 key = target if choice.by_rank is not None else choice.form
                 if key not in self._shared:
                     self._shared[key] = staged(choice, self.program, target, self.backend)
-                self.stages[target] = self._shared[key]
-            return self.stages[target]
+                self.stages[target, exact] = self._shared[key]
+            return self.stages[target, exact]

@@ -23,7 +23,7 @@ from attnc.codegen.triton.product import TRITON_TYPES, Reductions
 from attnc.codegen.triton.sinking import is_unrolled, sunk
 from attnc.codegen.triton.text import SUM, Text
 from attnc.ir.construct import is_const
-from attnc.ir.node import Axis, Iverson, Load, Max, Node, Sum, Var
+from attnc.ir.node import Axis, Call, Const, Iverson, Load, Max, Node, Sum, Var
 from attnc.ir.walk import postorder
 
 
@@ -102,7 +102,7 @@ class Statements:
         if self._is_spread(s, axes):
             text = self._once(text, axes)
         code = self._filled(text, axes, fact.storage, s.value)
-        if s.target.kind == "i" and s.target in postorder([s.value]):
+        if s.target.kind == "i" and (s.target in postorder([s.value]) or _is_cut(s.value)):
             code = f"tl.cast({code}, tl.int32)"  # powers of two are wider, and what a loop carries keeps its type
         name = self._declare(s.target, fact)
         if self._settles(s):
@@ -317,3 +317,14 @@ class Statements:
         self.out.note(f"0, but not for the compiler: nothing below is hoisted out of the loop over {name}")
         self.out.line(f"{zero} = tl.minimum({name}, 0)")
         self.anchors.append(zero)
+
+
+def _is_cut(value: Node) -> bool:
+    """Whether a power of two is cut to what 32 bits hold."""
+    match value:
+        case Call(
+            fn="minimum", args=(Call(fn="power_of_two"), Const() as top) | (Const() as top, Call(fn="power_of_two"))
+        ):
+            return top.value < 2**31
+        case _:
+            return False

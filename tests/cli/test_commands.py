@@ -241,6 +241,14 @@ def test_an_unknown_rewrite_is_reported(attnc: Attnc, command: str) -> None:
     assert "E320" in result.stderr and "did you mean `online`" in result.stderr
 
 
+def test_inspect_and_explain_show_the_form_chosen_for_a_dtype(attnc: Attnc) -> None:
+    for dtype, form in (("f32", "registers"), ("bf16", "factors")):
+        plan = attnc("inspect", EXAMPLES / "spatial.attn", "--emit", "plan", "--dtype", dtype).stdout
+        assert ("output bias_i: real[B, H, M, 5]" in plan) == (form == "factors")
+        assert f"on a cpu {form} in " in plan
+    assert "* factors: " in attnc("explain", EXAMPLES / "spatial.attn", "--dtype", "bf16").stdout
+
+
 def test_inspect_shows_the_factors_of_a_bias(attnc: Attnc) -> None:
     text = attnc("inspect", EXAMPLES / "alibi.attn", "--emit", "plan", "--bias", "factors").stdout
     assert "output bias_i: real[M, 2]" in text

@@ -131,6 +131,7 @@ def test_debug_shows_the_traceback(attnc: Attnc, tmp_path: Path) -> None:
         ("inspect", "ok.attn", "--emit", "ast"),
         ("inspect", "ok.attn", "--emit", "ptx", "--target", "sm_12"),
         ("explain", "E998"),
+        ("explain", "ok.attn", "--dtype", "half"),
         ("new", "two words"),
         ("new", "x", "--template", "y"),
         ("list", "everything"),

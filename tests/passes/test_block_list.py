@@ -19,6 +19,7 @@ from attnc.passes.conditions import plain
 from attnc.passes.congruence import Lattice, divided
 from attnc.passes.inequality import at_most_zero
 from attnc.passes.progression import Multiples, Powers, Progression, membership
+from attnc.passes.whole import in_integers
 from attnc.runtime.tiles import Mask
 from tests.masks import FAMILIES, blocks, dense, mask
 from tests.passes.test_bounds import Point, conditions, number
@@ -163,10 +164,41 @@ def dilated() -> st.SearchStrategy[Node]:
     return edges.map(made)
 
 
+def radial() -> st.SearchStrategy[Node]:
+    """Places near each other, the nearer the further apart their rows are, and rows at distances that grow."""
+    edges = st.tuples(
+        st.integers(2, 24),
+        SMALL,
+        st.integers(1, 40),
+        st.integers(1, 24),
+        st.integers(-2, 2),
+        st.integers(0, 2),
+        st.sampled_from(["", "causal", "before", "first"]),
+    )
+
+    def made(t: tuple[int, int, int, int, int, int, str]) -> Node:
+        columns, shift, width, steps, lean, wide, more = t
+        row, key = add(ROW, const(shift)), KEY
+        apart = sub(call("floordiv", row, const(columns)), call("floordiv", key, const(columns)))
+        distance = call("abs", apart)
+        reach = call("power_of_two", call("floor_log2", call("maximum", distance, const(1))))
+        away = call("abs", add(sub(call("mod", row, const(columns)), call("mod", key, const(columns))), const(lean)))
+        near = call("le", mul(reach, add(away, const(1))), const(width))
+        step = call("floordiv", add(reach, const(steps - 1)), const(steps))
+        far = call("and", call("eq", call("mod", distance, step), const(0)), call("le", away, const(wide)))
+        found = call("or", near, far)
+        if more == "first":
+            return call("or", found, call("lt", key, const(columns)))
+        limits = {"causal": call("le", key, row), "before": call("le", const(1), apart)}
+        return call("and", found, limits[more]) if more else found
+
+    return edges.map(made)
+
+
 def masks() -> st.SearchStrategy[Node]:
     simple = st.lists(bounds() | members(), min_size=1, max_size=3).map(lambda x: call("and", *x))
     unions = st.lists(simple, min_size=1, max_size=3).map(lambda x: call("or", *x))
-    return unions | rows() | dilated() | st.tuples(unions, bounds()).map(lambda t: call("and", *t))
+    return unions | rows() | dilated() | radial() | st.tuples(unions, bounds()).map(lambda t: call("and", *t))
 
 
 def agrees(condition: Node, m: int, n: int, lengths: tuple[int, int], direction: tuple[str, str]) -> None:
@@ -248,6 +280,21 @@ def test_positions_of_a_class_are_numbered(step: int, rest: int) -> None:
     for place in range(at[0], at[-1] + 1):
         assert number(found.up(const(place)), {}) == sum(x < place for x in at)
         assert number(found.down(const(place)), {}) == sum(x <= place for x in at) - 1
+
+
+def test_reals_that_are_whole_become_integers() -> None:
+    distance = call("maximum", ROW, const(1))
+    width = call("exp2", call("floor", call("log2", distance)))
+    reach = call("power_of_two", call("floor_log2", distance))
+    pairs = [
+        (call("le", mul(width, add(KEY, const(1))), const(4.0)), call("le", mul(reach, add(KEY, const(1))), const(4))),
+        (call("floor", mul(const(0.25), width)), call("floordiv", reach, const(4))),
+        (call("eq", call("mod", ROW, width), const(0.0)), call("eq", call("mod", ROW, reach), const(0))),
+    ]
+    for real, whole in pairs:
+        assert in_integers([real]) == [whole]
+    kept = [call("floor", mul(const(0.3), ROW)), call("le", ROW, const(0.5)), call("exp2", call("log2", ROW))]
+    assert in_integers(kept) == kept
 
 
 def evaluated(nodes: Iterable[Node], at: Point) -> list[int]:

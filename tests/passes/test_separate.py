@@ -288,18 +288,64 @@ def _nodes(program: Program) -> list[object]:
     return [*postorder(program.roots())]
 
 
-CHOICES = [
-    ("alibi", "cpu", "registers"),
-    ("cosine", "cpu", "factors"),
-    ("cosine", "gpu", "registers"),
-    ("spatial", "cpu", "registers"),  # its squares cancel
-    ("one position", "cpu", "registers"),
+CHOICES: list[tuple[str, TargetName, str, str]] = [
+    ("alibi", "cpu", "registers", "registers"),
+    ("cosine", "cpu", "factors", "factors"),
+    ("cosine", "gpu", "registers", "registers"),
+    ("spatial", "cpu", "registers", "factors"),  # its squares cancel
+    ("weights per query", "cpu", "registers", "factors"),
+    ("spatial", "gpu", "registers", "registers"),
+    ("one position", "cpu", "registers", "registers"),
 ]
 
 
-@pytest.mark.parametrize(("name", "target", "form"), CHOICES)
-def test_the_cheapest_form_is_chosen(name: str, target: TargetName, form: str) -> None:
-    assert driver.choose(program_of(CASES[name].text), target).form == form
+@pytest.mark.parametrize(("name", "target", "full", "half"), CHOICES)
+def test_the_cheapest_form_is_chosen(name: str, target: TargetName, full: str, half: str) -> None:
+    program = program_of(CASES[name].text)
+    for form, dtypes in ((full, ("f32", "f64")), (half, ("bf16", "f16"))):
+        for dtype in dtypes:
+            assert driver.choose(program, target, dtype).form == form
+    off = replace(program, options=options("separate"))
+    assert all(driver.choose(off, target, dtype).form == "registers" for dtype in ("f32", "bf16"))
+
+
+@pytest.mark.parametrize("backend", ["tiled", "cpp"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_choice_follows_the_dtype_of_each_call(dtype: torch.dtype, backend: str) -> None:
+    """To the bit: one op runs the form that is chosen for what it is given, forward and backward."""
+    text = CASES["spatial"].text
+    op = attnc.compile(text, backend=backend)
+    other = inputs_of(op.program, torch.float32 if dtype is torch.bfloat16 else torch.bfloat16)
+    run_op(op, other, output_seeds(op.program, other))
+    chosen = attnc.compile(text, bias="registers" if dtype is torch.float32 else "factors", backend=backend)
+    tensors = inputs_of(op.program, dtype)
+    seeds = output_seeds(op.program, tensors)
+    found, expected = run_op(op, tensors, seeds), run_op(chosen, tensors, seeds)
+    for got, values in ((found.outputs, expected.outputs), (found.gradients, expected.gradients)):
+        assert values.keys() == got.keys()
+        for key, value in values.items():
+            assert torch.equal(got[key], value), key
+
+
+@pytest.mark.parametrize("length", [63, 257])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("spread", [0.3, 3.0, 30.0])
+def test_half_precision_hides_what_factors_round(spread: float, dtype: torch.dtype, length: int) -> None:
+    """Outputs and all gradients, with the choice on and off, within twice the error of the dense formula."""
+    text = CASES["spatial"].text
+    ops = {"on": attnc.compile(text), "off": attnc.compile(text, disable="separate")}
+    tensors = inputs_of(ops["on"].program, dtype, M=length, N=length)
+    tensors = {n: t * spread if n in ("x", "y") else t.abs() if n == "slope" else t for n, t in tensors.items()}
+    seeds = output_seeds(ops["on"].program, tensors)
+    exact = dense(ops["on"].program, tensors, seeds, torch.float64)
+    plain = dense(ops["on"].program, tensors, seeds, dtype)
+    for name, op in ops.items():
+        run = run_op(op, tensors, seeds)
+        for kind in ("outputs", "gradients"):
+            for key, value in getattr(exact, kind).items():
+                error = (getattr(run, kind)[key].double() - value).abs().max().item()
+                allowed = 2 * (getattr(plain, kind)[key].double() - value).abs().max().item()
+                assert error <= allowed + torch.finfo(dtype).eps * value.abs().max().item(), (name, key)
 
 
 def test_a_bias_that_is_a_product_already_stays() -> None:
@@ -308,6 +354,20 @@ def test_a_bias_that_is_a_product_already_stays() -> None:
         "bias = sum[r](left[h, i, r] * right[h, j, r])\n"
     )
     assert driver.choose(program_of(text)).form == "registers"
+
+
+def test_the_decision_tells_dtypes_apart() -> None:
+    program = program_of(CASES["spatial"].text)
+    for dtype, first in (("f32", "registers"), ("bf16", "factors")):
+        forward, gradient = driver.plans(program, dtype=dtype)
+        (decision,) = (d for d in forward.decisions if d.rewrite == "separate")
+        full, half = "registers in f32 and f64", "factors in bf16 and f16"
+        listed = f"{full}, {half}" if first == "registers" else f"{half}, {full}"
+        assert decision.chosen.startswith(f"on a cpu {listed} (")
+        assert "registers on a gpu (" in decision.chosen
+        assert "the terms of factors cancel: in f32 and f64 they round more" in decision.chosen
+        assert decision.alternatives[0].name == first
+        assert any(o.name == "grad_bias_j" for o in gradient.program.outputs) == (first == "factors")
 
 
 @pytest.mark.parametrize("name", ["spatial", "cosine"])

@@ -164,7 +164,7 @@ def test_a_spectrum_that_does_not_allow_it_is_reported_once() -> None:
     op = attnc.compile(TABLE, rank="auto", rtol=1e-6, backend="tiled")
     q, k, v = content()
     table = torch.randn(H, M, N, generator=torch.Generator().manual_seed(0))
-    op.variant("t").stages["cpu"].most = 8  # type: ignore[union-attr]
+    op.variant("t").stages["cpu", "full"].most = 8  # type: ignore[union-attr]
     with pytest.warns(LowRankWarning, match="takes more than 8 channels"):
         o = op(q, k, v, t=table)
     torch.testing.assert_close(o, attention(q, k, v, table))
@@ -197,7 +197,7 @@ def test_factors_are_made_again_only_when_the_table_changes(monkeypatch: pytest.
 
     monkeypatch.setattr(module, "basis_of_rank", counted)
     op = attnc.compile(TABLE, rank=3, backend="tiled")
-    stages = op.variant("t").stages["cpu"]
+    stages = op.variant("t").stages["cpu", "full"]
     assert isinstance(stages, RankStages)
     q, k, v = content()
     table = table_of_rank(3)

@@ -125,6 +125,9 @@ def test_sources_and_explanation() -> None:
     assert "@triton.jit" in op.source("triton")
     assert "forward: 1 pass" in op.explain()
     assert "backward: 2 passes" in op.explain()
+    for ask in (op.explain, op.source):
+        with pytest.raises(attnc.CallError, match=r"E221.*`float32`"):
+            ask(dtype="float32")
 
 
 def test_importing_attnc_loads_nothing_heavy() -> None:

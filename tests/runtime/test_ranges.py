@@ -24,7 +24,7 @@ SPECS = {
     "per head": PER_HEAD,
     "per head and strided": PER_KEY_HEAD,
     "far blocks": FAR,
-    **{name: f.text for name, f in FAMILIES.items() if f.ranges and name in {"strided", "radial, long frames"}},
+    **{name: FAMILIES[name].text for name in ("strided", "radial", "radial, causal", "radial, long frames")},
     "grid": FAMILIES["neighbourhood 2-D, causal"].text,
     "powers": FAMILIES["power of two distances in bits"].text,
 }
@@ -47,7 +47,13 @@ def values(name: str, backend: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "backend"),
-    [("per head and strided", "cpp"), ("grid", "cpp"), ("far blocks", "tiled"), ("radial, long frames", "tiled")],
+    [
+        ("per head and strided", "cpp"),
+        ("grid", "cpp"),
+        ("radial, causal", "cpp"),
+        ("far blocks", "tiled"),
+        ("radial, long frames", "tiled"),
+    ],
 )
 def test_values(name: str, backend: str) -> None:
     values(name, backend)
@@ -66,14 +72,14 @@ def test_odd_lengths(sizes: dict[str, int]) -> None:
 
 
 @pytest.mark.sweep
-@pytest.mark.parametrize("name", ["strided", "radial, long frames"])
+@pytest.mark.parametrize("name", ["strided", "radial, causal", "radial, long frames"])
 def test_triton_compiled(name: str, tmp_path: Path) -> None:
     """What a loop over ranges carries keeps its type, also where powers of two are wider."""
     for kernel in driver.all_kernels(attnc.compile(spec(name)).program, "bf16", 64, "gpu"):
         assert aot(kernel, print_module([kernel]), "sm_90", {"D": 64, "E": 64}, directory=tmp_path).fits
 
 
-@pytest.mark.parametrize("name", ["strided", "powers", pytest.param("grid", marks=pytest.mark.sweep)])
+@pytest.mark.parametrize("name", ["strided", "powers", "radial, causal", pytest.param("grid", marks=pytest.mark.sweep)])
 def test_triton_interpreted(name: str) -> None:
     program = attnc.compile(spec(name)).program
     kernel = driver.all_kernels(program, "f32", 16)[0]
