@@ -127,7 +127,7 @@ def _on_one_side(condition: Call) -> Node | None:
 def _distances(conditions: Sequence[Node], a: Line, b: Line) -> Distances | None:
     size = add(ONE, MORE)
     sides: list[Side | None] = []
-    fullest = 0
+    fullest = 1
     for apart in (size, neg(size)):
         settled = _settled(replace(conditions, {APART: apart}))
         places = in_row(settled, a, b, both_ends=True)
