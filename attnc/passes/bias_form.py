@@ -191,10 +191,11 @@ def _chosen(program: Program, bias: Bias, chosen: Choice, target: TargetName, ex
     if options.bias != "auto":
         return f"{NAMES[chosen.form]}, as asked"
     here = _by_precision(program, bias, chosen, target, exact)
-    others = [t for t in TARGETS if t != target]
-    found = [(target, here)] + [
-        (t, forms) for t in others if (forms := _by_precision(program, bias, chosen, t, exact)) != here
-    ]
+    found: list[tuple[TargetName, dict[Precision, Form]]] = [(target, here)]
+    for other in TARGETS:
+        forms = _by_precision(program, bias, chosen, other, exact)
+        if forms != here:
+            found.append((other, forms))
     shown = [f"{_formed(forms, t)} ({_priced(program, bias, chosen, t)})" for t, forms in found]
     if chosen.factors is not None and chosen.factors.cancels:
         full, half = (" and ".join(DTYPES[p]) for p in ("full", "half"))
@@ -212,10 +213,9 @@ def _by_precision(
 
 
 def _formed(forms: dict[Precision, Form], target: TargetName) -> str:
-    (first, form), *others = forms.items()
-    if all(f == form for _, f in others):
-        return f"{NAMES[form]} on a {target}"
-    listed = [f"{NAMES[f]} in {' and '.join(DTYPES[p])}" for p, f in ((first, form), *others)]
+    if len(set(forms.values())) == 1:
+        return f"{NAMES[next(iter(forms.values()))]} on a {target}"
+    listed = [f"{NAMES[form]} in {' and '.join(DTYPES[p])}" for p, form in forms.items()]
     return f"on a {target} {', '.join(listed)}"
 
 

@@ -16,7 +16,8 @@ from attnc.ir.node import Node, Var
 from attnc.ir.walk import replace
 from attnc.passes.bounds import ZERO, Range, ends, first, inner_range, last, solved
 from attnc.passes.conditions import plain
-from attnc.passes.distances import by_distance
+from attnc.passes.distance_list import listed
+from attnc.passes.distances import distances
 from attnc.passes.inequality import at_most_zero
 from attnc.passes.progression import Multiples, Progression, alternatives, membership
 from attnc.passes.residues import classes
@@ -83,8 +84,11 @@ def _by_distance(conditions: Sequence[Node], outer: str, inner: str, extent: Nod
         part = _part(choice, outer, inner, extent, lister.names)
         return part if isinstance(part, Range) else None
 
-    found = by_distance(conditions, outer, inner, extent, lister.names, inside, alone)
-    return None if found is None else lister.in_blocks(inside, found.count, found.low, found.high, None)
+    found = distances(conditions, outer, inner, extent, alone)
+    if found is None:
+        return None
+    ranges = listed(found, extent, lister.names, inside)
+    return lister.in_blocks(inside, ranges.count, ranges.low, ranges.high, None)
 
 
 def _in_parts(

@@ -4,11 +4,12 @@ Where such a mask does not bound rows, going through all inner rows would take m
 what it leaves of a row may depend on the distance of the rows alone, ``outer row - inner row``. At one distance a block
 of the outer axis then leaves one range: the end of a row, whole rows, the beginning of a row. And where the mask reads
 the distance through the power of two below it, those that leave anything follow a step that is the same from each power
-of two to the next, an *octave*: ranges are numbered octave by octave, each with room for as many as the fullest has.
+of two to the next, an *octave*. `attnc.passes.distance_list` puts the ranges in order.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -19,8 +20,8 @@ from attnc.passes.bounds import ZERO, Range, first, inner_range, last
 from attnc.passes.conditions import plain
 from attnc.passes.inequality import at_most_zero
 from attnc.passes.progression import alternatives
-from attnc.passes.rows import ITEM, Line, in_row, lines
-from attnc.passes.series import ONE, Names
+from attnc.passes.rows import Line, in_row, lines
+from attnc.passes.series import ONE
 
 MOST = 6
 """Alternatives that a mask is taken apart into."""
@@ -50,13 +51,23 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Distances:
-    """What is left at distances of either sign, None where that is nothing, and within a row. `fullest` is the greatest
-    number of distances of an octave."""
+    """What a mask leaves at every distance.
 
+    Attributes:
+        outer, inner: the axes on their grid.
+        before, after: what is left at distances of either sign, None where that is nothing.
+        same: what is left within a row.
+        fullest: the greatest number of distances of an octave.
+        begun: ranges of alternatives that ask for something else, which begin with the mask.
+    """
+
+    outer: Line
+    inner: Line
     before: Side | None
     same: Range
     after: Side | None
     fullest: int
+    begun: tuple[Range, ...] = ()
 
     def either(self, before: Node, attribute: str) -> Node:
         """An attribute of the side that a condition tells; where there is only one, it is that one's."""
@@ -64,28 +75,11 @@ class Distances:
         return call("where", before, *found) if len(found) > 1 else next(iter(found), ONE)
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """Ranges of inner positions in order, numbered by `ITEM`."""
-
-    count: Node
-    low: Node
-    high: Node
-
-
-def by_distance(
-    conditions: Sequence[Node],
-    outer: str,
-    inner: str,
-    extent: Node,
-    names: Names,
-    inside: Names,
-    alone: Callable[[Sequence[Node]], Range | None],
-) -> Listed | None:
-    """The ranges of a mask that asks for distances of rows; None for others.
-
-    Alternatives that ask for something else may leave a range each, which `alone` finds, where it begins with the mask.
-    """
+def distances(
+    conditions: Sequence[Node], outer: str, inner: str, extent: Node, alone: Callable[[Sequence[Node]], Range | None]
+) -> Distances | None:
+    """What a mask that asks for distances of rows leaves; None for others. `alone` finds the range of an alternative
+    that asks for something else."""
     choices = alternatives(plain(conditions, (outer,), {}), MOST)
     least = inner_range(conditions, outer, inner, extent).low
     for a, b in lines(conditions, outer, inner) if choices is not None else ():
@@ -101,9 +95,9 @@ def by_distance(
                 break
             begun.append(found)
         else:
-            found_all = _distances([call("or", *grid)], a, b) if grid else None
-            if found_all is not None:
-                return _numbered(found_all, begun, a, b, extent, names, inside)
+            every = _distances([call("or", *grid)], a, b) if grid else None
+            if every is not None:
+                return dataclasses.replace(every, begun=tuple(begun))
     return None
 
 
@@ -133,7 +127,7 @@ def _on_one_side(condition: Call) -> Node | None:
 def _distances(conditions: Sequence[Node], a: Line, b: Line) -> Distances | None:
     size = add(ONE, MORE)
     sides: list[Side | None] = []
-    fullest = 0
+    fullest = 1
     for apart in (size, neg(size)):
         settled = _settled(replace(conditions, {APART: apart}))
         places = in_row(settled, a, b, both_ends=True)
@@ -152,7 +146,7 @@ def _distances(conditions: Sequence[Node], a: Line, b: Line) -> Distances | None
     same = in_row(settled, a, b, both_ends=True)
     if same is None:
         return None
-    return Distances(sides[0], same, sides[1], fullest)
+    return Distances(a, b, sides[0], same, sides[1], fullest)
 
 
 def _settled(conditions: Sequence[Node]) -> list[Node]:
@@ -227,105 +221,3 @@ def _fullest(step: Node) -> int | None:
         by, reach = int(found.value), 2**octave
         most = max(most, (2 * reach - 1) // by - (reach - 1) // by)
     return most if most <= FULLEST else None
-
-
-def _numbered(
-    found: Distances, begun: Sequence[Range], a: Line, b: Line, extent: Node, names: Names, inside: Names
-) -> Listed:
-    """All distances from the greatest to the least, which are those of the inner rows in order."""
-    columns = const(a.columns)
-    rows = _outer_rows(a, names)
-    nearest, furthest = call("floordiv", b.shift, columns), call("floordiv", add(extent, b.shift, const(-1)), columns)
-    room = const(found.fullest)
-    ahead, behind = (
-        names.let("distances", ZERO if side is None else mul(room, _octaves(most)))
-        for side, most in ((found.before, sub(rows.to, nearest)), (found.after, sub(furthest, rows.from_)))
-    )
-    count = names.let("turns", add(ahead, behind, const(1 + len(begun))))
-
-    number = inside.let("number", sub(ITEM, const(len(begun))))
-    before = call("lt", number, ahead)
-    position = call("where", before, sub(ahead, add(number, ONE)), sub(number, add(ahead, ONE)))
-    position = inside.let("position", call("maximum", position, ZERO))
-    reach = call("power_of_two", call("floordiv", position, room))
-    reach = inside.let("reach", call("minimum", reach, const(2 ** (OCTAVES - 1))))
-    step = inside.let("step", replace([found.either(before, "step")], {REACH: reach})[0])
-    size = inside.let("apart", mul(step, sub(call("mod", position, room), call("floordiv", neg(reach), step))))
-    same = call("eq", number, ahead)
-    valid = call("or", same, call("lt", size, mul(const(2), reach)))
-    size = inside.let("apart", call("where", valid, size, ONE))
-    apart = inside.let("rows_apart", call("where", same, ZERO, call("where", before, size, neg(size))))
-    sides = replace([found.either(before, x) for x in ("low", "high")], {OCTAVE: reach})
-    sides = replace(sides, {MORE: add(size, const(-1))})
-    left = [call("where", same, x, y) for x, y in zip((found.same.low, found.same.high), sides, strict=True)]
-    left = _named(left, {first(a.place), last(a.place)}, inside)
-    low, high, some = _over_block(left, rows, apart, a, b, inside)
-    low = call("maximum", low, ZERO)
-    high = call("where", call("and", valid, some), call("minimum", high, extent), ZERO)
-    for k, r in enumerate(begun):
-        here = call("eq", ITEM, const(k))
-        low = call("where", here, names.let("low", r.low), low)
-        high = call("where", here, names.let("high", r.high), high)
-    return Listed(count, inside.let("low", low), inside.let("high", high))
-
-
-def _named(nodes: Sequence[Node], moving: set[Node], names: Names) -> list[Node]:
-    """Expressions where every part that reads none of some variables has a name."""
-    order = postorder(nodes)
-    moves: set[Node] = set()
-    for n in order:
-        if n in moving or any(c in moves for c in n.children):
-            moves.add(n)
-    fixed = (c for n in order if n in moves for c in n.children if c not in moves and c.kind == "i")
-    return replace(nodes, {n: names.let("known", n) for n in dict.fromkeys(fixed)})
-
-
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """The first and the last outer row of a block, and the places where it begins and ends in them."""
-
-    from_: Node
-    to: Node
-    start: Node
-    stop: Node
-
-
-def _outer_rows(a: Line, names: Names) -> _Rows:
-    columns = const(a.columns)
-    at = [add(x, a.shift) for x in (first(a.axis), last(a.axis))]
-    from_, to = (names.let("outer_row", call("floordiv", x, columns)) for x in at)
-    start, stop = (names.let("outer_place", call("mod", x, columns)) for x in at)
-    return _Rows(from_, to, start, stop)
-
-
-def _over_block(
-    left: Sequence[Node], rows: _Rows, apart: Node, a: Line, b: Line, inside: Names
-) -> tuple[Node, Node, Node]:
-    """What a block leaves at a distance, before it is cut to the axis, and a condition without which that is nothing.
-
-    Args:
-        left: the places left of an inner row, by those of an outer one.
-        rows: of the block.
-        apart: the distance.
-        a, b: the axes.
-        inside: is given what is computed on the way.
-    """
-    columns, top = const(a.columns), const(a.columns - 1)
-    one = call("eq", rows.from_, rows.to)
-
-    def of(start: Node, stop: Node) -> tuple[Node, Node]:
-        low, high = replace(left, {first(a.place): start, last(a.place): stop})
-        return inside.let("place_low", low), inside.let("place_high", high)
-
-    head = of(rows.start, call("where", one, rows.stop, top))
-    tail = of(call("where", one, rows.start, ZERO), rows.stop)
-    start = inside.let("row_start", sub(mul(columns, sub(rows.from_, apart)), b.shift))
-    low = add(start, call("where", call("lt", *head), head[0], columns))
-    high = add(start, mul(columns, sub(rows.to, rows.from_)), call("where", call("lt", *tail), tail[1], ZERO))
-    return low, high, call("lt", *of(ZERO, top))
-
-
-def _octaves(most: Node) -> Node:
-    """How many octaves there are up to a distance."""
-    some = add(call("floor_log2", call("maximum", most, ONE)), ONE)
-    return call("where", call("lt", ZERO, most), some, ZERO)

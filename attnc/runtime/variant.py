@@ -6,6 +6,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from attnc import driver
@@ -19,7 +20,7 @@ from attnc.runtime.rank import RankStages, staged
 from attnc.runtime.stages import Stages
 from attnc.runtime.state import States
 
-PRECISIONS = {dtype: precision(name) for dtype, name in NAMES.items()}
+PRECISIONS: dict[torch.dtype, Precision] = {dtype: precision(name) for dtype, name in NAMES.items()}
 
 
 class Variant:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -213,7 +213,15 @@ DIRECTIONS = st.sampled_from([("i", "j"), ("j", "i")])
 BLOCKS = st.sampled_from([(16, 16), (20, 24), (3, 16), (4, 8), (5, 3)])
 
 
+NOWHERE = call(
+    "and",
+    call("le", call("floordiv", KEY, const(2)), call("floordiv", ROW, const(2))),
+    call("le", const(2), sub(KEY, ROW)),
+)
+
+
 @settings(max_examples=150, deadline=None)
+@example(NOWHERE, 20, 20, (16, 16), ("i", "j"))
 @given(masks(), st.integers(1, 150), st.integers(1, 150), BLOCKS, DIRECTIONS)
 def test_exact_for_any_mask_that_has_a_form(
     condition: Node, m: int, n: int, lengths: tuple[int, int], direction: tuple[str, str]
