@@ -25,9 +25,8 @@ def test_every_way_to_compute_a_spec_agrees(seed: int) -> None:
     assert batch.verdicts.get("agrees", 0) >= 0.8 * sum(batch.verdicts.values()) >= 0.4 * BATCH
 
 
-@pytest.mark.parametrize("seed", [100, 101])
-def test_compiled_kernels_agree(seed: int) -> None:
-    batch = search(seed, ("cpp",), 8)
+def test_compiled_kernels_agree() -> None:
+    batch = search(100, ("cpp",), 8)
     assert not batch.failure, explained(batch)
 
 

@@ -140,7 +140,7 @@ GALLERY |= {
         gaussian_adaptive,
         lambda r: {
             "offset": r.normal(r.dims.H, 4, dtype=r.f32),
-            "spread": r.normal(r.dims.H, 4, dtype=r.f32).exp(),
+            "spread": (0.3 * r.normal(r.dims.H, 4, dtype=r.f32)).exp(),  # near 1, where training starts
         },
         lengths=((7, 7), (63, 63)),
     ),

@@ -1,7 +1,7 @@
 """Every spec of the gallery against its own formula: outputs, observations and all gradients.
 
-A normal run takes each on one backend: a quarter of them on C++, whose compiler costs seconds, an eighth on Triton, the
-others on the tile programs themselves, interpreted. `pytest -m sweep` takes the rest.
+A normal run takes an eighth of them on C++, whose compiler costs seconds, an eighth on Triton, the others on the tile
+programs themselves, interpreted. `pytest -m sweep` takes the rest.
 """
 
 from __future__ import annotations
@@ -29,18 +29,13 @@ SHAPES = [Shape(7, 7, B=2, H=4, G=2, strided=True), Shape(63, 130, H=4, G=2, tai
 LONG = [Shape(1, 1), Shape(257, 63, B=2), Shape(63, 257, tail=True), Shape(257, 257)]
 
 
-# With inputs drawn from normal distributions some results miss the yardstick: by what factor at most, and why.
+# What misses the yardstick even over eight draws: by what factor at most, and why.
 MISSES = {
     "gallery/cosine_bias": (1.2, "at 63 by 257: o in one draw of eight, below 0.8 in the others"),
     "gallery/squared_distance": (
         1.3,
         "at 7 by 7: dx in one draw of eight, a row that attends to one far point; its delta is made from the output",
     ),
-    "gallery/multiplicative_bias": (
-        1.3,
-        "a query's factor: its gradient sums a row of ds that the output's rounding leaves unbalanced",
-    ),
-    "gallery/gaussian_adaptive": (1.2, "scores in the thousands, at 7 by 7 on tile programs: dv"),
 }
 
 
@@ -60,7 +55,7 @@ def shapes(name: str, usual: list[Shape]) -> list[Shape]:
     return [Shape(m, n, B=2, H=4, G=2) for m, n in lengths] if lengths else usual
 
 
-@pytest.mark.parametrize("name", sampled(0, 4))
+@pytest.mark.parametrize("name", sampled(0))
 def test_cpp(name: str) -> None:
     check(name, "cpp", SHAPES, torch.float32)
 

@@ -57,8 +57,8 @@ def test_gradcheck(spec: str, backend: str) -> None:
     assert torch.autograd.gradcheck(*small(spec, backend))
 
 
-SLOW = {("gla", "cpp"), ("retention", "cpp"), ("music", "cpp")}
-"""Most of a minute each; a normal run takes these specs on the other backends."""
+SLOW = {(s, "cpp") for s in ("gla", "retention", "music", "urpe", "gated", "capped")}
+"""Up to a minute each; a normal run takes these specs on the other backends."""
 
 
 @pytest.mark.parametrize(
