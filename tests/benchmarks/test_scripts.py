@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -15,6 +17,7 @@ def run(script: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, check=False, capture_output=True, text=True)
 
 
+@pytest.mark.sweep
 def test_gpu_dry_run(tmp_path: Path) -> None:
     out = tmp_path / "dry.json"
     done = run("gpu.py", "--dry-run", "--specs", "alibi,loaded_bias", "--stages", "check,race,calls", "--out", out)
@@ -77,6 +80,7 @@ def test_cpu(tmp_path: Path) -> None:
     assert found["machine"]["peaks"]["f32"]["gflops"] > 1
 
 
+@pytest.mark.sweep
 def test_low_rank_biases(tmp_path: Path) -> None:
     out = tmp_path / "lowrank.json"
     arguments = ("--cases", "spatial,table", "--dtypes", "f32", "--lengths", "64", "--rounds", "1", "--points", "100")
