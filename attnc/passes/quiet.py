@@ -7,27 +7,29 @@ plain instruction for maxima, which is the cheaper one on most processors.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 
 from attnc.ir.node import Add, Call, Const, Iverson, Max, Node, Prod, Size, Sum
+from attnc.ir.walk import postorder
 from attnc.passes.plan import Pass, Plan
 
 
 def is_quiet(r: Max, item: Pass, plan: Plan) -> bool:
     """Whether NaN among what a running maximum is taken of reaches every result of the pass without it.
 
-    A result made of the maximum and of sums that follow it is NaN by the latter. One made of the maximum alone must be
-    for later kernels only, which read it beside such a sum.
+    A result made of the maximum and of sums that follow it is NaN by the latter. One made of the maximum without them
+    must be for later kernels only, which read it beside such a sum.
     """
-    followers = [s for s in item.reductions if isinstance(s, Sum) and follows(s, r)]
+    followers = {s for s in item.reductions if isinstance(s, Sum) and follows(s, r)}
     if not followers:
         return False
+    shifted = {s for s in item.reductions if r in postorder([s])}
     alone = summed = False
     for name, _, value in item.stores:
-        reached = _reached(value, [r, *item.reductions])
-        if any(s in reached for s in followers):
+        reached = _reached(value, item.reductions)
+        if reached & followers:
             summed = True
-        elif r in reached:
+        elif reached & shifted:
             if plan.buffer(name).role == "output":
                 return False
             alone = True
@@ -59,7 +61,7 @@ def _atoms(node: Node) -> set[Node]:
             return {node}
 
 
-def _reached(value: Node, reductions: Sequence[Node]) -> set[Node]:
+def _reached(value: Node, reductions: Collection[Node]) -> set[Node]:
     """The reductions that a value is made of, not those inside others."""
     found: set[Node] = set()
     seen: set[Node] = set()
