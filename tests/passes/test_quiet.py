@@ -13,7 +13,7 @@ SPECS = {
     "softmax": ("", True),
     "scaled and masked": ("mask = j <= i\n", True),
     "a bias, whose maximum is saved": ("bias = 0.1 * (j - i)\n", True),
-    "the maximum observed": ("observe top = max[j](s)\n", False),
+    "the maximum observed, in other units than the shift": ("observe top = max[j](s)\n", True),
     "a maximum that nothing follows": ("normaliser = none\nscore = dot(q, k) - max[j](dot(q, k))\n", False),
     "weights summed over other pairs": ("output = sum[j](exp(s - max[j](s)) * v[j, e] if j <= i else 0)\n", False),
 }
