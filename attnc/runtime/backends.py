@@ -15,7 +15,8 @@ from attnc.codegen.tile import Kernel
 from attnc.diagnostics.diagnostic import CallError, Diagnostic
 from attnc.passes.bias_form import TargetName
 from attnc.passes.split import Form
-from attnc.runtime.execute import Executor, KernelBackend, KernelLaunch, PlanExecutor
+from attnc.runtime.execute import Executor, PlanExecutor
+from attnc.runtime.launch import KernelBackend, KernelLaunch
 
 if TYPE_CHECKING:
     from attnc.runtime.computation import Computation

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -27,12 +27,12 @@ from attnc.ir.walk import postorder
 from attnc.passes.plan import Finish, Plan
 from attnc.passes.split import is_splittable
 from attnc.runtime.cache import Compiling
+from attnc.runtime.launch import Bound, KernelBackend, Launch, bind
 from attnc.runtime.pages import in_huge_pages, is_long
 from attnc.runtime.runs import operands, planned
 from attnc.runtime.split import SplitLaunch
 
 if TYPE_CHECKING:
-    from attnc.passes.split import Form
     from attnc.runtime.computation import Computation
 
 KEPT = 256
@@ -44,59 +44,6 @@ class Executor(Protocol):
 
     def __call__(self, tensors: Sequence[Tensor], q_start: int) -> tuple[Tensor, ...]:
         """Results in the order of `Computation.results`."""
-        ...
-
-
-class Launch(Protocol):
-    """A kernel ready to run."""
-
-    def __call__(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> object:
-        """Run on one tensor per kernel argument; `sizes` has every size symbol."""
-        ...
-
-
-class KernelLaunch(Launch, Protocol):
-    """A kernel ready to run in blocks."""
-
-    def blocks(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> Mapping[str, int]:
-        """The block length of every blocked axis that a call with these arguments has."""
-        ...
-
-
-@runtime_checkable
-class Bindable(Protocol):
-    """A launch that can be made ready for tensors of known shapes and strides."""
-
-    def bind(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> Callable[[Sequence[Tensor]], object]:
-        """A function that runs it on tensors of the same shapes and strides as these, and the same sizes."""
-        ...
-
-
-class KernelBackend(Protocol):
-    """Turns tile programs into launchable kernels.
-
-    Attributes:
-        blocks: block lengths of the outer and the inner axis to lower passes with.
-    """
-
-    blocks: tuple[int, int]
-
-    def build(self, kernels: Sequence[Kernel]) -> Sequence[KernelLaunch]:
-        """The kernels of one plan, compiled."""
-        ...
-
-    def form(self, rows: int, shared: int, programs: int) -> Form | None:
-        """How a pass with few rows is split; None if it is not.
-
-        Args:
-            rows: positions of its outer axis.
-            shared: query heads that share a key head and may be packed.
-            programs: blocks of rows, over the whole grid.
-        """
-        ...
-
-    def processors(self, device: torch.device) -> int:
-        """How many programs run side by side."""
         ...
 
 
@@ -230,7 +177,7 @@ class Call:
         self.sizes = dict(sizes)
         self._buffers = tuple(Buffer.of(a, sizes) for a in allocations)
         self._steps = tuple(steps)
-        self._bound: list[Callable[[Sequence[Tensor]], object] | None] = [None] * len(steps)
+        self._bound: list[Bound | None] = [None] * len(steps)
         self._results = tuple(results)
 
     def __call__(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -241,16 +188,11 @@ class Call:
             passed: list[Tensor] = [slots[s] for s in step.slots]  # type: ignore[misc]
             bound = self._bound[k]
             if bound is None:
-                bound = self._bound[k] = self._bind(step.launch, passed)
+                bound = self._bound[k] = bind(step.launch, passed, self.sizes)
             bound(passed)
             for s in step.done:
                 slots[s] = None
         return tuple([slots[s] for s in self._results])  # type: ignore[misc]
-
-    def _bind(self, launch: Launch, tensors: Sequence[Tensor]) -> Callable[[Sequence[Tensor]], object]:
-        if isinstance(launch, Bindable):
-            return launch.bind(tensors, self.sizes)
-        return lambda tensors: launch(tensors, self.sizes)
 
 
 class Buffer(NamedTuple):

@@ -20,7 +20,7 @@ from attnc.runtime.planner import Table, plan
 from attnc.runtime.tiles import Mask
 
 if TYPE_CHECKING:
-    from attnc.runtime.execute import KernelLaunch, Launch
+    from attnc.runtime.launch import KernelLaunch, Launch
 
 WORTH = {"cpu": 256, "cuda": 1 << 16}
 """Blocks of the plane, over all heads, below which a kernel that visits them all is done before a table is made."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,13 +16,18 @@ from attnc.ir.dtypes import NAMES
 from attnc.ir.sizes import Evaluator, evaluator
 from attnc.passes.plan import Pass, Plan
 from attnc.passes.split import PARTS, ROWS, Form, packing, split
+from attnc.runtime.launch import Bound, bind
 from attnc.runtime.runs import operands, planned
 
 if TYPE_CHECKING:
-    from attnc.runtime.execute import KernelBackend, Launch
+    from attnc.runtime.launch import KernelBackend, Launch
 
 LEAST = 256
 """Positions of the inner axis that one part has at least."""
+SHORTEST = 128
+"""Positions of the inner axis from which a kernel that knows rows to be few gains more than its merge costs."""
+FEW: tuple[Form, ...] = ("single", "narrow")
+"""Forms that compute rows one by one, and not a block of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,32 +67,37 @@ class SplitLaunch:
 
     def __call__(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> None:
         """Run on one tensor per operand of the pass."""
+        self.bind(tensors, sizes)(tensors)
+
+    def bind(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> Bound:
+        """A function that runs it on tensors of the same shapes and strides as these, and the same sizes. It decides
+        again whenever other processors are at hand."""
         rows = self._rows(sizes)
-        chosen = self.choice(rows, sizes, tensors[0].device) if rows <= ROWS else None
-        if chosen is None:
-            self.whole(tensors, sizes)
-        else:
-            self._launch(*chosen, tensors, sizes)
+        if rows > ROWS:
+            return bind(self.whole, tensors, sizes)
+        ready: dict[int, Bound] = {}
 
-    def bind(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> Callable[[Sequence[Tensor]], object]:
-        """As the launch itself, for tensors of these shapes and strides."""
-        from attnc.runtime.execute import Bindable
+        def run(tensors: Sequence[Tensor]) -> None:
+            device = tensors[0].device
+            processors = self.backend.processors(device)
+            bound = ready.get(processors)
+            if bound is None:
+                chosen = self.choice(rows, sizes, device)
+                bound = bind(self.whole, tensors, sizes) if chosen is None else self._parts(*chosen, tensors, sizes)
+                ready[processors] = bound
+            bound(tensors)
 
-        if self._rows(sizes) > ROWS and isinstance(self.whole, Bindable):
-            return self.whole.bind(tensors, sizes)
-        return lambda tensors: self(tensors, sizes)
+        return run
 
     def choice(self, rows: int, sizes: Mapping[str, int], device: torch.device) -> tuple[Form, int] | None:
         """The form and the number of parts for a call; None: one kernel does it all."""
         inner = self._inner(sizes)
-        if inner < 2 * LEAST:
-            return None
         programs = 1
         for extent in self._grid:
             programs *= extent(sizes)
         shared = self._shared(sizes) if self._shared is not None else 1
         form = self.backend.form(rows, shared, programs)
-        if form is None or not programs:
+        if form is None or not programs or inner < (SHORTEST if form in FEW else 2 * LEAST):
             return None
         if form == "single":
             programs *= rows
@@ -96,18 +106,28 @@ class SplitLaunch:
         parts = max(1, min(-(-self.backend.processors(device) // programs), inner // LEAST))
         return (form, parts) if parts > 1 or form != "block" else None
 
-    def _launch(self, form: Form, parts: int, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> None:
+    def _parts(self, form: Form, parts: int, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> Bound:
         halves = self._halves.get(form)
         if halves is None:
             with self._lock:
                 halves = self._halves.get(form) or self._build(form)
                 self._halves[form] = halves
         known = {**sizes, PARTS: parts}
-        device = tensors[0].device
-        made = [torch.empty([d(known) for d in dims], dtype=self.real, device=device) for dims in halves.dims]
-        every = [*tensors, *made]
-        for launch, slots in zip((halves.partial, halves.merge), halves.slots, strict=True):
-            launch([every[s] for s in slots], known)
+        shapes = [[d(known) for d in dims] for dims in halves.dims]
+        first, second = halves.slots
+        every = [*tensors, *self._buffers(tensors[0], shapes)]
+        partial = bind(halves.partial, [every[s] for s in first], known)
+        merge = bind(halves.merge, [every[s] for s in second], known)
+
+        def run(tensors: Sequence[Tensor]) -> None:
+            every = [*tensors, *self._buffers(tensors[0], shapes)]
+            partial([every[s] for s in first])
+            merge([every[s] for s in second])
+
+        return run
+
+    def _buffers(self, like: Tensor, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
+        return [like.new_empty(shape, dtype=self.real) for shape in shapes]
 
     def _build(self, form: Form) -> Halves:
         two = split(self.plan, self.item, form)

@@ -151,6 +151,7 @@ def _row_kernel(columns: int) -> str:
         with out.block("for (int64_t k = 0; k < depth; ++k)"):
             out.line("const vec x = splat(a[k * a_step]);")
             out.line(" ".join(f"{s} += x * take_lanes(b + k * b_row + {n} * W);" for n, s in enumerate(sums)))
+            out.line(f"fetch_later(b + k * b_row, b_row, {columns} * W);")
         store_sums(out, [sums])
     return out.text()
 
@@ -189,7 +190,7 @@ static void product_in_runs(real *c, int64_t c_row, const real *a, int64_t a_row
 
 SECTION: dict[str, tuple[tuple[str, ...], str]] = {
     "ahead": (("vectors",), AHEAD),
-    "product_of_row": (("element_types",), "\n".join([_row_kernel(4), _row_kernel(1), _ROW])),
+    "product_of_row": (("element_types", "fetch_later"), "\n".join([_row_kernel(4), _row_kernel(1), _ROW])),
     "product_in_runs": (("product",), _RUNS),
     "product_declared": (("ahead",), _DECLARATION),
     "product": (("product_declared",), _KERNELS + "\n" + _choice((4, 2, 1)) + "\n" + _DISPATCH),

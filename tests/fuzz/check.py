@@ -31,7 +31,8 @@ from attnc.passes.derive import gradient_program
 from attnc.passes.plan import Plan
 from attnc.runtime.backends import TiledBackend, kernel_backend
 from attnc.runtime.computation import Computation
-from attnc.runtime.execute import KernelBackend, KernelLaunch, PlanExecutor
+from attnc.runtime.execute import PlanExecutor
+from attnc.runtime.launch import KernelBackend, KernelLaunch
 from attnc.runtime.tiled import TiledKernel
 from attnc.testing.compare import Results, dense, dense_errors, output_seeds
 from attnc.testing.inputs import complete_sizes, dims_of, relations_hold, storage_dtype

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from attnc.codegen.tile import Kernel
 from attnc.passes.plan import Pass
 from attnc.passes.split import Form, is_splittable
 from attnc.runtime import backends, split
-from attnc.runtime.execute import KernelLaunch
+from attnc.runtime.launch import Bound, KernelLaunch
 from attnc.testing.compare import dense, output_seeds, run_op
 from attnc.testing.inputs import complete_sizes, make_inputs
 
@@ -29,21 +30,26 @@ LARGEST = "attention first\nobserve same = max[j](s + v[j, 0])\nobserve mean = s
 KERNEL = Kernel("none", "", (), (), (), (), None, (), {}, ())
 
 
+PROCESSORS = itertools.count(96)
+"""Another number for every test: calls decide again when it changes."""
+
+
 class Splits:
     """Counts the launches that were split, and forces how."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, backend: str, form: Form) -> None:
         self.count = 0
-        launch = split.SplitLaunch._launch
+        parts = split.SplitLaunch._parts
 
-        def counted(own: split.SplitLaunch, *args: Any) -> None:
+        def counted(own: split.SplitLaunch, *args: Any) -> Bound:
             self.count += 1
-            launch(own, *args)
+            return parts(own, *args)
 
         monkeypatch.setattr(split, "LEAST", 32)
-        monkeypatch.setattr(split.SplitLaunch, "_launch", counted)
+        monkeypatch.setattr(split.SplitLaunch, "_parts", counted)
         monkeypatch.setattr(BACKENDS[backend], "form", lambda *_: form)
-        monkeypatch.setattr(BACKENDS[backend], "processors", lambda *_: 96)
+        processors = next(PROCESSORS)
+        monkeypatch.setattr(BACKENDS[backend], "processors", lambda *_: processors)
 
 
 def check(

@@ -15,7 +15,8 @@ import attnc
 from attnc.codegen.tile import Kernel
 from attnc.runtime import backends
 from attnc.runtime.backends import CppBackend
-from attnc.runtime.execute import KernelLaunch, PlanExecutor
+from attnc.runtime.execute import PlanExecutor
+from attnc.runtime.launch import KernelLaunch
 from tests.runtime.specs import ALIBI, CAUSAL, leaf, qkv, textbook
 
 CPU_BACKENDS = ("cpp", "tiled")
