@@ -15,6 +15,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import filelock
@@ -109,8 +110,7 @@ def _is_intact(path: Path) -> bool:
 def _build(directory: Path, key: str, source: str, toolchain: Toolchain, apart: Sequence[str]) -> ctypes.CDLL:
     target = directory / f"{key}.so"
     try:
-        objects = [_object(directory, text, toolchain) for text in apart]
-        _compile(target, source, lambda text, path: toolchain.compile(text, path, objects))
+        _compile(target, source, lambda text, path: _link(directory, text, path, toolchain, apart))
     except CompilerFailed:
         if not apart:
             raise
@@ -118,14 +118,26 @@ def _build(directory: Path, key: str, source: str, toolchain: Toolchain, apart: 
     return ctypes.CDLL(str(target))
 
 
-def _object(directory: Path, source: str, toolchain: Toolchain) -> Path:
-    """The object of a section that is compiled apart."""
-    key = key_of(source, toolchain)
-    target = directory / f"{key}.o"
-    with locked(directory / f"{key}.lock"):
+def _link(directory: Path, source: Path, target: Path, toolchain: Toolchain, apart: Sequence[str]) -> None:
+    """Make a library of a translation unit and of sections apart; what is missing is compiled side by side."""
+    objects = [directory / f"{key_of(text, toolchain)}.o" for text in apart]
+    if all(map(_is_intact, objects)):
+        toolchain.compile(source, target, objects)
+        return
+    with tempfile.TemporaryDirectory(dir=directory) as place, ThreadPoolExecutor() as pool:
+        made = [pool.submit(_object, path, text, toolchain) for path, text in zip(objects, apart, strict=True)]
+        unit = Path(place, source.with_suffix(".o").name)
+        toolchain.compile(source, unit, None)
+        for each in made:
+            each.result()
+        toolchain.compile(unit, target, objects)
+
+
+def _object(target: Path, source: str, toolchain: Toolchain) -> None:
+    """Have the object of a section that is compiled apart."""
+    with locked(target.with_suffix(".lock")):
         if not _is_intact(target):
             _compile(target, source, lambda text, path: toolchain.compile(text, path, None))
-    return target
 
 
 def _compile(target: Path, source: str, compiler: Callable[[Path, Path], object]) -> None:

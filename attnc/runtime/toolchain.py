@@ -79,14 +79,16 @@ class Toolchain:
         return _defines(self.path, self.options()[0], macro)
 
     def compile(self, source: Path, target: Path, objects: Sequence[Path] | None = ()) -> None:
-        """Make the shared library `target`, of a translation unit whose sections apart are in `objects`.
+        """Make the shared library `target`, of a translation unit (or its object) whose sections apart are in `objects`.
 
-        Without objects the unit is compiled whole. If `objects` is None, `target` is an object for other libraries.
+        Without objects the unit is compiled whole. If `objects` is None, `target` is an object without sections apart.
 
         Raises:
             CompilerFailed: if every choice of flags fails.
         """
-        more = ["-c"] if objects is None else [*(["-DATTNC_APART"] if objects else []), *map(str, objects)]
+        more = ["-c"] if objects is None else list(map(str, objects))
+        if more:
+            more.append("-DATTNC_APART")
         first_log = ""
         for options in self.options():
             done = subprocess.run(
