@@ -10,7 +10,7 @@ from attnc.diagnostics.diagnostic import Diagnostic, SpecError
 from attnc.ir.node import Node
 from attnc.ir.printer import show
 from attnc.ir.program import Program
-from attnc.passes import bias_cost
+from attnc.passes import bias_cost, tables
 from attnc.passes.bias_cost import Form
 from attnc.passes.cost import FREE, plan_cost
 from attnc.passes.decision import Alternative, Decision
@@ -68,11 +68,17 @@ def precision(dtype: str) -> Precision:
 
 
 def choose(program: Program, target: TargetName, exact: Precision) -> Choice:
-    """The form of a program's bias on a target, for queries of a precision.
+    """The form of a program's bias on a target, for queries of a precision; in every form with the tables that pay.
 
     Raises:
         SpecError: E331, if the caller asks for a form the bias does not have.
     """
+    found = _choose(program, target, exact)
+    forms = {form: tables.with_tables(split) for form, split in found.forms.items()}
+    return replace(found, split=forms.get(found.form, forms["registers"]), forms=forms)
+
+
+def _choose(program: Program, target: TargetName, exact: Precision) -> Choice:
     options = program.options
     forms: dict[Form, Split] = {"registers": Split(program)}
     wanted = options.bias
@@ -149,13 +155,23 @@ def decisions(
     program: Program, chosen: Choice, plans: Planner, target: TargetName, exact: Precision
 ) -> tuple[Decision, ...]:
     """What was found and chosen, with the predicted traffic and operations of a call and its gradient in each form."""
+    of_tables = _tables(chosen, plans)
     bias = chosen.bias
     if bias is None:
-        return ()
+        return of_tables
     ways = sorted(chosen.forms.items(), key=lambda form: form[0] != chosen.form)
     alternatives = [_alternative(NAMES[form], split, plans) for form, split in ways]
     said = _chosen(program, bias, chosen, target, exact)
-    return (Decision("separate", _found(bias, chosen), said, tuple(alternatives), bias.line),)
+    return (Decision("separate", _found(bias, chosen), said, tuple(alternatives), bias.line), *of_tables)
+
+
+def _tables(chosen: Choice, plans: Planner) -> tuple[Decision, ...]:
+    split = chosen.split
+    if split.instead is None:
+        return ()
+    found, said, line = tables.said(split.instead.attention)
+    ways = _alternative("tables", split, plans), _alternative("rows", split.instead, plans)
+    return (Decision("tables", found, said, ways, line),)
 
 
 def _alternative(name: str, split: Split, plans: Planner) -> Alternative:

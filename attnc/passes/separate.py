@@ -9,7 +9,7 @@ also stay what it is, computed in registers, or be computed first as a dense ten
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from attnc.ir.construct import (
@@ -32,6 +32,7 @@ from attnc.ir.construct import (
 from attnc.ir.node import Add, Axes, Const, Iverson, Load, Max, Node, Prod, Sum
 from attnc.ir.program import AxisInfo, Note, Output, Program, SizeBinding, Tensor
 from attnc.ir.walk import postorder, rebuild, rewrite
+from attnc.ir.walk import replace as replace_nodes
 from attnc.passes.planes import Planes
 from attnc.passes.reuse import ordered
 from attnc.passes.separable import Expansion, Inseparable, Pair, under
@@ -86,11 +87,15 @@ class Split:
         attention: the program that reads what the first stage computes; the whole program where `first` is None.
         first: computes the tensors `made`, its outputs, which are operands of `attention` by the same names.
         made: names of those tensors.
+        tables: those of `made` that hold products with all rows of a table (`attnc.passes.tables`).
+        instead: what serves calls whose `tables` would be too large.
     """
 
     attention: Program
     first: Program | None = None
     made: tuple[str, ...] = ()
+    tables: tuple[str, ...] = ()
+    instead: Split | None = None
 
     @property
     def fixed(self) -> tuple[str, ...]:
@@ -233,11 +238,11 @@ def _width(program: Program, pair: Pair) -> int:
 
 def with_factors(program: Program, bias: Bias, factors: Factors) -> Split:
     """The program split at the factors of its bias."""
-    channel = _fresh_axis(program, "r")
+    channel = fresh_axis(program, "r")
     axes = program.axes | {channel: AxisInfo(channel, const(factors.rank), "channel")}
     program = replace(program, axes=axes)
     sides = (_side(program, factors, channel, left=True), _side(program, factors, channel, left=False))
-    names = [_fresh_tensor(program, f"bias_{a}") for a in (bias.row, bias.column)]
+    names = [fresh_tensor(program, f"bias_{a}") for a in (bias.row, bias.column)]
     outputs, reads = [], []
     for name, side, position in zip(names, sides, (bias.row, bias.column), strict=True):
         output = _output(program, name, side, {position, channel})
@@ -249,15 +254,15 @@ def with_factors(program: Program, bias: Bias, factors: Factors) -> Split:
 
 def with_dense_bias(program: Program, bias: Bias) -> Split:
     """The program split at its bias as a tensor of both positions."""
-    name = _fresh_tensor(program, "bias")
+    name = fresh_tensor(program, "bias")
     output = _output(program, name, bias.value, {bias.row, bias.column})
     return _split(program, bias, [output], load(name, [axis(a) for a in output.parts[0][0]]))
 
 
 def with_rank(program: Program, bias: Bias) -> ByRank:
     """The program over factors whose rank is a size that each call tells."""
-    channel, size_name = _fresh_axis(program, "r"), _fresh_size(program, "R")
-    left, right = (_fresh_tensor(program, f"bias_{a}") for a in (bias.row, bias.column))
+    channel, size_name = fresh_axis(program, "r"), _fresh_size(program, "R")
+    left, right = (fresh_tensor(program, f"bias_{a}") for a in (bias.row, bias.column))
     batch = bias.value.axes - {bias.row, bias.column}
     names = {a: (*ordered(batch), a, channel) for a in (bias.row, bias.column)}
     info = AxisInfo(channel, size(size_name), "channel")
@@ -275,7 +280,7 @@ def with_rank(program: Program, bias: Bias) -> ByRank:
     attention = _attention(
         base, bias, sum_over({channel}, [at_row, at_column]), (Tensor(left, dims[bias.row], "real"), given)
     )
-    dense = _output(program, _fresh_tensor(program, "bias"), bias.value, {bias.row, bias.column})
+    dense = _output(program, fresh_tensor(program, "bias"), bias.value, {bias.row, bias.column})
     return ByRank(attention, _first(program, [dense]), project, left, right)
 
 
@@ -325,7 +330,7 @@ def _attention(program: Program, bias: Bias, value: Node, made: tuple[Tensor, ..
 
 def _first(program: Program, outputs: Sequence[Output], given: tuple[Tensor, ...] = ()) -> Program:
     """The program that computes what the attention reads."""
-    doc = "The bias of the score"
+    doc = "What the score reads"
     first = replace(program, name=f"{program.name}_bias", doc=doc, outputs=tuple(outputs), observed=(), checks=())
     return replace(first, tensors=_needed(first, (*first.tensors, *given)))
 
@@ -363,7 +368,25 @@ def _needed(program: Program, tensors: Iterable[Tensor]) -> tuple[Tensor, ...]:
     return tuple(t for t in tensors if t.name in kept)
 
 
-def _fresh_axis(program: Program, stem: str) -> str:
+def in_two(base: Program, split: Split, outputs: Sequence[Output], values: Mapping[Node, Node]) -> Split:
+    """A split program whose first stage also computes `outputs`; its attention has `values` in place of others.
+
+    `base` is the attention with the axes and tensors of the outputs.
+    """
+    roots = iter(replace_nodes(base.roots(), values))
+    parts = tuple(replace(o, parts=tuple((axes, next(roots)) for axes, _ in o.parts)) for o in base.outputs)
+    notes = base.notes | {new: base.notes[old] for old, new in values.items() if old in base.notes}
+    attention = replace(base, outputs=parts, notes=notes)
+    before = split.first
+    given = () if before is None else tuple(t for t in before.tensors if all(t.name != x.name for x in base.tensors))
+    whole = base if before is None else replace(base, axes=base.axes | before.axes, notes=base.notes | before.notes)
+    first = _first(whole, [*(before.outputs if before else ()), *outputs], given)
+    attention = replace(attention, tensors=_needed(attention, attention.tensors))
+    return Split(attention, first, (*split.made, *(o.name for o in outputs)))
+
+
+def fresh_axis(program: Program, stem: str) -> str:
+    """A name for an axis that the program does not have, made from `stem`."""
     taken = set(program.axes) | {t.name for t in program.tensors} | free_axes(program.roots())
     return next(n for n in (stem, *(f"{stem}_{k}" for k in range(2, 99))) if n not in taken)
 
@@ -373,6 +396,7 @@ def _fresh_size(program: Program, stem: str) -> str:
     return next(n for n in (stem, *(f"{stem}_{k}" for k in range(2, 99))) if n not in taken)
 
 
-def _fresh_tensor(program: Program, stem: str) -> str:
+def fresh_tensor(program: Program, stem: str) -> str:
+    """A name for a tensor that the program does not have, made from `stem`."""
     taken = {t.name for t in program.tensors} | {o.name for o in program.outputs} | set(program.axes)
     return next(n for n in (stem, *(f"{stem}_{k}" for k in range(2, 99))) if n not in taken)

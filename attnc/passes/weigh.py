@@ -175,6 +175,12 @@ def _runs(on: Plans, off: Plans) -> Found | None:
     return next(((d.found, d.chosen, d.line) for d in recorded), None)
 
 
+def _tables(on: Plans, off: Plans) -> Found | None:
+    """What was recorded when the tables were chosen."""
+    recorded = (d for d in on[0].decisions if d.rewrite == "tables")
+    return next(((d.found, d.chosen, d.line) for d in recorded), None)
+
+
 def readable(node: Node) -> str:
     """An integer expression as people write it: ``i_last - q_start + 1``, ``max(a, b)``."""
     k, rest = coefficient(node)
@@ -222,6 +228,7 @@ _FOUND: dict[str, Callable[[Plans, Plans], Found | None]] = {
     "group": _group,
     "bounds": _bounds,
     "runs": _runs,
+    "tables": _tables,
 }
 
 _INSIDE_KERNELS = frozenset({"bounds", "runs"})

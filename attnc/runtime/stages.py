@@ -6,6 +6,7 @@ the original tensors.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,12 +15,18 @@ from torch import Tensor
 from attnc import driver
 from attnc.ir.node import Load
 from attnc.ir.program import Program
+from attnc.ir.sizes import evaluator
 from attnc.ir.walk import postorder
 from attnc.passes.separate import Split
 from attnc.runtime.backends import is_planned
 from attnc.runtime.computation import Computation, computation
 from attnc.runtime.eager import active
 from attnc.runtime.transforms import functional
+
+LARGEST_TABLE = 1 << 28
+"""Elements of a table of products beyond which rows are read for each pair instead."""
+PER_PAIR = 8
+"""Elements of such a table per pair of positions beyond which it saves nothing."""
 
 
 class Stage:
@@ -53,10 +60,31 @@ class Stages:
         self.attention = Stage(split.attention, backend)
         self.first = None if split.first is None else Stage(split.first, backend)
         self.made = split.made
+        self._backend = backend
+        self._instead = split.instead
+        self._plain: Stages | None = None
+        outputs = split.first.outputs if split.first is not None and split.instead is not None else ()
+        self._tables = tuple(tuple(map(evaluator, o.dims)) for o in outputs if o.name in split.tables)
 
     def __call__(self, names: Sequence[str], tensors: Sequence[Tensor], q_start: Any) -> tuple[Tensor, ...]:
         """The outputs of the attention, for tensors that fit the spec."""
         known = dict(zip(names, tensors, strict=True))
+        if self._tables and self._is_large(known, q_start):
+            return self._without(names, tensors, q_start)
         if self.first is not None:
             known |= zip(self.made, self.first(known, q_start), strict=True)
         return self.attention(known, q_start)
+
+    def _is_large(self, known: Mapping[str, Tensor], q_start: Any) -> bool:
+        """Whether the tables of a call take much more memory, and time, than they save."""
+        assert self.first is not None
+        sizes = self.first.computation.sizes([known[n] for n in self.first.computation.names], q_start)
+        q, k = known["q"].shape, known["k"].shape
+        most = min(LARGEST_TABLE, PER_PAIR * q[0] * q[1] * q[2] * k[2])
+        return any(math.prod(d(sizes) for d in dims) > most for dims in self._tables)
+
+    def _without(self, names: Sequence[str], tensors: Sequence[Tensor], q_start: Any) -> tuple[Tensor, ...]:
+        if self._plain is None:
+            assert self._instead is not None
+            self._plain = Stages(self._instead, self._backend)
+        return self._plain(names, tensors, q_start)

@@ -79,7 +79,7 @@ class Toolchain:
         return _defines(self.path, self.options()[0], macro)
 
     def compile(self, source: Path, target: Path, objects: Sequence[Path] | None = ()) -> None:
-        """Make the shared library `target`, of a translation unit (or its object) whose sections apart are in `objects`.
+        """Make the shared library `target`, of a unit (or its object) whose sections apart are in `objects`.
 
         Without objects the unit is compiled whole. If `objects` is None, `target` is an object without sections apart.
 
