@@ -60,7 +60,8 @@ def _gathered(node: Sum, planes: Planes) -> Gathered | None:
     others = planes.sequences(_axes(f for f in node.factors if f is not row))
     places = tuple(k for k, entry in enumerate(row.index) if len(planes.sequences(entry.axes)) > 1)
     fixed = planes.sequences(_axes(e for k, e in enumerate(row.index) if k not in places))
-    if not places or len(fixed | others) > 1 or any(row.index[k].axes & node.bound for k in places):
+    # Kernels loop over two axes at a time: those of the places and of the position that is multiplied.
+    if not places or len(places) + len(fixed | others) > 2 or any(row.index[k].axes & node.bound for k in places):
         return None
     noted = [planes.program.notes[n].line for n in (node, row) if n in planes.program.notes]
     return Gathered(node, row, places, next((n for n in noted if n is not None), None))
