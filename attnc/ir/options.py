@@ -16,6 +16,7 @@ REWRITES = {
     "expand": "sums are multiplied out where their parts can follow online",
     "group": "the query heads of a key head are summed inside one kernel",
     "separate": "a bias that is a sum of products of one position each becomes factors where that costs less",
+    "toeplitz": "costly values that depend on the distance of two positions alone are computed once per distance",
     "tables": "products with rows of a table that both positions choose are computed once per row, not once per pair",
     "scan": "causal sums whose weights separate carry a state instead of visiting all pairs",
     "bounds": "loops run over the blocks that the mask leaves, and full blocks do not evaluate it",

@@ -80,7 +80,7 @@ def registers(target: Target, program: Program, value: Node, plane: Axes) -> flo
     whole = [n for n in gathered if {axis(a) for a in plane} <= set(n.index)]
     reduced = sum(_channels(program, n.axes) for n in loads if program.tensor(n.tensor).is_real)
     memory = len(gathered) * target.gather + len(whole) * 4 * target.byte
-    computed = sum(_operations(program, n) for n in reached if plane <= n.axes or _inside(n, plane))
+    computed = sum(operations(program, n) for n in reached if plane <= n.axes or _inside(n, plane))
     return total + PASSES * (computed * target.operation + memory) + reduced * target.reduction
 
 
@@ -127,7 +127,7 @@ def _channels(program: Program, axes: Axes) -> int:
     return prod(int(e.value) if isinstance(e, Const) else NOMINAL_CHANNELS for e in extents)
 
 
-def _operations(program: Program, node: Node) -> int:
+def operations(program: Program, node: Node) -> int:
     """Operations of one node per pair, its channels counted."""
     match node:
         case Const() | Axis() | Size() | Load() | Iverson():

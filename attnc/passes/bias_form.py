@@ -10,7 +10,7 @@ from attnc.diagnostics.diagnostic import Diagnostic, SpecError
 from attnc.ir.node import Node
 from attnc.ir.printer import show
 from attnc.ir.program import Program
-from attnc.passes import bias_cost, tables
+from attnc.passes import bias_cost, tables, toeplitz
 from attnc.passes.bias_cost import Form
 from attnc.passes.cost import FREE, plan_cost
 from attnc.passes.decision import Alternative, Decision
@@ -74,7 +74,7 @@ def choose(program: Program, target: TargetName, exact: Precision) -> Choice:
         SpecError: E331, if the caller asks for a form the bias does not have.
     """
     found = _choose(program, target, exact)
-    forms = {form: tables.with_tables(split) for form, split in found.forms.items()}
+    forms = {form: tables.with_tables(toeplitz.with_diagonals(split)) for form, split in found.forms.items()}
     return replace(found, split=forms.get(found.form, forms["registers"]), forms=forms)
 
 
@@ -166,12 +166,17 @@ def decisions(
 
 
 def _tables(chosen: Choice, plans: Planner) -> tuple[Decision, ...]:
+    """What was computed first for every row or every distance, last choice first."""
+    out = []
     split = chosen.split
-    if split.instead is None:
-        return ()
-    found, said, line = tables.said(split.instead.attention)
-    ways = _alternative("tables", split, plans), _alternative("rows", split.instead, plans)
-    return (Decision("tables", found, said, ways, line),)
+    while split.instead is not None:
+        before = split.instead
+        name = split.rewrite
+        found, said, line = (tables.said if name == "tables" else toeplitz.said)(before.attention)
+        ways = _alternative(f"with {name}", split, plans), _alternative(f"without {name}", before, plans)
+        out.append(Decision(name, found, said, ways, line))
+        split = before
+    return tuple(out)
 
 
 def _alternative(name: str, split: Split, plans: Planner) -> Alternative:

@@ -87,15 +87,17 @@ class Split:
         attention: the program that reads what the first stage computes; the whole program where `first` is None.
         first: computes the tensors `made`, its outputs, which are operands of `attention` by the same names.
         made: names of those tensors.
-        tables: those of `made` that hold products with all rows of a table (`attnc.passes.tables`).
-        instead: what serves calls whose `tables` would be too large.
+        tables: those of `made` that pay only where pairs are many, each with the elements per pair up to which it does.
+        instead: what serves the other calls.
+        rewrite: what made them: ``tables`` or ``toeplitz``.
     """
 
     attention: Program
     first: Program | None = None
     made: tuple[str, ...] = ()
-    tables: tuple[str, ...] = ()
+    tables: tuple[tuple[str, float], ...] = ()
     instead: Split | None = None
+    rewrite: str = ""
 
     @property
     def fixed(self) -> tuple[str, ...]:
@@ -145,8 +147,8 @@ def find_bias(program: Program) -> Bias | None:
         return None
     ((terms, (pair, places)),) = found.items()
     column = "j" if "j" in pair else sorted(pair - {"i"})[-1]
-    guaranteed = _guaranteed(program.roots())
-    conditions = frozenset.intersection(*(guaranteed[p] for p in places))
+    held = guaranteed(program.roots())
+    conditions = frozenset.intersection(*(held[p] for p in places))
     noted = [lines[n].line for t in terms for n in postorder([t]) if n in lines]
     (row,) = pair - {column}
     return Bias(terms, row, column, conditions, noted[-1] if noted else None)
@@ -177,7 +179,7 @@ def _values(roots: Iterable[Node]) -> list[Node]:
     return list(seen)
 
 
-def _guaranteed(roots: Iterable[Node]) -> dict[Node, frozenset[Node]]:
+def guaranteed(roots: Iterable[Node]) -> dict[Node, frozenset[Node]]:
     """For every node, the conditions that hold wherever it is seen: domains and brackets on every path to it."""
     roots = list(roots)
     held: dict[Node, frozenset[Node]] = {r: frozenset() for r in roots}
@@ -368,10 +370,13 @@ def _needed(program: Program, tensors: Iterable[Tensor]) -> tuple[Tensor, ...]:
     return tuple(t for t in tensors if t.name in kept)
 
 
-def in_two(base: Program, split: Split, outputs: Sequence[Output], values: Mapping[Node, Node]) -> Split:
+def in_two(
+    rewrite: str, base: Program, split: Split, outputs: Sequence[Output], values: Mapping[Node, Node], per_pair: float
+) -> Split:
     """A split program whose first stage also computes `outputs`; its attention has `values` in place of others.
 
-    `base` is the attention with the axes and tensors of the outputs.
+    `base` is the attention with the axes and tensors of the outputs. Calls with more than `per_pair` elements of an
+    output to a pair of positions are served by `split` as it was.
     """
     roots = iter(replace_nodes(base.roots(), values))
     parts = tuple(replace(o, parts=tuple((axes, next(roots)) for axes, _ in o.parts)) for o in base.outputs)
@@ -382,7 +387,8 @@ def in_two(base: Program, split: Split, outputs: Sequence[Output], values: Mappi
     whole = base if before is None else replace(base, axes=base.axes | before.axes, notes=base.notes | before.notes)
     first = _first(whole, [*(before.outputs if before else ()), *outputs], given)
     attention = replace(attention, tensors=_needed(attention, attention.tensors))
-    return Split(attention, first, (*split.made, *(o.name for o in outputs)))
+    tables = (*split.tables, *((o.name, per_pair) for o in outputs))
+    return Split(attention, first, (*split.made, *(o.name for o in outputs)), tables, split, rewrite)
 
 
 def fresh_axis(program: Program, stem: str) -> str:

@@ -24,6 +24,9 @@ from attnc.passes.separate import Split, fresh_axis, fresh_tensor, in_two
 SHORTEST = 8
 """Channels from which a row costs more to read and to multiply than one product of a table costs to read."""
 
+PER_PAIR = 8
+"""Products per pair of positions beyond which few of them are read."""
+
 
 @dataclass(frozen=True, slots=True)
 class Gathered:
@@ -95,7 +98,7 @@ def with_tables(split: Split) -> Split:
         mapping[gathered.node] = value
     if not outputs:
         return split
-    return replace(in_two(base, split, outputs, mapping), instead=split, tables=tuple(o.name for o in outputs))
+    return in_two("tables", base, split, outputs, mapping, PER_PAIR)
 
 
 def _table(program: Program, gathered: Gathered) -> tuple[Program, Output, Node]:

@@ -175,10 +175,13 @@ def _runs(on: Plans, off: Plans) -> Found | None:
     return next(((d.found, d.chosen, d.line) for d in recorded), None)
 
 
-def _tables(on: Plans, off: Plans) -> Found | None:
-    """What was recorded when the tables were chosen."""
-    recorded = (d for d in on[0].decisions if d.rewrite == "tables")
-    return next(((d.found, d.chosen, d.line) for d in recorded), None)
+def _recorded(name: str) -> Callable[[Plans, Plans], Found | None]:
+    """What was recorded when a program was split."""
+
+    def found(on: Plans, off: Plans) -> Found | None:
+        return next(((d.found, d.chosen, d.line) for d in on[0].decisions if d.rewrite == name), None)
+
+    return found
 
 
 def readable(node: Node) -> str:
@@ -228,7 +231,8 @@ _FOUND: dict[str, Callable[[Plans, Plans], Found | None]] = {
     "group": _group,
     "bounds": _bounds,
     "runs": _runs,
-    "tables": _tables,
+    "tables": _recorded("tables"),
+    "toeplitz": _recorded("toeplitz"),
 }
 
 _INSIDE_KERNELS = frozenset({"bounds", "runs"})

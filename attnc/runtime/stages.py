@@ -24,9 +24,7 @@ from attnc.runtime.eager import active
 from attnc.runtime.transforms import functional
 
 LARGEST_TABLE = 1 << 28
-"""Elements of a table of products beyond which rows are read for each pair instead."""
-PER_PAIR = 8
-"""Elements of such a table per pair of positions beyond which it saves nothing."""
+"""Elements of a table beyond which its memory is not taken."""
 
 
 class Stage:
@@ -63,8 +61,9 @@ class Stages:
         self._backend = backend
         self._instead = split.instead
         self._plain: Stages | None = None
-        outputs = split.first.outputs if split.first is not None and split.instead is not None else ()
-        self._tables = tuple(tuple(map(evaluator, o.dims)) for o in outputs if o.name in split.tables)
+        pays = dict(split.tables)
+        outputs = split.first.outputs if split.first is not None else ()
+        self._tables = tuple((tuple(map(evaluator, o.dims)), pays[o.name]) for o in outputs if o.name in pays)
 
     def __call__(self, names: Sequence[str], tensors: Sequence[Tensor], q_start: Any) -> tuple[Tensor, ...]:
         """The outputs of the attention, for tensors that fit the spec."""
@@ -80,8 +79,12 @@ class Stages:
         assert self.first is not None
         sizes = self.first.computation.sizes([known[n] for n in self.first.computation.names], q_start)
         q, k = known["q"].shape, known["k"].shape
-        most = min(LARGEST_TABLE, PER_PAIR * q[0] * q[1] * q[2] * k[2])
-        return any(math.prod(d(sizes) for d in dims) > most for dims in self._tables)
+        pairs = q[0] * q[1] * q[2] * k[2]
+        for dims, per_pair in self._tables:
+            elements = math.prod(d(sizes) for d in dims)
+            if elements > LARGEST_TABLE or elements > per_pair * pairs:
+                return True
+        return False
 
     def _without(self, names: Sequence[str], tensors: Sequence[Tensor], q_start: Any) -> tuple[Tensor, ...]:
         if self._plain is None:
