@@ -40,8 +40,8 @@ def gather(nest: Nest, node: Load) -> Value:
         nest.needs.add("wide")
     out.line(f"{C_VECTOR[element]} {name} = {{}};")
     with ExitStack() as branches:
-        if element == "f":
-            _gather_near(nest, node, name, varying)
+        if element != "w":
+            _gather_near(nest, node, name, varying, element)
             branches.enter_context(out.block("else"))
         with out.block("for (int lane = 0; lane < W; ++lane)"):
             guard = f"if ({' && '.join(conditions)}) " if conditions else ""
@@ -49,7 +49,7 @@ def gather(nest: Nest, node: Load) -> Value:
     return Value(name, element, True)
 
 
-def _gather_near(nest: Nest, node: Load, name: str, varying: list[Varying]) -> None:
+def _gather_near(nest: Nest, node: Load, name: str, varying: list[Varying], element: Element) -> None:
     """All lanes at once, where offsets along them fit in 32 bits."""
     layout, out = nest.layout, nest.out
     nest.needs.add("gather_wide" if any(v.element == "w" for v in varying) else "gather")
@@ -69,7 +69,12 @@ def _gather_near(nest: Nest, node: Load, name: str, varying: list[Varying]) -> N
                 place_there = f"mask({position} >= 0 && {position} < {limit})"
                 there = f"{there} & {place_there}"
     with out.block(f"if ({' && '.join(guards)})"):
-        out.line(f"{name} = gather({' + '.join(fixed)}, {place}, {there});")
+        if element == "f":
+            out.line(f"{name} = gather({' + '.join(fixed)}, {place}, {there});")
+        else:
+            nest.needs.add("gather_integers")
+            whole = f"gather_integers({' + '.join(fixed)}, {place}, {there})"
+            out.line(f"{name} = {whole} != 0;" if element == "b" else f"{name} = {whole};")
 
 
 def scatter(nest: Nest, s: Scatter | Store) -> None:

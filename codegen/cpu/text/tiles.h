@@ -122,6 +122,42 @@ template <class T> static inline vec gather(const T *p, ivec at, ivec there) {
     return gather_apart(p, at, there);
 }
 
+//@ gather_integers: gather
+template <class T> static inline ivec integers_apart(const T *p, ivec at, ivec there) {
+    ivec x = {};
+    for (int l = 0; l < W; ++l)
+        if (there[l]) x[l] = integer(p[at[l]]);
+    return x;
+}
+#if defined(__AVX512F__)
+static inline ivec integers_apart(const int32_t *p, ivec at, ivec there) {
+    if constexpr (sizeof(integer) == 4) {
+        uint16_t k;
+        ivec x = {};
+        asm("vptestmd %1, %1, %0" : "=Yk"(k) : "v"(there));
+        asm("vpgatherdd (%2,%3,4), %0%{%1%}" : "+&v"(x), "+Yk"(k) : "r"(p), "v"(at), "m"(*(const int32_t(*)[])p));
+        return x;
+    }
+    return integers_apart<int32_t>(p, at, there);
+}
+#endif
+// p[at] of integers in the lanes that are `there`, 0 in others; most often of neighbours, or all the same.
+template <class T> static inline ivec gather_integers(const T *p, ivec at, ivec there) {
+    if (equal(there, mask(true))) {
+        const int64_t first = at[0];
+        const ivec from_first = at - integer(first);
+        if (equal(from_first, load(lane_numbers.at))) {
+            typedef T elements __attribute__((vector_size(W * sizeof(T)), aligned(alignof(T)), may_alias));
+            return __builtin_convertvector(*(const elements *)(p + first), ivec);
+        }
+        if (equal(from_first, ivec{})) return ivec{} + integer(p[first]);
+    }
+    return integers_apart(p, at, there);
+}
+static inline ivec gather_integers(const bool *p, ivec at, ivec there) {
+    return gather_integers((const uint8_t *)p, at, there);
+}
+
 //@ gather_wide: gather wide
 static inline ivec below(wide x, int64_t limit) { return narrow((x >= 0) & (x < limit)); }
 
