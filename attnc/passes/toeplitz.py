@@ -3,7 +3,8 @@
 ``table[h, bucket(i - j)]`` with logarithms in its bucket, or ``log(1 + c abs(i - j))``, has one value per diagonal of
 the plane. Where it takes many operations, a program is split in two: the first computes it for all M + N - 1 distances,
 and the attention reads it at ``i - j + N - 1``, neighbours for neighbours. Gradients flow through the table by the
-usual derivation. Distances that no pair the mask leaves can have are 0, so that what is undefined there stays unseen.
+usual derivation. Values that separate into factors of one position are left to the rewrites that factors
+open. Distances that no pair the mask leaves can have are 0, so that what is undefined there stays unseen.
 """
 
 from __future__ import annotations
@@ -15,14 +16,17 @@ from attnc.ir.construct import add, axis, call, const, iverson, load, mul, neg, 
 from attnc.ir.node import Call, Iverson, Load, Max, Node, Sum
 from attnc.ir.program import AxisInfo, Output, Program, Tensor
 from attnc.ir.walk import postorder, rewrite, substitute
+from attnc.passes.associate import associate
 from attnc.passes.bias_cost import operations
 from attnc.passes.planes import Planes
 from attnc.passes.reuse import ordered
+from attnc.passes.scan_unit import unit as scan_unit
+from attnc.passes.separable import Expansion, Inseparable, under
 from attnc.passes.separate import Split, fresh_axis, fresh_tensor, guaranteed, in_two
 
 ROW, COLUMN = "i", "j"
 COMPARISONS = ("lt", "le", "eq", "ne", "gt", "ge")
-WORTH = 16
+WORTH = 12
 """Operations per pair, in additions, from which reading a table costs less."""
 GATHER = 16
 """What it costs in additions to read an element that is not next to that of the neighbouring pair."""
@@ -64,14 +68,23 @@ def find(program: Program) -> tuple[Diagonal, ...]:
         if node in seen or node.kind == "b" or isinstance(node, Iverson):
             continue
         seen.add(node)
-        plain = {ROW, COLUMN} <= node.axes and node not in content and node not in compared
-        value = _at_distance(node, held[node]) if plain and _work(program, node) >= WORTH else None
+        whole = {ROW, COLUMN} <= node.axes and not planes.channels(node.axes)
+        plain = whole and node not in content and node not in compared
+        value = _at_distance(program, node, held[node]) if plain and _work(program, node) >= WORTH else None
         if value is not None:
             noted = [program.notes[n].line for n in postorder([node]) if n in program.notes]
             found[node] = Diagonal(node, value, next((n for n in reversed(noted) if n is not None), None))
         else:
             stack += _values(node)
-    return tuple(found.values())
+    return () if found and _carries_states(program, planes) else tuple(found.values())
+
+
+def _carries_states(program: Program, planes: Planes) -> bool:
+    """Whether sums of a program run in linear time, which a table would prevent."""
+    if not program.options.applies("scan"):
+        return False
+    roots = associate(program.roots(), planes, grouped=False)
+    return any(isinstance(n, Sum) and scan_unit(n, planes) is not None for n in planes.plane_reductions(roots))
 
 
 def _values(node: Node) -> tuple[Node, ...]:
@@ -85,11 +98,11 @@ def _values(node: Node) -> tuple[Node, ...]:
 
 
 def _content(every: Iterable[Node], planes: Planes) -> set[Node]:
-    """Nodes that read queries, keys or values, reduce over positions, or have channels."""
+    """Nodes that read queries, keys or values, or reduce over positions."""
     found: set[Node] = set()
     for node in every:
         own = isinstance(node, Load) and node.tensor in ("q", "k", "v")
-        if own or planes.is_reduction(node) or planes.channels(node.axes) or any(c in found for c in node.children):
+        if own or planes.is_reduction(node) or any(c in found for c in node.children):
             found.add(node)
     return found
 
@@ -110,15 +123,23 @@ def operations_of(entry: Node) -> int:
     return sum({ROW, COLUMN} <= n.axes for n in postorder([entry]))
 
 
-def _at_distance(node: Node, conditions: frozenset[Node]) -> Node | None:
+def _at_distance(program: Program, node: Node, conditions: frozenset[Node]) -> Node | None:
     """A value as a function of the diagonal alone, 0 where `conditions` rule the diagonal out; None if it is none."""
     wide = [c for c in sorted(conditions, key=lambda c: c.order) if {ROW, COLUMN} <= c.axes]
     to_diagonal = {ROW: add(axis(ENTRY), axis(COLUMN), const(1), neg(size("N")))}
     value, *moved = rewrite([substitute(n, to_diagonal) for n in (node, *wide)], _compared)
-    if {ROW, COLUMN} & value.axes:
+    if {ROW, COLUMN} & value.axes or _separates(program, node, conditions):
         return None
     visible = [c for c in moved if not {ROW, COLUMN} & c.axes and c.axes <= value.axes]
     return mul(value, *map(iverson, visible)) if node.kind == "f" else value
+
+
+def _separates(program: Program, node: Node, conditions: frozenset[Node]) -> bool:
+    """Whether a value is a sum of products of one position each: then linear time and low rank are open to it."""
+    try:
+        return node.kind == "f" and bool(Expansion(program, ROW, COLUMN).pairs(under(node, conditions)))
+    except Inseparable:
+        return False
 
 
 def _compared(node: Node) -> Node | None:
