@@ -51,30 +51,44 @@ def gather(nest: Nest, node: Load) -> Value:
 
 def _gather_near(nest: Nest, node: Load, name: str, varying: list[Varying], element: Element) -> None:
     """All lanes at once, where offsets along them fit in 32 bits."""
-    layout, out = nest.layout, nest.out
+    near = _near(nest, node.tensor, node.index, varying)
+    with nest.out.block(f"if ({near.guard})"):
+        if element == "f":
+            nest.out.line(f"{name} = gather({near.base}, {near.place}, {near.there});")
+        else:
+            nest.needs.add("gather_integers")
+            whole = f"gather_integers({near.base}, {near.place}, {near.there})"
+            nest.out.line(f"{name} = {whole} != 0;" if element == "b" else f"{name} = {whole};")
+
+
+@dataclass(frozen=True, slots=True)
+class Near:
+    """C++ for elements at 32-bit offsets: the condition for that, where offsets start, the offsets, and which lanes
+    have an element."""
+
+    guard: str
+    base: str
+    place: str
+    there: str
+
+
+def _near(nest: Nest, tensor: str, index: tuple[Node, ...], varying: list[Varying]) -> Near:
+    layout = nest.layout
     nest.needs.add("gather_wide" if any(v.element == "w" for v in varying) else "gather")
-    strides = {v.dim: layout.stride(node.tensor, v.dim) for v in varying}
+    strides = {v.dim: layout.stride(tensor, v.dim) for v in varying}
     reach = " + ".join(f"{v.limit} * absolute({strides[v.dim]})" for v in varying)
     narrowed = {v.dim: f"narrow({v.name})" if v.element == "w" else v.name for v in varying}
     place = " + ".join(f"{narrowed[v.dim]} * integer({strides[v.dim]})" for v in varying)
     there = " & ".join(f"below({v.name}, {v.limit})" for v in varying)
-    fixed = [layout.tensor(node.tensor)]
-    guards = [f"{reach} < INT32_MAX / 2"]
-    for k, (entry, extent) in enumerate(zip(node.index, layout.kernel.argument(node.tensor).dims, strict=True)):
+    fixed = [layout.tensor(tensor)]
+    for k, (entry, extent) in enumerate(zip(index, layout.kernel.argument(tensor).dims, strict=True)):
         if k not in strides:
             position = nest.expressions.show(entry).at(UNARY)
-            fixed.append(f"{position} * {layout.stride(node.tensor, k)}")
+            fixed.append(f"{position} * {layout.stride(tensor, k)}")
             if not _surely_inside(nest, entry, extent):
                 limit = nest.expressions.show(extent).at(UNARY)
-                place_there = f"mask({position} >= 0 && {position} < {limit})"
-                there = f"{there} & {place_there}"
-    with out.block(f"if ({' && '.join(guards)})"):
-        if element == "f":
-            out.line(f"{name} = gather({' + '.join(fixed)}, {place}, {there});")
-        else:
-            nest.needs.add("gather_integers")
-            whole = f"gather_integers({' + '.join(fixed)}, {place}, {there})"
-            out.line(f"{name} = {whole} != 0;" if element == "b" else f"{name} = {whole};")
+                there = f"{there} & mask({position} >= 0 && {position} < {limit})"
+    return Near(f"{reach} < INT32_MAX / 2", " + ".join(fixed), place, there)
 
 
 def scatter(nest: Nest, s: Scatter | Store) -> None:
@@ -84,15 +98,18 @@ def scatter(nest: Nest, s: Scatter | Store) -> None:
     value = nest.expressions.real(nest.expressions.show(s.value))
     if not value.lanes:
         value = Value(f"real({value.code})", "f", False)
-    address, conditions, _ = _address(nest, s.tensor, s.index)
+    address, conditions, varying = _address(nest, s.tensor, s.index)
+    limited: list[str] = []
     if isinstance(s, Scatter) and s.condition is not None:
         where = nest.expressions.show(s.condition)
         if where.lanes:
             name = layout.names.fresh("where")
             out.line(f"const ivec {name} = {where.code};")
             conditions.insert(0, f"{name}[lane]")
+            limited.append(name)
         else:
             conditions.insert(0, where.at(UNARY))
+            limited.append(f"mask({where.code})")
     guard = f"if ({' && '.join(conditions)}) " if conditions else ""
     target = layout.names.fresh("target")
     held = "double()" if layout.kernel.argument(s.tensor).dtype == "f64" else "real()"
@@ -106,9 +123,19 @@ def scatter(nest: Nest, s: Scatter | Store) -> None:
     if value.lanes:
         amount = layout.names.fresh("value")
         out.line(f"const vec {amount} = {value.code};")
-        amount += "[lane]"
     start = layout.axis(nest.vector)
-    with out.block(f"for (int64_t lane = 0; lane < least(W, {layout.count(nest.vector)} - {start}); ++lane)"):
+    count = f"{layout.count(nest.vector)} - {start}"
+    branches = ExitStack()
+    if isinstance(s, Scatter) and value.lanes and varying:
+        nest.needs |= {"scatter_lanes", "lane_numbers"}
+        near = _near(nest, s.tensor, s.index, varying)
+        there = " & ".join([near.there, *limited, f"below(load(lane_numbers.at), {count})"])
+        with out.block(f"if ({near.guard})"):
+            out.line(f"scatter_lanes({near.base}, {near.place}, {there}, {amount});")
+        branches.enter_context(out.block("else"))
+    if value.lanes:
+        amount += "[lane]"
+    with branches, out.block(f"for (int64_t lane = 0; lane < least(W, {count}); ++lane)"):
         if guard:
             out.line(f"if (!({' && '.join(conditions)})) continue;")
         out.line(f"auto *{target} = {address};")

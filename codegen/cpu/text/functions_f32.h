@@ -271,3 +271,18 @@ static inline vec gather_apart(const f16 *p, ivec at, ivec there) {
     return (vec)from_f16(halves_apart(&p->bits, at, there));
 }
 #endif
+
+//@ double_sums: halves
+typedef double doubles __attribute__((vector_size(W / 2 * sizeof(double))));
+typedef doubles loose_doubles __attribute__((aligned(sizeof(double)), may_alias));
+static inline doubles doubles_of(vec x, int upper) { return __builtin_convertvector(half<W>(x, upper), doubles); }
+static inline double sum_in_doubles(vec x) {
+    const doubles pairs = doubles_of(x, 0) + doubles_of(x, 1);
+    double total = 0;
+    for (int l = 0; l < W / 2; ++l) total += pairs[l];
+    return total;
+}
+static inline void add_neighbours(double *p, vec x) {
+    *(loose_doubles *)p += doubles_of(x, 0);
+    *(loose_doubles *)(p + W / 2) += doubles_of(x, 1);
+}

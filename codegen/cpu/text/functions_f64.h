@@ -33,3 +33,10 @@ template <class T> static inline vec gather_apart(const T *p, ivec at, ivec ther
         if (there[l]) x[l] = take(p + at[l], real());
     return x;
 }
+
+//@ double_sums: vectors
+static inline double sum_in_doubles(vec x) {
+    double total = 0;
+    for (int l = 0; l < W; ++l) total += x[l];
+    return total;
+}

@@ -158,6 +158,27 @@ static inline ivec gather_integers(const bool *p, ivec at, ivec there) {
     return gather_integers((const uint8_t *)p, at, there);
 }
 
+//@ scatter_lanes: gather double_sums
+// What sums in memory are added up in.
+template <class T> struct Held { typedef real type; };
+template <> struct Held<double> { typedef double type; };
+template <class T> static inline void add_neighbours(T *p, vec x) {
+    for (int l = 0; l < W; ++l) give(p + l, take(p + l, typename Held<T>::type()) + x[l]);
+}
+static inline void add_neighbours(real *p, vec x) { store(p, load(p) + x); }
+// p[at] += x in the lanes that are `there`. Lanes add to neighbours, or to one, where subscripts are clipped distances.
+template <class T> static inline void scatter_lanes(T *p, ivec at, ivec there, vec x) {
+    typedef typename Held<T>::type held;
+    if (equal(there, mask(true))) {
+        const int64_t first = at[0];
+        const ivec from_first = at - integer(first);
+        if (equal(from_first, load(lane_numbers.at))) return add_neighbours(p + first, x);
+        if (equal(from_first, ivec{})) return give(p + first, take(p + first, held()) + held(sum_in_doubles(x)));
+    }
+    for (int l = 0; l < W; ++l)
+        if (there[l]) give(p + at[l], take(p + at[l], held()) + x[l]);
+}
+
 //@ gather_wide: gather wide
 static inline ivec below(wide x, int64_t limit) { return narrow((x >= 0) & (x < limit)); }
 
