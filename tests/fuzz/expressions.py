@@ -229,13 +229,21 @@ class Writer:
             case "operand":
                 return self.operand(where), 1.0
             case "score":
-                return self.one(SCORES), 3.0
+                return (self.rows(), 3.0) if self.chance(20) else (self.one(SCORES), 3.0)
             case "stage":
                 return self.one(stages), LARGEST
             case "let":
                 return self.one(lets)
             case _:
                 return self.one(params)
+
+    def rows(self) -> str:
+        """Queries or keys times rows of a table that both positions choose."""
+        name, r = f"rel{len(self.lines)}", self.number(1, 4)
+        per_head = self.chance(50)
+        self.lines.append(f"tensor {name}: [{'H, ' if per_head else ''}{2 * r + 1}, D]")
+        entry = self.one((f"clamp(i - j, -{r}, {r}) + {r}", f"abs(i - j) % {2 * r + 1}", f"(i + 2 * j) % {r + 1}"))
+        return f"dot({self.one(('q', 'k'))}, {name}[{'h, ' if per_head else ''}{entry}]) / sqrt(D)"
 
     def constant(self) -> Real:
         if self.chance(20):
