@@ -228,7 +228,9 @@ def run(
     program: Program, backend: str, tensors: Mapping[str, Tensor], seeds: Mapping[str, Tensor], q_start: int
 ) -> Results:
     """Outputs and all gradients by kernels, in the dtype of the tensors; factors of the bias, if any, first."""
-    forward, backward = driver.plans(program)
+    # How plans are explained is tried too, once for each spec.
+    planned = driver.plans if program.options.disabled else driver.explained_plans
+    forward, backward = planned(program)
     split, first = driver.choose(program).split, driver.bias_plans(program)
     with poisoned_memory():
         known = dict(tensors)
