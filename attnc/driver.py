@@ -27,7 +27,6 @@ from attnc.ir.program import Program
 from attnc.ir.walk import postorder
 from attnc.passes import bias_form, fuse, modes, pipeline
 from attnc.passes.bias_form import Choice, TargetName
-from attnc.passes.derive import gradient_program
 from attnc.passes.merge_tile import lower_merge
 from attnc.passes.plan import Pass, Plan
 from attnc.passes.scan_tile import lower_scan
@@ -90,9 +89,11 @@ def plan_forward(program: Program) -> Plan:
 
 def plan_gradient(program: Program, seeds: Collection[str], needs: Collection[str]) -> Plan:
     """The plan of the gradients of `needs` given those of the outputs `seeds`, reading what `plan_forward` saves."""
-    whole = pipeline.normalise(gradient_program(program), program)
-    rewritten, _ = pipeline.saved_values(program, whole)
-    return pipeline.finish(modes.restricted(rewritten, {f"grad_{s}" for s in seeds}, needs))
+    return _restricted(pipeline.gradient(program).program, seeds, needs)
+
+
+def _restricted(gradient: Program, seeds: Collection[str], needs: Collection[str]) -> Plan:
+    return pipeline.finish(modes.restricted(gradient, {f"grad_{s}" for s in seeds}, needs))
 
 
 def plan_alone(program: Program) -> Plan:
@@ -115,6 +116,13 @@ def plans(program: Program, target: TargetName = "cpu", dtype: str = "f32") -> t
 
     What computes the bias before it, if anything does, has `bias_plans` of its own.
     """
+    split = choose(program, target, dtype).split
+    return _both(split.attention, split.fixed)
+
+
+def explained_plans(program: Program, target: TargetName = "cpu", dtype: str = "f32") -> tuple[Plan, Plan]:
+    """The same plans with every decision on them, also those that take as long as planning: which form the bias has,
+    and which passes can be one."""
     chosen = choose(program, target, dtype)
     split = chosen.split
     own = _both(split.attention, split.fixed)
@@ -123,7 +131,11 @@ def plans(program: Program, target: TargetName = "cpu", dtype: str = "f32") -> t
         return own if other is split.attention and fixed == split.fixed else _both(other, fixed)
 
     found = bias_form.decisions(program, chosen, planner, target, bias_form.precision(dtype))
-    return bias_form.with_decisions(own[0], found), own[1]
+    forward, gradient = own
+    return (
+        replace(forward, decisions=(*found, *forward.decisions)),
+        replace(gradient, decisions=(*gradient.decisions, *fuse.decisions(gradient))),
+    )
 
 
 def on_target(plan: Plan, target: TargetName) -> Plan:
@@ -143,8 +155,9 @@ def _both(program: Program, fixed: Collection[str] = ()) -> tuple[Plan, Plan]:
     seeds = [o.name for o in program.outputs]
     read = {n.tensor for n in postorder(program.roots()) if isinstance(n, Load)} - set(fixed)
     wanted = [t.name for t in program.tensors if t.is_real and t.name in read]
-    gradient = plan_gradient(program, seeds, wanted)
-    return plan_forward(program), replace(gradient, decisions=(*gradient.decisions, *fuse.decisions(gradient)))
+    whole = pipeline.gradient(program)
+    gradient = _restricted(whole.program, seeds, wanted)
+    return pipeline.plan_saving(program, whole.saved), gradient
 
 
 def kernels(
@@ -222,8 +235,5 @@ def explanation(program: Program, dtype: str = "f32") -> str:
     from attnc.passes.explain import explain
     from attnc.passes.weigh import weighed
 
-    def planned(other: Program) -> tuple[Plan, Plan]:
-        return plans(other, dtype=dtype)
-
-    forward, gradient = planned(program)
-    return explain(forward, gradient, weighed(program, planned))
+    chosen = explained_plans(program, dtype=dtype)
+    return explain(*chosen, weighed(program, chosen, lambda other: plans(other, dtype=dtype)))

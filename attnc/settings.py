@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from attnc.diagnostics.diagnostic import CallError, Diagnostic
+
 Pairs = Literal["auto", "always", "never"]
 
 
@@ -39,7 +41,7 @@ class Settings:
         """The settings now. Variables that are set but empty count as unset.
 
         Raises:
-            ValueError: if ``ATTNC_THREADS`` is not a number from 0 upward, or ``ATTNC_PAIRS`` none of its values.
+            CallError: E222, if ``ATTNC_THREADS`` is not a number from 0 upward, or ``ATTNC_PAIRS`` none of its values.
         """
         env = os.environ if environment is None else environment
 
@@ -71,12 +73,17 @@ def _pairs(text: str) -> Pairs:
         case "":
             return "auto"
         case _:
-            raise ValueError(f"ATTNC_PAIRS is {text!r}; it must be `auto`, `always` or `never`")
+            raise _refused("ATTNC_PAIRS", text, "`auto`, `always` or `never`")
 
 
 def _count(name: str, text: str) -> int:
     if not text:
         return 0
-    if not text.isdigit():
-        raise ValueError(f"{name} is {text!r}; it must be a number of threads, or 0 for PyTorch's")
+    if not text.isdecimal():
+        raise _refused(name, text, "a number of threads, or 0 for as many as PyTorch uses")
     return int(text)
+
+
+def _refused(name: str, text: str, allowed: str) -> CallError:
+    message = f"the environment variable {name} is {text!r}; it must be {allowed}"
+    return CallError(Diagnostic("E222", message, remedy=f"set {name} to {allowed}, or unset it"))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from attnc.diagnostics.diagnostic import CallError
 from attnc.settings import Settings
 
 
@@ -32,12 +33,18 @@ def test_home_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Settings.read({"ATTNC_CACHE_DIR": "~/kernels"}).cache_dir == Path("/home/someone/kernels")
 
 
-def test_pairs_is_one_of_three() -> None:
-    with pytest.raises(ValueError, match="ATTNC_PAIRS is 'yes'"):
-        Settings.read({"ATTNC_PAIRS": "yes"})
-
-
-@pytest.mark.parametrize("text", ["two", "-1", "1.5"])
-def test_threads_must_be_a_number(text: str) -> None:
-    with pytest.raises(ValueError, match="ATTNC_THREADS"):
-        Settings.read({"ATTNC_THREADS": text})
+@pytest.mark.parametrize(
+    ("name", "text", "allowed"),
+    [
+        ("ATTNC_PAIRS", "yes", "`auto`, `always` or `never`"),
+        *(("ATTNC_THREADS", text, "a number of threads") for text in ("two", "-1", "1.5", "²")),
+    ],
+)
+def test_values_that_cannot_be_understood(name: str, text: str, allowed: str) -> None:
+    with pytest.raises(CallError) as caught:
+        Settings.read({name: text})
+    assert isinstance(caught.value, ValueError)
+    (found,) = caught.value.diagnostics
+    assert found.code == "E222"
+    assert f"{name} is {text!r}" in found.message and allowed in found.message
+    assert found.remedy is not None and f"set {name} to {allowed}" in found.remedy

@@ -121,7 +121,7 @@ def _plans(program: Program, dtype: str) -> Iterator[str]:
     from attnc import driver
     from attnc.cli import stages
 
-    for plan in (*driver.bias_plans(program, dtype=dtype), *driver.plans(program, dtype=dtype)):
+    for plan in (*driver.bias_plans(program, dtype=dtype), *driver.explained_plans(program, dtype=dtype)):
         yield stages.plan_text(plan)
         here = driver.on_target(plan, "cpu")
         if here is not plan:

@@ -69,15 +69,16 @@ def lower_all(source: Source, consts: Consts) -> list[Lowered]:
     from attnc.diagnostics.diagnostic import SpecError
     from attnc.grammar.parser import parse
     from attnc.lowering import lower_with_warnings
-    from attnc.passes.pipeline import plan_forward, plan_gradient
+    from attnc.passes import pipeline
 
     found: list[Lowered] = []
     wrong: list[Diagnostic] = []
     for definition in parse(source).definitions:
         try:
             lowered = Lowered(*lower_with_warnings(definition, source, consts))
-            plan_forward(lowered.program)
-            plan_gradient(lowered.program)
+            gradient = pipeline.gradient(lowered.program)
+            pipeline.plan_saving(lowered.program, gradient.saved)
+            pipeline.finish(gradient.program)
             found.append(lowered)
         except SpecError as error:
             wrong += error.diagnostics

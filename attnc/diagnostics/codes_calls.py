@@ -155,6 +155,14 @@ ENTRIES = listed(
         'op.source("cpp", dtype="f32")',
     ),
     Entry(
+        "E222",
+        "an environment variable that cannot be understood",
+        "ATTNC_THREADS is a number of threads from 0 upward, where 0 stands for as many as PyTorch uses. ATTNC_PAIRS "
+        "is auto, always or never. A variable that is empty counts as unset.",
+        "ATTNC_THREADS=all python train.py",
+        "ATTNC_THREADS=0 python train.py",
+    ),
+    Entry(
         "E230",
         "a size beyond what kernels address",
         "Kernels on the CPU count positions in 32 bits (addresses have 64), so a length or another size must not "

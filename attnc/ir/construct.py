@@ -8,12 +8,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from operator import attrgetter
 
 from attnc.ir.node import NO_AXES, Add, Axes, Axis, Call, Const, Iverson, Kind, Load, Max, Node, Prod, Size, Sum, Var
 
+_order = attrgetter("order")
+
 
 def free_axes(nodes: Iterable[Node]) -> Axes:
-    return NO_AXES.union(*(n.axes for n in nodes))
+    return NO_AXES.union(*[n.axes for n in nodes])
 
 
 def const(value: float | int | bool) -> Const:
@@ -67,7 +70,10 @@ def iverson(condition: Node) -> Node:
 
 
 def _joint_kind(nodes: Iterable[Node]) -> Kind:
-    return "f" if any(n.kind == "f" for n in nodes) else "i"
+    for n in nodes:
+        if n.kind == "f":
+            return "f"
+    return "i"
 
 
 def _number(value: float | int, kind: Kind) -> Const:
@@ -86,9 +92,12 @@ def terms_of(node: Node) -> tuple[Node, ...]:
 
 def coefficient(node: Node) -> tuple[float | int, tuple[Node, ...]]:
     """Split a node into its constant coefficient and its other factors."""
+    factors = factors_of(node)
+    if Const not in map(type, factors):
+        return 1, factors
     value: float | int = 1
     rest: list[Node] = []
-    for f in factors_of(node):
+    for f in factors:
         if isinstance(f, Const) and f.kind != "b":
             value *= f.value
         else:
@@ -115,7 +124,7 @@ def add(*nodes: Node) -> Node:
     if common:
         inner = add(*(mul(_number(c, kind), *_without(r, common)) for c, r in terms))
         return mul(*common, inner)
-    built = tuple(sorted((_raw_product(c, r, kind) for c, r in terms), key=lambda n: n.order))
+    built = tuple(sorted((_raw_product(c, r, kind) for c, r in terms), key=_order))
     return Add.intern((built,), free_axes(built), kind)  # type: ignore[no-any-return]
 
 
@@ -162,7 +171,7 @@ def _without(items: Sequence[Node], removed: Iterable[Node]) -> tuple[Node, ...]
 
 
 def raw_prod(factors: Sequence[Node]) -> Node:
-    ordered = tuple(sorted(factors, key=lambda n: n.order))
+    ordered = tuple(sorted(factors, key=_order))
     return Prod.intern((ordered,), free_axes(ordered), _joint_kind(ordered))  # type: ignore[no-any-return]
 
 
@@ -194,6 +203,8 @@ def mul(*nodes: Node) -> Node:
 
 
 def _merge_brackets(factors: list[Node]) -> list[Node]:
+    if Iverson not in map(type, factors):
+        return factors
     seen: set[Node] = set()
     out = []
     for f in factors:
@@ -211,9 +222,9 @@ def _cancel_reciprocals(factors: list[Node]) -> list[Node]:
     x may be a product. What was divided by first is cancelled first, so that equal products stay equal: of weights
     normalised twice, the second sum has the first one's reciprocal in it.
     """
-    out = list(factors)
     reciprocals = [f for f in factors if isinstance(f, Call) and f.fn in ("reciprocal", "reciprocal_or_zero")]
-    for f in sorted(reciprocals, key=lambda n: n.order):
+    out = list(factors)
+    for f in sorted(reciprocals, key=_order):
         left = Counter(out)
         needed = Counter((f, *factors_of(f.args[0])))
         if not needed <= left:
@@ -258,8 +269,8 @@ def raw_sum(
 ) -> Sum:
     """A sum node exactly as given: nothing is merged or hoisted."""
     bound = frozenset(bound)
-    factors = tuple(sorted(factors, key=lambda n: n.order)) or (ONE,)
-    dom = tuple(sorted(set(domain), key=lambda n: n.order))
+    factors = tuple(sorted(factors, key=_order)) or (ONE,)
+    dom = tuple(sorted(set(domain), key=_order))
     scatter = tuple(sorted(scatter, key=lambda s: s[0]))
     axes = (free_axes([*factors, *dom, *(n for _, n in scatter)]) - bound) | {a for a, _ in scatter}
     return Sum.intern((bound, factors, dom, scatter), axes, _joint_kind(factors))  # type: ignore[no-any-return]
@@ -294,12 +305,12 @@ def sum_over(
         else:
             kept.append(f)
     if not bound and not scatter:
-        return mul(_number(value, kind), *kept, *(iverson(c) for c in sorted(conditions, key=lambda n: n.order)))
+        return mul(_number(value, kind), *kept, *(iverson(c) for c in sorted(conditions, key=_order)))
     outer = [f for f in kept if not f.axes & bound]
     inner = [f for f in kept if f.axes & bound]
     dom_outer = [c for c in conditions if not c.axes & bound]
     dom_inner = [c for c in conditions if c.axes & bound]
-    outer += [iverson(c) for c in sorted(dom_outer, key=lambda n: n.order)]
+    outer += [iverson(c) for c in sorted(dom_outer, key=_order)]
     merged, bound, dom_inner = _merge_nested(inner, bound, dom_inner, scatter)
     again = [f for f in merged if not f.axes & bound]
     outer += again
@@ -325,7 +336,7 @@ def _merge_nested(
                 conditions |= set(f.domain)
                 continue
         merged.append(f)
-    return merged, bound, sorted(conditions, key=lambda n: n.order)
+    return merged, bound, sorted(conditions, key=_order)
 
 
 def _same_domain(inner: Sum, bound: Axes, outer: set[Node]) -> bool:
@@ -336,7 +347,7 @@ def _same_domain(inner: Sum, bound: Axes, outer: set[Node]) -> bool:
 def max_over(bound: Iterable[str], body: Node, domain: Iterable[Node] = ()) -> Node:
     """The canonical maximum: one axis at a time, over a set of conditions."""
     bound = frozenset(bound)
-    dom = tuple(sorted({c for d in domain for c in conjuncts(d)}, key=lambda n: n.order))
+    dom = tuple(sorted({c for d in domain for c in conjuncts(d)}, key=_order))
     if not (body.axes | free_axes(dom)) & bound and (not dom or body.kind == "f"):
         return where(call("and", *dom), body, const(-math.inf)) if dom else body
     if len(bound) > 1:

@@ -26,12 +26,15 @@ class Node:
     """One interned IR node.
 
     Attributes:
+        fields: what the node is made of; what the properties of its class name.
+        children: direct sub-nodes, in field order.
         axes: the free axes of the value.
         kind: real, integer or boolean.
         digest: a stable hash of the structure, equal across processes; used for ordering and cache keys.
     """
 
-    __slots__ = ("__weakref__", "axes", "digest", "fields", "kind", "order")
+    __slots__ = ("__weakref__", "axes", "children", "digest", "fields", "kind", "order")
+    children: tuple[Node, ...]
     axes: Axes
     kind: Kind
     digest: bytes
@@ -42,7 +45,7 @@ class Node:
     @classmethod
     def intern(cls, fields: tuple[Any, ...], axes: Axes, kind: Kind) -> Any:
         """The unique node of this class with these fields."""
-        key = (cls, tuple(_identity(f) for f in fields))
+        key = (cls, cls._key(fields))
         with _lock:
             found = _table.get(key)
             if found is None:
@@ -50,14 +53,19 @@ class Node:
                 found.axes = axes
                 found.kind = kind
                 found.fields = fields
+                found.children = cls._children(fields)
                 found.digest = _digest(cls.__name__, fields)
                 found.order = (cls.rank, len(axes), cls.__name__, found.digest)
                 _table[key] = found
             return found
 
-    @property
-    def children(self) -> tuple[Node, ...]:
-        """Direct sub-nodes, in field order."""
+    @staticmethod
+    def _key(fields: tuple[Any, ...]) -> tuple[Any, ...]:
+        """What is equal exactly if the fields of two nodes of this class are; nodes are equal if they are one."""
+        return fields
+
+    @staticmethod
+    def _children(fields: tuple[Any, ...]) -> tuple[Node, ...]:
         return ()
 
     def __repr__(self) -> str:
@@ -79,35 +87,26 @@ def _rebuild(cls: type[Node], fields: tuple[Any, ...], axes: Axes, kind: Kind) -
     return cls.intern(fields, axes, kind)  # type: ignore[no-any-return]
 
 
-def _identity(field: Any) -> Any:
-    if isinstance(field, Node):
-        return (0, id(field))
-    if isinstance(field, tuple):
-        return tuple(_identity(f) for f in field)
-    if isinstance(field, float):
-        return (type(field), field.hex())
-    return (type(field), field)
-
-
 def _digest(name: str, fields: Iterable[Any]) -> bytes:
-    h = hashlib.blake2b(name.encode(), digest_size=10)
-
-    def feed(field: Any) -> None:
-        if isinstance(field, Node):
-            h.update(b"n" + field.digest)
-        elif isinstance(field, tuple):
-            h.update(b"(")
-            for f in field:
-                feed(f)
-            h.update(b")")
-        elif isinstance(field, frozenset):
-            feed(tuple(sorted(field)))
-        else:
-            h.update(f"{type(field).__name__}:{field!r};".encode())
-
+    parts = [name.encode()]
     for field in fields:
-        feed(field)
-    return h.digest()
+        _feed(parts, field)
+    return hashlib.blake2b(b"".join(parts), digest_size=10).digest()
+
+
+def _feed(parts: list[bytes], field: Any) -> None:
+    """Append what stands for a field in a digest."""
+    if isinstance(field, Node):
+        parts.append(b"n" + field.digest)
+    elif isinstance(field, tuple):
+        parts.append(b"(")
+        for f in field:
+            _feed(parts, f)
+        parts.append(b")")
+    elif isinstance(field, frozenset):
+        _feed(parts, tuple(sorted(field)))
+    else:
+        parts.append(f"{type(field).__name__}:{field!r};".encode())
 
 
 # ------------------------------------------------------------------------------------------------------- leaves
@@ -118,6 +117,12 @@ class Const(Node):
 
     __slots__ = ()
     rank = 0
+
+    @staticmethod
+    def _key(fields: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Numbers of different types are different; so are 0.0 and -0.0, and NaN is one."""
+        (value,) = fields
+        return type(value), value.hex() if isinstance(value, float) else value
 
     @property
     def value(self) -> float | int | bool:
@@ -160,9 +165,9 @@ class Load(Node):
     def index(self) -> tuple[Node, ...]:
         return self.fields[1]  # type: ignore[no-any-return]
 
-    @property
-    def children(self) -> tuple[Node, ...]:
-        return self.index
+    @staticmethod
+    def _children(fields: tuple[Any, ...]) -> tuple[Node, ...]:
+        return fields[1]  # type: ignore[no-any-return]
 
 
 class Var(Node):
@@ -193,9 +198,9 @@ class Call(Node):
     def args(self) -> tuple[Node, ...]:
         return self.fields[1]  # type: ignore[no-any-return]
 
-    @property
-    def children(self) -> tuple[Node, ...]:
-        return self.args
+    @staticmethod
+    def _children(fields: tuple[Any, ...]) -> tuple[Node, ...]:
+        return fields[1]  # type: ignore[no-any-return]
 
 
 class Iverson(Node):
@@ -209,9 +214,9 @@ class Iverson(Node):
     def condition(self) -> Node:
         return self.fields[0]  # type: ignore[no-any-return]
 
-    @property
-    def children(self) -> tuple[Node, ...]:
-        return self.fields
+    @staticmethod
+    def _children(fields: tuple[Any, ...]) -> tuple[Node, ...]:
+        return fields
 
 
 class Add(Node):
@@ -224,9 +229,9 @@ class Add(Node):
     def terms(self) -> tuple[Node, ...]:
         return self.fields[0]  # type: ignore[no-any-return]
 
-    @property
-    def children(self) -> tuple[Node, ...]:
-        return self.terms
+    @staticmethod
+    def _children(fields: tuple[Any, ...]) -> tuple[Node, ...]:
+        return fields[0]  # type: ignore[no-any-return]
 
 
 class Prod(Node):
@@ -239,9 +244,9 @@ class Prod(Node):
     def factors(self) -> tuple[Node, ...]:
         return self.fields[0]  # type: ignore[no-any-return]
 
-    @property
-    def children(self) -> tuple[Node, ...]:
-        return self.factors
+    @staticmethod
+    def _children(fields: tuple[Any, ...]) -> tuple[Node, ...]:
+        return fields[0]  # type: ignore[no-any-return]
 
 
 class Sum(Node):
@@ -270,9 +275,9 @@ class Sum(Node):
     def scatter(self) -> tuple[tuple[str, Node], ...]:
         return self.fields[3]  # type: ignore[no-any-return]
 
-    @property
-    def children(self) -> tuple[Node, ...]:
-        return (*self.factors, *self.domain, *(n for _, n in self.scatter))
+    @staticmethod
+    def _children(fields: tuple[Any, ...]) -> tuple[Node, ...]:
+        return (*fields[1], *fields[2], *(n for _, n in fields[3]))
 
 
 class Max(Node):
@@ -293,6 +298,6 @@ class Max(Node):
     def domain(self) -> tuple[Node, ...]:
         return self.fields[2]  # type: ignore[no-any-return]
 
-    @property
-    def children(self) -> tuple[Node, ...]:
-        return (self.body, *self.domain)
+    @staticmethod
+    def _children(fields: tuple[Any, ...]) -> tuple[Node, ...]:
+        return (fields[1], *fields[2])

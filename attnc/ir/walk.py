@@ -28,20 +28,17 @@ Rule = Callable[[Node], "Node | None"]
 
 def postorder(roots: Iterable[Node]) -> list[Node]:
     """Every node below `roots`, children first, each once. Iterative, so depth is not bounded by Python's stack."""
-    out: list[Node] = []
-    done: set[Node] = set()
-    stack: list[tuple[Node, bool]] = [(r, False) for r in reversed(list(roots))]
+    done: dict[Node, None] = {}
+    stack = list(roots)
+    stack.reverse()
     while stack:
-        node, ready = stack.pop()
-        if node in done:
-            continue
-        if ready:
-            done.add(node)
-            out.append(node)
-            continue
-        stack.append((node, True))
-        stack.extend((c, False) for c in reversed(node.children) if c not in done)
-    return out
+        node = stack[-1]
+        missing = [c for c in node.children if c not in done] if node not in done else ()
+        if missing:
+            stack.extend(reversed(missing))
+        else:
+            done[stack.pop()] = None
+    return list(done)
 
 
 def rebuild(node: Node, children: tuple[Node, ...], *, canonical: bool = True) -> Node:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from attnc.diagnostics.diagnostic import Diagnostic, SpecError
@@ -244,8 +244,3 @@ def _priced(program: Program, bias: Bias, chosen: Choice, target: TargetName) ->
     costs = pair_costs(program, bias, chosen.factors, target)
     shown = sorted((x, NAMES[f]) for f, x in costs.items())
     return "forward and backward, per pair: " + ", ".join(f"{name} {x * 1e3:.3g} ps" for x, name in shown)
-
-
-def with_decisions(plan: Plan, found: Sequence[Decision]) -> Plan:
-    """The plan with these decisions first."""
-    return replace(plan, decisions=(*found, *plan.decisions))

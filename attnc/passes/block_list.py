@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from attnc.ir.construct import FALSE, add, axis, call, const, mul, neg, size, sub
 from attnc.ir.node import Node, Var
+from attnc.ir.notes import tracking
 from attnc.ir.walk import replace
 from attnc.passes.bounds import ZERO, Range, ends, first, inner_range, last, solved
 from attnc.passes.conditions import plain
@@ -55,7 +57,17 @@ class BlockList:
 
 def closed_form(conditions: Iterable[Node], outer: str, inner: str, extent: Node) -> Range | BlockList | None:
     """What the conditions leave, where exactly the blocks that hold an allowed pair are known in closed form."""
-    conditions = in_integers(conditions)
+    return _closed_form(tuple(conditions), outer, inner, extent)
+
+
+@lru_cache(maxsize=64)
+def _closed_form(conditions: tuple[Node, ...], outer: str, inner: str, extent: Node) -> Range | BlockList | None:
+    # Names that a program gives to its nodes must not depend on what was asked for before.
+    with tracking({}):
+        return _found(in_integers(conditions), outer, inner, extent)
+
+
+def _found(conditions: Sequence[Node], outer: str, inner: str, extent: Node) -> Range | BlockList | None:
     found = plain(conditions, (outer,), {})
     whole = _shortened(found, outer, inner, extent)
     if whole is not None:

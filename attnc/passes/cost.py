@@ -192,12 +192,18 @@ class _Pass:
         self.rows = const(1) if item.outer is None else self.program.extent(item.outer)
         found = visited(plan, item)
         self.visits = Visits(found.lengths, percent) if found is not None and item.outer is not None else found
+        self._points: dict[Axes, Node] = {}
 
     def _blocks_of(self, length: Node) -> Node:
         """Blocks in a length, the last one perhaps partial."""
         return neg(call("floordiv", neg(length), self.block))
 
     def points(self, axes: Axes) -> Node:
+        if axes not in self._points:
+            self._points[axes] = self._count(axes)
+        return self._points[axes]
+
+    def _count(self, axes: Axes) -> Node:
         item = self.item
         inside = item.inner is not None and item.inner in axes
         groups = [sub(stop, start) for a, start, stop in item.groups if inside or a in axes]

@@ -70,8 +70,7 @@ def fused(plan: Plan, programs: int | None = None) -> Plan:
         return plan
     with tracking(plan.program.notes):
         while True:
-            ways = (_cheaper(plan, pair, programs or tasks()) for pair in _pairs(plan))
-            found = next((p for p in ways if p is not None), None)
+            found = _cheaper(plan, programs or tasks())
             if found is None:
                 return plan
             plan = found
@@ -169,10 +168,14 @@ def _shared(host: Pass) -> tuple[Call, Axis] | None:
 # ------------------------------------------------------------------------------------------------------ how it is done
 
 
-def _cheaper(plan: Plan, pair: Pair, programs: int) -> Plan | None:
-    """The plan with a pair of passes as one, if the model of costs finds that cheaper."""
-    one = _Fusion(plan, pair, programs).plan()
-    return one if _time(plan_cost(one), plan) < _time(plan_cost(plan), plan) else None
+def _cheaper(plan: Plan, programs: int) -> Plan | None:
+    """The plan with the first pair of passes as one for which the model of costs finds that cheaper."""
+    pairs = list(_pairs(plan))
+    if not pairs:
+        return None
+    apart = _time(plan_cost(plan), plan)
+    ways = (_Fusion(plan, pair, programs).plan() for pair in pairs)
+    return next((one for one in ways if _time(plan_cost(one), plan) < apart), None)
 
 
 def _time(cost: Cost, plan: Plan) -> float:

@@ -23,6 +23,14 @@ from attnc.passes.stages import table_values
 
 
 @dataclass(frozen=True, slots=True)
+class Gradient:
+    """A program's gradient in base 2, and the values it reads that the program must save."""
+
+    program: Program
+    saved: tuple[Saved, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Plans:
     """A program's own plan, and what it must save for the gradient program of the same inputs."""
 
@@ -95,9 +103,12 @@ def _scatters(node: Node) -> bool:
 
 def plan_forward(program: Program, needs: Iterable[str] | None = None, *, training: bool = True) -> Plans:
     """The plan of a program; with `training`, it also stores what its gradient reads."""
-    saved: tuple[Saved, ...] = ()
-    if training:
-        _, saved = saved_values(program, normalise(gradient_program(program, needs), program))
+    saved = gradient(program, needs).saved if training else ()
+    return Plans(plan_saving(program, saved), saved)
+
+
+def plan_saving(program: Program, saved: Iterable[Saved]) -> Plan:
+    """The plan of a program that stores values besides its outputs."""
     forward = normalise(program)
     names = {o.name for o in forward.outputs}
     extra = tuple(
@@ -108,10 +119,14 @@ def plan_forward(program: Program, needs: Iterable[str] | None = None, *, traini
     plan = finish(forward.with_outputs((*forward.outputs, *extra)))
     hidden = {e.name for e in extra}
     buffers = tuple(replace(b, role="saved") if b.name in hidden else b for b in plan.buffers)
-    return Plans(replace(plan, buffers=buffers), saved)
+    return replace(plan, buffers=buffers)
 
 
 def plan_gradient(program: Program, needs: Iterable[str] | None = None) -> Plan:
     """The plan of a program's gradient, reading what the program saved for all its real tensors."""
-    gradient, _ = saved_values(program, normalise(gradient_program(program, needs), program))
-    return finish(gradient)
+    return finish(gradient(program, needs).program)
+
+
+def gradient(program: Program, needs: Iterable[str] | None = None) -> Gradient:
+    """The gradient of a program with respect to `needs`, or to all its real tensors."""
+    return Gradient(*saved_values(program, normalise(gradient_program(program, needs), program)))

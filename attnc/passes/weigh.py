@@ -25,16 +25,16 @@ Plans = tuple[Plan, Plan]
 """Of a program and of its gradient."""
 
 
-def weighed(program: Program, plans: Callable[[Program], Plans]) -> tuple[Decision, ...]:
+def weighed(program: Program, chosen: Plans, plans: Callable[[Program], Plans]) -> tuple[Decision, ...]:
     """A decision for every rewrite that changes the plans of a program, or that was turned off and would.
 
     One that a pass recorded without costs is replaced by one of these.
 
     Args:
         program: the program, whose options say what is turned off.
+        chosen: its plans, with all decisions on them.
         plans: makes the plans of a program and of its gradient.
     """
-    chosen = plans(program)
     costed = {d.rewrite for plan in chosen for d in plan.decisions if d.alternatives}
     found = (_weigh(name, program, plans, chosen) for name in REWRITES if name not in costed)
     return tuple(d for d in found if d is not None)

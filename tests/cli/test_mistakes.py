@@ -148,6 +148,18 @@ def test_a_command_line_that_cannot_be_understood(attnc: Attnc, tmp_path: Path, 
     assert 0 < len(result.stderr.splitlines()) <= 12
 
 
+@pytest.mark.parametrize(("name", "text"), [("ATTNC_PAIRS", "sometimes"), ("ATTNC_THREADS", "x")])
+@pytest.mark.parametrize("command", ["run", "bench"])
+def test_an_environment_variable_that_cannot_be_understood(
+    attnc: Attnc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, name: str, text: str
+) -> None:
+    (tmp_path / "ok.attn").write_text("attention ok\nmask = j <= i\n")
+    monkeypatch.setenv(name, text)
+    complaint = complain(attnc(command, "ok.attn"))
+    assert "error[E222]" in complaint
+    assert f"{name} is '{text}'" in complaint
+
+
 def test_a_bug_is_called_a_bug(attnc: Attnc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.attn").write_text("attention a\n")
     monkeypatch.setattr("attnc.grammar.formatter.format_source", lambda source: source.gone)

@@ -359,7 +359,7 @@ def test_a_bias_that_is_a_product_already_stays() -> None:
 def test_the_decision_tells_dtypes_apart() -> None:
     program = program_of(CASES["spatial"].text)
     for dtype, first in (("f32", "registers"), ("bf16", "factors")):
-        forward, gradient = driver.plans(program, dtype=dtype)
+        forward, gradient = driver.explained_plans(program, dtype=dtype)
         (decision,) = (d for d in forward.decisions if d.rewrite == "separate")
         full, half = "registers in f32 and f64", "factors in bf16 and f16"
         listed = f"{full}, {half}" if first == "registers" else f"{half}, {full}"
@@ -376,13 +376,13 @@ def test_plans_show_the_factors(name: str) -> None:
 
     program = program_of(CASES[name].text)
     program = replace(program, options=options(bias="factors"))
-    text = "\n".join(plan_text(p) for p in (*driver.bias_plans(program), *driver.plans(program)))
+    text = "\n".join(plan_text(p) for p in (*driver.bias_plans(program), *driver.explained_plans(program)))
     assert re.search(r"output bias_i: real\[.*, M, \d\]", text)
     assert "sum[r](" in text and "grad_bias_j" in text
 
 
 def test_the_decision_weighs_all_forms() -> None:
-    forward, _ = driver.plans(program_of(CASES["cosine"].text))
+    forward, _ = driver.explained_plans(program_of(CASES["cosine"].text))
     (decision,) = (d for d in forward.decisions if d.rewrite == "separate")
     assert [a.name for a in decision.alternatives] == ["factors", "registers", "dense bias"]
     assert "2 products" in decision.found

@@ -15,13 +15,12 @@ from attnc.ir.sizes import evaluator
 from attnc.passes.cost import plan_cost
 from attnc.passes.decision import Alternative, Decision
 from attnc.passes.explain import REFERENCE
-from attnc.passes.plan import Plan
 from attnc.passes.weigh import readable, weighed
 from tests.passes.programs import example, spec
 
 
 def decisions(program: Program) -> dict[str, Decision]:
-    found = weighed(program, driver.plans)
+    found = weighed(program, driver.explained_plans(program), driver.plans)
     assert len({d.rewrite for d in found}) == len(found)
     return {d.rewrite: d for d in found}
 
@@ -93,17 +92,16 @@ WAYS = (Alternative("one", const(1), const(1)), Alternative("another", const(2),
 
 
 def test_decisions_that_a_pass_recorded_with_costs_are_left_to_it() -> None:
-    def plans(program: Program) -> tuple[Plan, Plan]:
-        forward, gradient = driver.plans(program)
-        return replace(forward, decisions=(Decision("online", "seen", "done", WAYS),)), gradient
-
-    assert "online" not in {d.rewrite for d in weighed(spec("attention a"), plans)}
+    program = spec("attention a")
+    forward, gradient = driver.plans(program)
+    chosen = replace(forward, decisions=(Decision("online", "seen", "done", WAYS),)), gradient
+    assert "online" not in {d.rewrite for d in weighed(program, chosen, driver.plans)}
 
 
 def test_explain_prints_every_decision_with_its_numbers() -> None:
     op = attnc.compile("attention a\nmask = j <= i")
     text = op.explain()
-    for d in weighed(op.program, driver.plans):
+    for d in weighed(op.program, driver.explained_plans(op.program), driver.plans):
         (chosen, other) = d.alternatives
         where = "" if d.line is None else f" (line {d.line})"
         assert f"  {d.rewrite}{where}: {d.found}\n    chosen: {d.chosen}\n    * {chosen.name}: " in text
