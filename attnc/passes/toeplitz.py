@@ -178,9 +178,11 @@ def with_diagonals(split: Split) -> Split:
 def said(program: Program) -> tuple[str, str, int | None]:
     """What was found in a program that tables of distances serve, what is done about it, and the line of the spec."""
     found = find(program)
-    count = "a value depends" if len(found) == 1 else f"{len(found)} values depend"
+    one = len(found) == 1
+    count = "a value depends" if one else f"{len(found)} values depend"
     return (
-        f"{count} on the distance of two positions alone, and takes many operations",
-        "computed first for the M + N - 1 distances, read once per pair; calls with few pairs compute it for each",
+        f"{count} on the distance of two positions alone, and {'takes' if one else 'take'} many operations",
+        f"computed first for the M + N - 1 distances, read once per pair; calls with few pairs compute "
+        f"{'it' if one else 'them'} for each",
         next((d.line for d in found if d.line is not None), None),
     )

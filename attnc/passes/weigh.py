@@ -15,6 +15,7 @@ from attnc.ir.options import REWRITES
 from attnc.ir.printer import show
 from attnc.ir.program import Program
 from attnc.ir.walk import postorder
+from attnc.passes import tables, toeplitz
 from attnc.passes.bounds import inner_range
 from attnc.passes.cost import Cost, common_conditions, plan_cost
 from attnc.passes.decision import Alternative, Decision
@@ -45,7 +46,11 @@ def _weigh(name: str, program: Program, plans: Callable[[Program], Plans], chose
     applied = name not in disabled
     other = plans(replace(program, options=replace(program.options, disabled=disabled ^ {name})))
     on, off = (chosen, other) if applied else (other, chosen)
-    seen = _FOUND.get(name, _anything)(on, off) if name in _INSIDE_KERNELS or _differ(on, off) else None
+    seen: Found | None = None
+    if name in _BEFORE and _differ(on, off):
+        seen = _BEFORE[name](program)
+    elif name in _INSIDE_KERNELS or _differ(on, off):
+        seen = _FOUND.get(name, _anything)(on, off)
     if seen is None:
         return None
     found, gain, line = seen
@@ -175,15 +180,6 @@ def _runs(on: Plans, off: Plans) -> Found | None:
     return next(((d.found, d.chosen, d.line) for d in recorded), None)
 
 
-def _recorded(name: str) -> Callable[[Plans, Plans], Found | None]:
-    """What was recorded when a program was split."""
-
-    def found(on: Plans, off: Plans) -> Found | None:
-        return next(((d.found, d.chosen, d.line) for d in on[0].decisions if d.rewrite == name), None)
-
-    return found
-
-
 def readable(node: Node) -> str:
     """An integer expression as people write it: ``i_last - q_start + 1``, ``max(a, b)``."""
     k, rest = coefficient(node)
@@ -231,9 +227,10 @@ _FOUND: dict[str, Callable[[Plans, Plans], Found | None]] = {
     "group": _group,
     "bounds": _bounds,
     "runs": _runs,
-    "tables": _recorded("tables"),
-    "toeplitz": _recorded("toeplitz"),
 }
+
+_BEFORE: dict[str, Callable[[Program], Found]] = {"tables": tables.said, "toeplitz": toeplitz.said}
+"""Rewrites that split a program before it is planned."""
 
 _INSIDE_KERNELS = frozenset({"bounds", "runs"})
 """Rewrites of loops inside kernels, which leave the steps of a plan as they are."""
