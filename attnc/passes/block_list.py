@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from attnc.ir.construct import FALSE, add, axis, call, const, mul, neg, size, sub
 from attnc.ir.node import Node, Var
 from attnc.ir.walk import replace
-from attnc.passes.bounds import ZERO, Range, ends, first, inner_range, last, solved
+from attnc.passes.bounds import ZERO, Range, first, inner_range, last, shortened
 from attnc.passes.conditions import plain
 from attnc.passes.distance_list import listed
 from attnc.passes.distances import distances
+from attnc.passes.following import Block, Follower
 from attnc.passes.inequality import at_most_zero
+from attnc.passes.nested import nested
 from attnc.passes.progression import Multiples, Progression, alternatives, membership
 from attnc.passes.residues import classes
 from attnc.passes.rows import ITEM, row_ranges
@@ -57,12 +59,13 @@ def closed_form(conditions: Iterable[Node], outer: str, inner: str, extent: Node
     """What the conditions leave, where exactly the blocks that hold an allowed pair are known in closed form."""
     conditions = in_integers(conditions)
     found = plain(conditions, (outer,), {})
-    whole = _shortened(found, outer, inner, extent)
+    whole = shortened(found, outer, inner, extent)
     if whole is not None:
         return _inlined(whole, Names())
     parted = _in_parts(found, outer, inner, extent, _part) or _on_grid(conditions, outer, inner, extent)
     parted = parted or _in_parts(conditions, outer, inner, extent, _by_class)
-    return parted or _by_distance(conditions, outer, inner, extent)
+    parted = parted or _by_distance(conditions, outer, inner, extent)
+    return parted or _by_search(conditions, outer, inner, extent)
 
 
 def _on_grid(conditions: Sequence[Node], outer: str, inner: str, extent: Node) -> BlockList | None:
@@ -89,6 +92,26 @@ def _by_distance(conditions: Sequence[Node], outer: str, inner: str, extent: Nod
         return None
     ranges = listed(found, extent, lister.names, inside)
     return lister.in_blocks(inside, ranges.count, ranges.low, ranges.high, None)
+
+
+def _by_search(conditions: Sequence[Node], outer: str, inner: str, extent: Node) -> BlockList | None:
+    """What a mask on grids within grids leaves: each turn searches where the last one ended."""
+    parts = nested(conditions, outer, inner, extent)
+    if parts is None:
+        return None
+    lister = _Lister(Names(), inner, extent)
+    inside = Names(around=lister.names)
+    done = lister.names.variable("done", ZERO)
+    search = Follower(done, lister.names, inside)
+    block = Block(first(outer), last(outer))
+    begin = search.following(parts, block, ZERO, extent).begin
+    reach = sub(lister.up(call("minimum", search.until(parts, block), extent)), lister.down(begin))
+    blocks = call("floordiv", call("maximum", reach, ZERO), lister.block)
+    count = search.let("turns", call("minimum", search.ranges(parts, block), blocks))
+    found = search.following(parts, block, done, extent, lister.block)
+    stop = inside.let("stop", lister.up(found.end))
+    start = call("where", call("lt", found.begin, extent), lister.down(found.begin), stop)
+    return lister.finished(inside, {}, count, (inside.let("start", start), stop, stop), done)
 
 
 def _in_parts(
@@ -139,7 +162,7 @@ def _part(choice: Sequence[Node], outer: str, inner: str, extent: Node, names: N
             sets.append(found)
     if not sets:
         found_range = inner_range(others, outer, inner, extent)
-        return found_range if found_range.exact else _shortened(others, outer, inner, extent)
+        return found_range if found_range.exact else shortened(others, outer, inner, extent)
     if len(sets) > 1:
         return None
     ((number, members),) = sets
@@ -155,24 +178,6 @@ def _by_class(choice: Sequence[Node], outer: str, inner: str, extent: Node, name
         return _part(plain(choice, (outer,), {}), outer, inner, extent, names)
     low, high = found.hull((first(outer), last(outer)), (ZERO, extent), names)
     return Range(names.let("low", low), names.let("high", high), None, None, exact=True)
-
-
-def _shortened(choice: Sequence[Node], outer: str, inner: str, extent: Node) -> Range | None:
-    """What is left where conditions on the outer position alone shorten its block."""
-    alone = [c for c in choice if inner not in c.axes]
-    limits = solved(alone, outer, add(last(outer), ONE))
-    found = inner_range([c for c in choice if c not in alone], outer, inner, extent)
-    if not limits.exact or not found.exact:
-        return None
-    from_ = ends("maximum", [first(outer), *(x.node(first(outer)) for x in limits.lows)])
-    stop = add(last(outer), ONE)
-    to = add(ends("minimum", [stop, *(x.node(stop) for x in limits.highs)]), const(-1))
-    low, high = replace([found.low, found.high], {first(outer): from_, last(outer): to})
-    high = call("where", call("le", from_, to), high, ZERO)
-    if found.full_low is None or found.full_high is None:
-        return Range(low, high, None, None, exact=True)
-    whole = call("and", call("le", from_, first(outer)), call("le", last(outer), to))
-    return Range(low, high, found.full_low, call("where", whole, found.full_high, ZERO), exact=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +228,7 @@ class _Lister:
         start = call("where", call("lt", low, high), self.down(low), stop)
         if full is None:
             start = inside.let("start", call("maximum", start, done))
-            return self._finished(inside, {ITEM: TURN}, count, (start, stop, stop), done)
+            return self.finished(inside, {ITEM: TURN}, count, (start, stop, stop), done)
         half = call("mod", TURN, const(2))
         from_ = inside.let("from", call("maximum", call("maximum", start, self.up(full[0])), done))
         to = inside.let("to", self.down(call("minimum", full[1], high)))
@@ -234,9 +239,9 @@ class _Lister:
         start = inside.let("start", start)
         turn = inside.let("full", call("where", call("and", first_half, call("not", none)), from_, stop))
         item: dict[Node, Node] = {ITEM: call("floordiv", TURN, const(2))}
-        return self._finished(inside, item, mul(const(2), count), (start, turn, stop), done)
+        return self.finished(inside, item, mul(const(2), count), (start, turn, stop), done)
 
-    def _finished(
+    def finished(
         self, inside: Names, item: dict[Node, Node], count: Node, ends: tuple[Node, Node, Node], done: Var
     ) -> BlockList:
         start, turn, stop = ends
