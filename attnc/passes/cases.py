@@ -13,7 +13,7 @@ from attnc.ir.construct import FALSE, add, axis, call, coefficient, const, is_co
 from attnc.ir.node import Axis, Call, Const, Node
 from attnc.ir.walk import postorder, replace, rewrite
 from attnc.passes.bounds import ZERO
-from attnc.passes.conditions import plain
+from attnc.passes.conditions import excess, plain
 from attnc.passes.progression import alternatives
 from attnc.passes.rows import Line
 
@@ -87,18 +87,53 @@ def cases(conditions: Sequence[Node], among: Iterable[Node], tops: Tops) -> list
 
 
 def settled(conditions: Iterable[Node], tops: Tops) -> list[Node]:
-    """Conditions in plain form without those that hold anyway."""
+    """Conditions in plain form without those that hold anyway; never is among them if they contradict each other."""
+    found = rewrite(list(conditions), lambda n: _equation(n, tops) if isinstance(n, Call) and n.fn == "eq" else None)
+    found = plain(found, (), tops)
+    found = list(dict.fromkeys(c for c in found if not isinstance(c, Const) or not c.value))
+    return found if _possible(found, tops) else [FALSE]
 
-    def rule(node: Node) -> Node | None:
-        match node:
-            case Call(fn="eq", args=(x, y)) if x.kind == y.kind == "i":
-                apart = reach(sub(x, y), tops)
-                return FALSE if apart is not None and not apart[0] <= 0 <= apart[1] else None
+
+def _equation(condition: Call, tops: Tops) -> Node | None:
+    """An equation that no number solves as never, ``x % m == r`` that only one x solves as that."""
+    x, y = condition.args
+    if x.kind != "i" or y.kind != "i":
+        return None
+    apart = reach(sub(x, y), tops)
+    if apart is not None and not apart[0] <= 0 <= apart[1]:
+        return FALSE
+    for rest, value in ((x, y), (y, x)):
+        match rest, value:
+            case Const(), Call(fn="mod", args=(inside, Const() as by)) if by.value > 0:
+                bounds = reach(inside, tops)
             case _:
-                return None
+                continue
+        if bounds is None:
+            return None
+        unit = int(by.value)
+        least = bounds[0] + (int(rest.value) - bounds[0]) % unit
+        return call("eq", inside, const(least)) if least <= bounds[1] < least + unit else None
+    return None
 
-    found = plain(rewrite(list(conditions), rule), (), tops)
-    return list(dict.fromkeys(c for c in found if not isinstance(c, Const) or not c.value))
+
+def _possible(conditions: Iterable[Node], tops: Tops) -> bool:
+    """Whether some position of each axis is within all the bounds it has by itself."""
+    lows: dict[Node, int] = dict.fromkeys(tops, 0)
+    highs = dict(tops)
+    for c in conditions:
+        value = excess(c)
+        if value is None:
+            continue
+        for t in terms_of(value):
+            k, factors = coefficient(t)
+            rest = sub(value, t)
+            if k not in (1, -1) or len(factors) != 1 or factors[0] not in highs or not isinstance(rest, Const):
+                continue
+            if k > 0:
+                highs[factors[0]] = min(highs[factors[0]], -int(rest.value))
+            else:
+                lows[factors[0]] = max(lows[factors[0]], int(rest.value))
+    return all(lows[a] <= highs[a] for a in highs)
 
 
 def separated(
@@ -137,10 +172,9 @@ def separated(
 
 def _of_rows(condition: Call, columns: int, places: set[str]) -> Node | None:
     """``columns * rows + places <= 0`` as ``rows <= -places // columns``."""
-    if condition.fn not in ("le", "lt") or any(x.kind != "i" for x in condition.args) or columns == 1:
+    value = excess(condition)
+    if value is None or columns == 1:
         return None
-    a, b = condition.args
-    value = add(a, neg(b), const(1 if condition.fn == "lt" else 0))
     row: list[Node] = []
     rest: list[Node] = []
     for t in terms_of(value):
