@@ -20,7 +20,7 @@ from attnc.passes.distance_list import listed
 from attnc.passes.distances import distances
 from attnc.passes.following import Block, Follower
 from attnc.passes.inequality import at_most_zero
-from attnc.passes.nested import nested
+from attnc.passes.nested import MOST_SEARCHES, nested, searches
 from attnc.passes.progression import Multiples, Progression, alternatives, membership
 from attnc.passes.residues import classes
 from attnc.passes.rows import ITEM, row_ranges
@@ -97,7 +97,7 @@ def _by_distance(conditions: Sequence[Node], outer: str, inner: str, extent: Nod
 def _by_search(conditions: Sequence[Node], outer: str, inner: str, extent: Node) -> BlockList | None:
     """What a mask on grids within grids leaves: each turn searches where the last one ended."""
     parts = nested(conditions, outer, inner, extent)
-    if parts is None:
+    if parts is None or searches(parts) > MOST_SEARCHES:
         return None
     lister = _Lister(Names(), inner, extent)
     inside = Names(around=lister.names)

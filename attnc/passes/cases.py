@@ -90,8 +90,7 @@ def settled(conditions: Iterable[Node], tops: Tops) -> list[Node]:
     """Conditions in plain form without those that hold anyway; never is among them if they contradict each other."""
     found = rewrite(list(conditions), lambda n: _equation(n, tops) if isinstance(n, Call) and n.fn == "eq" else None)
     found = plain(found, (), tops)
-    found = list(dict.fromkeys(c for c in found if not isinstance(c, Const) or not c.value))
-    return found if _possible(found, tops) else [FALSE]
+    return _tightest((c for c in found if not isinstance(c, Const) or not c.value), tops)
 
 
 def _equation(condition: Call, tops: Tops) -> Node | None:
@@ -116,24 +115,25 @@ def _equation(condition: Call, tops: Tops) -> Node | None:
     return None
 
 
-def _possible(conditions: Iterable[Node], tops: Tops) -> bool:
-    """Whether some position of each axis is within all the bounds it has by itself."""
-    lows: dict[Node, int] = dict.fromkeys(tops, 0)
-    highs = dict(tops)
+def _tightest(conditions: Iterable[Node], tops: Tops) -> list[Node]:
+    """Conditions where, of several bounds of one number, the tightest is left; never alone if no number is within
+    its bounds."""
+    most: dict[Node, int] = {**tops, **{neg(a): 0 for a in tops}}
+    found: dict[Node, Node] = {}
     for c in conditions:
         value = excess(c)
         if value is None:
+            found[c] = c
             continue
-        for t in terms_of(value):
-            k, factors = coefficient(t)
-            rest = sub(value, t)
-            if k not in (1, -1) or len(factors) != 1 or factors[0] not in highs or not isinstance(rest, Const):
-                continue
-            if k > 0:
-                highs[factors[0]] = min(highs[factors[0]], -int(rest.value))
-            else:
-                lows[factors[0]] = max(lows[factors[0]], int(rest.value))
-    return all(lows[a] <= highs[a] for a in highs)
+        number = add(ZERO, *(t for t in terms_of(value) if not isinstance(t, Const)))
+        bound = sub(number, value)
+        if not isinstance(bound, Const) or int(bound.value) >= most.get(number, int(bound.value) + 1):
+            continue
+        if int(bound.value) + most.get(neg(number), -int(bound.value)) < 0:
+            return [FALSE]
+        most[number] = int(bound.value)
+        found[number] = c
+    return list(found.values())
 
 
 def separated(

@@ -9,6 +9,7 @@ order of parts and rows has to be known, and whatever parts have in common is vi
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -58,14 +59,25 @@ class Follower:
     names: Names
     inside: Names
     _made: dict[Node, Node] = field(default_factory=dict)
+    _moving: set[Node] = field(default_factory=set)
+    _uses: Counter[str] = field(default_factory=Counter)
 
     def let(self, name: str, value: Node) -> Node:
         """A value under a name, computed once where it does not move with the search."""
         if value not in self._made:
-            moving = {self.start, *(v for v, _ in self.inside.values)}
-            moves = not moving.isdisjoint(postorder([value]))
-            self._made[value] = self.inside.let(f"next_{name}", value) if moves else self.names.let(name, value)
+            moves = any(n is self.start or n in self._moving for n in postorder([value]))
+            made = self._named(f"next_{name}" if moves else name, value, self.inside if moves else self.names)
+            self._made[value] = made
+            if moves:
+                self._moving.add(made)
         return self._made[value]
+
+    def _named(self, name: str, value: Node, home: Names) -> Node:
+        """A value under a name that no other has, unless it is as short as a name."""
+        if not value.children:
+            return value
+        self._uses[name] += 1
+        return home.variable(f"{name}_{self._uses[name]}", value)
 
     # ---------------------------------------------------------------------------------------------- the next positions
 

@@ -24,6 +24,8 @@ from attnc.passes.series import ONE
 
 DEEPEST = 4
 """Grids within grids."""
+MOST_SEARCHES = 100
+"""Bands that one search may look at: each takes some five integer operations of a turn."""
 NO_TOPS: Tops = {}
 
 
@@ -154,3 +156,17 @@ def _shifts(value: Node, outer: str, inner: str) -> tuple[Node, Node] | None:
     if len(signs) != 2 or signs[outer] == signs[inner] or any(x.axes for x in sides.values()):
         return None
     return sides[signs[outer]], sides[signs[inner]]
+
+
+def searches(parts: Parts, *, single: bool = False) -> int:
+    """How many bands a search looks at, for one position of the outer axis or for a block of them: the end of a row,
+    whole rows and the beginning of another are looked at one by one."""
+    total = 0
+    for p in parts:
+        if isinstance(p, Band):
+            total += 1
+        elif single:
+            total += searches(p.rows, single=True) + searches(p.places, single=True)
+        else:
+            total += 2 * searches(p.rows, single=True) + searches(p.rows) + 3 * searches(p.places)
+    return total
