@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from attnc.ir.construct import FALSE, add, axis, call, const, mul, neg, size, sub
 from attnc.ir.node import Node, Var
@@ -65,7 +66,7 @@ def closed_form(conditions: Iterable[Node], outer: str, inner: str, extent: Node
     parted = _in_parts(found, outer, inner, extent, _part) or _on_grid(conditions, outer, inner, extent)
     parted = parted or _in_parts(conditions, outer, inner, extent, _by_class)
     parted = parted or _by_distance(conditions, outer, inner, extent)
-    return parted or _by_search(conditions, outer, inner, extent)
+    return parted or _by_search(tuple(conditions), outer, inner, extent)
 
 
 def _on_grid(conditions: Sequence[Node], outer: str, inner: str, extent: Node) -> BlockList | None:
@@ -94,7 +95,8 @@ def _by_distance(conditions: Sequence[Node], outer: str, inner: str, extent: Nod
     return lister.in_blocks(inside, ranges.count, ranges.low, ranges.high, None)
 
 
-def _by_search(conditions: Sequence[Node], outer: str, inner: str, extent: Node) -> BlockList | None:
+@lru_cache(maxsize=32)
+def _by_search(conditions: tuple[Node, ...], outer: str, inner: str, extent: Node) -> BlockList | None:
     """What a mask on grids within grids leaves: each turn searches where the last one ended."""
     parts = nested(conditions, outer, inner, extent)
     if parts is None or searches(parts) > MOST_SEARCHES:
