@@ -113,7 +113,10 @@ class Follower:
 
     def _in_band(self, band: Band, block: Block, start: Node, limit: Node) -> Stretch:
         low, high = self._ends(band, block)
-        begin = low if start is ZERO else self.let("begin", call("maximum", low, start))
+        low = self.let("begin", call("where", call("lt", low, high), low, limit))
+        if start is ZERO:
+            return Stretch(low, high)
+        begin = self.let("begin", call("maximum", low, start))
         return Stretch(self.let("begin", call("where", call("lt", begin, high), begin, limit)), high)
 
     def _on_grid(self, grid: Grid, block: Block, start: Node, limit: Node, length: Node | None) -> Stretch:
@@ -130,6 +133,8 @@ class Follower:
         columns, shift = const(grid.inner.columns), grid.inner.shift
         rows = add(call("floordiv", add(limit, shift, const(-1)), columns), ONE)
         first_ = self.following(grid.places, group.places, ZERO, columns)
+        there = self.let("begin", call("where", group.there, first_.begin, columns))
+        first_ = Stretch(there, first_.end)
         here = self.following(grid.places, group.places, place, columns)
         left = call("lt", here.begin, columns)
         from_ = self.let("row", call("where", left, row, add(row, ONE)))
@@ -138,8 +143,8 @@ class Follower:
         begin = self.let("place", call("where", same, here.begin, first_.begin))
         end = self.let("place_end", call("where", same, here.end, first_.end))
         base = self.let("row_start", sub(mul(columns, found.begin), shift))
-        there = [call("lt", found.begin, rows), call("lt", first_.begin, columns), group.there]
-        at = call("where", call("and", *there), call("minimum", add(base, begin), limit), limit)
+        some = call("and", call("lt", found.begin, rows), call("lt", there, columns))
+        at = call("where", some, call("minimum", add(base, begin), limit), limit)
         stop = add(base, end)
         if length is not None:
             # Rows that follow are part of it where what lies between their places is shorter than a block.
