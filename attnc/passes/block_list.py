@@ -3,7 +3,8 @@
 A mask is taken apart into alternatives. Each leaves one range, or ranges that follow a progression
 (`attnc.passes.series`); a kernel loops over all of them in order of their first position and begins each no earlier
 than where the last one ended, so that no block is visited twice. A range with full blocks takes two turns of the loop,
-since these have partly allowed blocks before and after them.
+since these have partly allowed blocks before and after them. What is left of a mask on grids within grids is found by a
+search for the next range (`attnc.passes.following`).
 """
 
 from __future__ import annotations
