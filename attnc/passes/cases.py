@@ -111,7 +111,9 @@ def _equation(condition: Call, tops: Tops) -> Node | None:
             return None
         unit = int(by.value)
         least = bounds[0] + (int(rest.value) - bounds[0]) % unit
-        return call("eq", inside, const(least)) if least <= bounds[1] < least + unit else None
+        if least > bounds[1]:
+            return FALSE
+        return call("eq", inside, const(least)) if bounds[1] < least + unit else None
     return None
 
 

@@ -185,7 +185,7 @@ def around() -> st.SearchStrategy[Node]:
 
     def made(t: tuple[list[int], int, int, bool, bool, str]) -> Node:
         extents, radius, shift, remainder, endless, more = t
-        row, key = add(ROW, const(shift)), KEY
+        row, key = add(ROW, const(shift)), add(KEY)
         near: list[Node] = []
         for n, extent in enumerate(extents):
             at = [x if endless and n + 1 == len(extents) else call("mod", x, const(extent)) for x in (row, key)]
