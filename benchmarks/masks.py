@@ -64,6 +64,16 @@ mask = near and (i // side - j // side) % {DILATED} == 0 and (i % side - j % sid
     "3-D neighbourhood": f"""{VOLUME}
 let near = abs(j // width % height - y) <= {RADIUS} and abs(j % width - x) <= {RADIUS}
 mask = 0 <= z - j // (width * height) <= {RADIUS} and near""",
+    "2-D neighbourhood, dilated by 32": f"""const side = {SIDE}
+const step = 32
+let near_y = abs(j // side // step - clamp(i // side // step, {RADIUS}, side // step - 1 - {RADIUS})) <= {RADIUS}
+let near_x = abs(j % side // step - clamp(i % side // step, {RADIUS}, side // step - 1 - {RADIUS})) <= {RADIUS}
+let same = i // side % step == j // side % step and i % side % step == j % side % step
+mask = near_y and near_x and same""",
+    "2-D torus": f"""const side = {SIDE}
+let y = abs(i // side - j // side)
+let x = abs(i % side - j % side)
+mask = min(y, side - y) <= {RADIUS} and min(x, side - x) <= {RADIUS}""",
     "documents": "tensor doc: i32[B, N]\nmask = j <= i and doc[b, i] == doc[b, j]",
 }
 

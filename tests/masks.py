@@ -157,6 +157,19 @@ def radial(frame: int, more: str = "") -> str:
     )
 
 
+def torus(sizes: tuple[int, ...], radii: tuple[int, ...], *, remainder: bool = False, more: str = "") -> Family:
+    """Positions on a grid whose borders meet, slowest axis first, near each other along every axis: by the shorter way
+    around or, which is the same, by a `remainder`."""
+    near = []
+    grid = 1
+    for extent, radius in reversed(list(zip(sizes, radii, strict=True))):
+        i, j = (f"({x} // {grid} % {extent})" for x in "ij")
+        grid *= extent
+        away = f"min(abs({i} - {j}), {extent} - abs({i} - {j})) <= {radius}"
+        near.append(f"({i} - {j} + {radius}) % {extent} <= {2 * radius}" if remainder else away)
+    return Family("mask = " + " and ".join([*near, *([more] if more else [])]), ranges=True, grid=grid)
+
+
 FAMILIES: dict[str, Family] = {
     "causal": Family("mask = j <= i", closed=True),
     "anticausal": Family("mask = j >= i", closed=True),
@@ -231,14 +244,42 @@ FAMILIES: dict[str, Family] = {
     "neighbourhood 1-D, strided": neighbourhood([(257, 9, 4, 1, False)], ranges=True),
     "neighbourhood 1-D, strided and causal": neighbourhood([(257, 9, 4, 1, True)], ranges=True),
     "neighbourhood 1-D, strided and dilated": neighbourhood([(257, 9, 4, 3, False)], ranges=True),
-    "neighbourhood 1-D, dilated by more than a block": neighbourhood([(257, 5, 1, 24, False)]),
+    "neighbourhood 1-D, dilated by more than a block": neighbourhood([(257, 5, 1, 24, False)], ranges=True),
+    "neighbourhood 1-D, causal and far apart": neighbourhood([(257, 5, 2, 37, True)], ranges=True),
+    "neighbourhood 1-D, far apart": neighbourhood([(600, 3, 1, 150, False)], ranges=True),
     "neighbourhood 1-D, causal": neighbourhood([(257, 9, 4, 3, True)], ranges=True),
     "neighbourhood 2-D": neighbourhood([(13, 5, 1, 1, False), (20, 7, 1, 1, False)], ranges=True),
     "neighbourhood 2-D, aligned": neighbourhood([(16, 5, 1, 1, False), (16, 7, 1, 1, False)], ranges=True),
-    "neighbourhood 2-D, wrapped": neighbourhood([(13, 5, 1, 1, False), (20, 7, 1, 1, False)], wrapped=True),
+    "neighbourhood 2-D, wrapped": neighbourhood(
+        [(13, 5, 1, 1, False), (20, 7, 1, 1, False)], ranges=True, wrapped=True
+    ),
+    "neighbourhood 2-D, rows far apart": neighbourhood([(55, 3, 1, 18, False), (9, 3, 1, 1, True)], ranges=True),
+    "neighbourhood 2-D, places far apart": neighbourhood([(6, 3, 1, 2, True), (71, 3, 2, 20, False)], ranges=True),
+    "neighbourhood 2-D, far apart": neighbourhood([(35, 2, 1, 17, False), (40, 2, 1, 20, False)], ranges=True),
+    "differences on a grid, far apart": Family(
+        "let y = clamp(i // 45, 2, 28)\nlet x = clamp(i % 45, 20, 24)\n"
+        "let near = abs(j // 45 - y) <= 2 and abs(j % 45 - x) <= 20\n"
+        "mask = near and (i // 45 - j // 45) % 2 == 0 and (i % 45 - j % 45) % 18 == 0",
+        ranges=True,
+        grid=1350,
+    ),
     "neighbourhood 2-D, causal": neighbourhood([(13, 5, 2, 1, True), (20, 6, 2, 1, True)], ranges=True),
     "neighbourhood 2-D, strided and dilated": neighbourhood([(13, 4, 3, 2, False), (20, 6, 2, 3, False)], ranges=True),
     "neighbourhood 2-D, causal in one": neighbourhood([(13, 4, 2, 1, True), (20, 6, 2, 2, False)], ranges=True),
+    "torus 1-D": torus((257,), (21,)),
+    "torus 2-D": torus((13, 20), (2, 3)),
+    "torus 2-D by remainders": torus((13, 20), (2, 3), remainder=True),
+    "torus 2-D, long rows": torus((5, 70), (1, 20)),
+    "torus 2-D, causal": torus((9, 24), (1, 2), more="j <= i"),
+    "torus 3-D": torus((4, 7, 9), (1, 1, 2)),
+    "torus without end": Family(
+        "let y = i // 20 - j // 20\nlet x = i % 20 - j % 20\n"
+        "mask = (y + 2) % 13 <= 4 and min(abs(x), 20 - abs(x)) <= 3",
+        ranges=True,
+    ),
+    "neighbourhood 3-D, far apart": neighbourhood(
+        [(3, 2, 1, 1, True), (35, 2, 1, 17, False), (5, 3, 2, 1, False)], ranges=True
+    ),
     "neighbourhood 3-D": neighbourhood([(5, 3, 1, 1, True), (7, 3, 1, 2, False), (8, 4, 2, 1, False)], ranges=True),
 }
 

@@ -3,7 +3,8 @@
 A mask is taken apart into alternatives. Each leaves one range, or ranges that follow a progression
 (`attnc.passes.series`); a kernel loops over all of them in order of their first position and begins each no earlier
 than where the last one ended, so that no block is visited twice. A range with full blocks takes two turns of the loop,
-since these have partly allowed blocks before and after them.
+since these have partly allowed blocks before and after them. What is left of a mask on grids within grids is found by a
+search for the next range (`attnc.passes.following`).
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from attnc.ir.construct import FALSE, add, axis, call, const, mul, neg, size, su
 from attnc.ir.node import Node, Var
 from attnc.ir.notes import tracking
 from attnc.ir.walk import replace
-from attnc.passes.bounds import ZERO, Range, ends, first, inner_range, last, solved
+from attnc.passes.bounds import ZERO, Range, first, inner_range, last, shortened
 from attnc.passes.conditions import plain
 from attnc.passes.distance_list import listed
 from attnc.passes.distances import distances
+from attnc.passes.following import Block, Follower
 from attnc.passes.inequality import at_most_zero
+from attnc.passes.nested import MOST_SEARCHES, nested, searches
 from attnc.passes.progression import Multiples, Progression, alternatives, membership
 from attnc.passes.residues import classes
 from attnc.passes.rows import ITEM, row_ranges
@@ -69,12 +72,13 @@ def _closed_form(conditions: tuple[Node, ...], outer: str, inner: str, extent: N
 
 def _found(conditions: Sequence[Node], outer: str, inner: str, extent: Node) -> Range | BlockList | None:
     found = plain(conditions, (outer,), {})
-    whole = _shortened(found, outer, inner, extent)
+    whole = shortened(found, outer, inner, extent)
     if whole is not None:
         return _inlined(whole, Names())
     parted = _in_parts(found, outer, inner, extent, _part) or _on_grid(conditions, outer, inner, extent)
     parted = parted or _in_parts(conditions, outer, inner, extent, _by_class)
-    return parted or _by_distance(conditions, outer, inner, extent)
+    parted = parted or _by_distance(conditions, outer, inner, extent)
+    return parted or _by_search(tuple(conditions), outer, inner, extent)
 
 
 def _on_grid(conditions: Sequence[Node], outer: str, inner: str, extent: Node) -> BlockList | None:
@@ -101,6 +105,27 @@ def _by_distance(conditions: Sequence[Node], outer: str, inner: str, extent: Nod
         return None
     ranges = listed(found, extent, lister.names, inside)
     return lister.in_blocks(inside, ranges.count, ranges.low, ranges.high, None)
+
+
+@lru_cache(maxsize=32)
+def _by_search(conditions: tuple[Node, ...], outer: str, inner: str, extent: Node) -> BlockList | None:
+    """What a mask on grids within grids leaves: each turn searches where the last one ended."""
+    parts = nested(conditions, outer, inner, extent)
+    if parts is None or searches(parts) > MOST_SEARCHES:
+        return None
+    lister = _Lister(Names(), inner, extent)
+    inside = Names(around=lister.names)
+    done = lister.names.variable("done", ZERO)
+    search = Follower(done, lister.names, inside)
+    block = Block(first(outer), last(outer))
+    begin = search.following(parts, block, ZERO, extent).begin
+    reach = sub(lister.up(call("minimum", search.until(parts, block), extent)), lister.down(begin))
+    blocks = call("floordiv", call("maximum", reach, ZERO), lister.block)
+    count = search.let("turns", call("minimum", search.ranges(parts, block), blocks))
+    found = search.following(parts, block, done, extent, lister.block)
+    stop = inside.let("stop", lister.up(found.end))
+    start = call("where", call("lt", found.begin, extent), lister.down(found.begin), stop)
+    return lister.finished(inside, {}, count, (inside.let("start", start), stop, stop), done)
 
 
 def _in_parts(
@@ -151,7 +176,7 @@ def _part(choice: Sequence[Node], outer: str, inner: str, extent: Node, names: N
             sets.append(found)
     if not sets:
         found_range = inner_range(others, outer, inner, extent)
-        return found_range if found_range.exact else _shortened(others, outer, inner, extent)
+        return found_range if found_range.exact else shortened(others, outer, inner, extent)
     if len(sets) > 1:
         return None
     ((number, members),) = sets
@@ -167,24 +192,6 @@ def _by_class(choice: Sequence[Node], outer: str, inner: str, extent: Node, name
         return _part(plain(choice, (outer,), {}), outer, inner, extent, names)
     low, high = found.hull((first(outer), last(outer)), (ZERO, extent), names)
     return Range(names.let("low", low), names.let("high", high), None, None, exact=True)
-
-
-def _shortened(choice: Sequence[Node], outer: str, inner: str, extent: Node) -> Range | None:
-    """What is left where conditions on the outer position alone shorten its block."""
-    alone = [c for c in choice if inner not in c.axes]
-    limits = solved(alone, outer, add(last(outer), ONE))
-    found = inner_range([c for c in choice if c not in alone], outer, inner, extent)
-    if not limits.exact or not found.exact:
-        return None
-    from_ = ends("maximum", [first(outer), *(x.node(first(outer)) for x in limits.lows)])
-    stop = add(last(outer), ONE)
-    to = add(ends("minimum", [stop, *(x.node(stop) for x in limits.highs)]), const(-1))
-    low, high = replace([found.low, found.high], {first(outer): from_, last(outer): to})
-    high = call("where", call("le", from_, to), high, ZERO)
-    if found.full_low is None or found.full_high is None:
-        return Range(low, high, None, None, exact=True)
-    whole = call("and", call("le", from_, first(outer)), call("le", last(outer), to))
-    return Range(low, high, found.full_low, call("where", whole, found.full_high, ZERO), exact=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +242,7 @@ class _Lister:
         start = call("where", call("lt", low, high), self.down(low), stop)
         if full is None:
             start = inside.let("start", call("maximum", start, done))
-            return self._finished(inside, {ITEM: TURN}, count, (start, stop, stop), done)
+            return self.finished(inside, {ITEM: TURN}, count, (start, stop, stop), done)
         half = call("mod", TURN, const(2))
         from_ = inside.let("from", call("maximum", call("maximum", start, self.up(full[0])), done))
         to = inside.let("to", self.down(call("minimum", full[1], high)))
@@ -246,9 +253,9 @@ class _Lister:
         start = inside.let("start", start)
         turn = inside.let("full", call("where", call("and", first_half, call("not", none)), from_, stop))
         item: dict[Node, Node] = {ITEM: call("floordiv", TURN, const(2))}
-        return self._finished(inside, item, mul(const(2), count), (start, turn, stop), done)
+        return self.finished(inside, item, mul(const(2), count), (start, turn, stop), done)
 
-    def _finished(
+    def finished(
         self, inside: Names, item: dict[Node, Node], count: Node, ends: tuple[Node, Node, Node], done: Var
     ) -> BlockList:
         start, turn, stop = ends

@@ -103,6 +103,24 @@ def inner_range(
     return Range(low, high, full_low, full_high, gates is not None)
 
 
+def shortened(choice: Sequence[Node], outer: str, inner: str, extent: Node, size: int | None = None) -> Range | None:
+    """What is left where conditions on the outer position alone shorten its block; None where that is not known."""
+    alone = [c for c in choice if inner not in c.axes]
+    limits = solved(alone, outer, add(last(outer), const(1)))
+    found = inner_range([c for c in choice if c not in alone], outer, inner, extent, size)
+    if not limits.exact or not found.exact:
+        return None
+    from_ = ends("maximum", [first(outer), *(x.node(first(outer)) for x in limits.lows)])
+    stop = add(last(outer), const(1))
+    to = add(ends("minimum", [stop, *(x.node(stop) for x in limits.highs)]), const(-1))
+    low, high = replace([found.low, found.high], {first(outer): from_, last(outer): to})
+    high = call("where", call("le", from_, to), high, ZERO)
+    if found.full_low is None or found.full_high is None:
+        return Range(low, high, None, None, exact=True)
+    whole = call("and", call("le", from_, first(outer)), call("le", last(outer), to))
+    return Range(low, high, found.full_low, call("where", whole, found.full_high, ZERO), exact=True)
+
+
 # -------------------------------------------------------------------------------------------------------- solving
 
 

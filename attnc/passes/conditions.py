@@ -25,7 +25,7 @@ def plain(conditions: Iterable[Node], axes: Iterable[str], tops: Mapping[Node, i
         found += split.args if isinstance(split, Call) and split.fn == "and" else [split]
     facts = [c for c in found if not isinstance(c, Call) or c.fn != "or"]
     known = {**tops, **_tops(facts, axes)}
-    below = [x for c in facts if (x := _excess(c)) is not None and x.axes]
+    below = [x for c in facts if (x := excess(c)) is not None and x.axes]
     return [
         (c if _is_top(c, axes) else _simplified(c, known, ())) if c in facts else _simplified(c, known, below)
         for c in found
@@ -79,7 +79,7 @@ def _leaves(condition: Node) -> int:
     return 1
 
 
-def _excess(condition: Node) -> Node | None:
+def excess(condition: Node) -> Node | None:
     """What is at most 0 where a condition holds; None if it is no inequality of integers."""
     match condition:
         case Call(fn="le" | "lt", args=(a, b)) if a.kind == b.kind == "i":
@@ -92,7 +92,7 @@ def _tops(conditions: Iterable[Node], axes: Iterable[str]) -> dict[Node, int]:
     """Greatest values of axes that conditions allow."""
     found: dict[Node, int] = {}
     for c in conditions:
-        value = _excess(c)
+        value = excess(c)
         for a in axes:
             if value is None or a not in value.axes:
                 continue
@@ -111,7 +111,7 @@ def _simplified(condition: Node, tops: Mapping[Node, int], below: Sequence[Node]
     """A condition without what always or never holds where each of `below` is at most 0."""
     if isinstance(condition, Call) and condition.fn in ("and", "or"):
         return call(condition.fn, *(_simplified(c, tops, below) for c in condition.args))
-    value = _excess(condition)
+    value = excess(condition)
     if value is None:
         return condition
     for known in (ZERO, *(x for x in below if x.axes == value.axes)):

@@ -90,7 +90,7 @@ def test_ranges_of_families_are_exact(name: str, direction: tuple[str, str]) -> 
             check(found, made, lengths, dict(made.sizes), dense(made)[0], fit=True)
 
 
-@pytest.mark.parametrize("name", ["low bits", "butterfly", "documents", "neighbourhood 2-D, wrapped", "key flags"])
+@pytest.mark.parametrize("name", ["low bits", "butterfly", "documents", "rounded up", "key flags"])
 def test_other_families_have_none(name: str) -> None:
     assert form(mask(name, "i", "j", (64, 64, 0))) is None
 
@@ -144,11 +144,17 @@ def rows() -> st.SearchStrategy[Node]:
 def dilated() -> st.SearchStrategy[Node]:
     """Neighbourhoods of positions a step apart, along one axis or along the rows of a grid, with strides."""
     edges = st.tuples(
-        st.integers(2, 7), st.integers(1, 3), st.integers(0, 3), st.integers(0, 5), SMALL, st.integers(0, 24)
+        st.integers(2, 7) | st.integers(17, 40),
+        st.integers(1, 3),
+        st.integers(0, 3),
+        st.integers(0, 5),
+        SMALL,
+        st.integers(0, 24) | st.integers(40, 60),
+        st.booleans(),
     )
 
-    def made(t: tuple[int, int, int, int, int, int]) -> Node:
-        step, stride, left, right, shift, columns = t
+    def made(t: tuple[int, int, int, int, int, int, bool]) -> Node:
+        step, stride, left, right, shift, columns, bounded = t
         row, key = add(ROW, const(shift)), add(KEY)
         near: list[Node] = []
         if columns > 4:
@@ -156,10 +162,41 @@ def dilated() -> st.SearchStrategy[Node]:
             near = [call("le", call("abs", apart), const(left))]
             row, key = (call("mod", x, const(columns)) for x in (row, key))
         group = call("floordiv", call("floordiv", row, const(step)), const(stride))
-        leader = call("clamp", mul(const(stride), group), const(left), const(20))
+        count = call("floordiv", sub(const(129 + step), call("mod", row, const(step))), const(step))
+        leader = call("clamp", mul(const(stride), group), const(left), count if bounded else const(20))
         apart = sub(call("floordiv", key, const(step)), leader)
         same = call("eq", call("mod", row, const(step)), call("mod", key, const(step)))
         return call("and", same, call("le", neg(const(left)), apart), call("le", apart, const(right)), *near)
+
+    return edges.map(made)
+
+
+def around() -> st.SearchStrategy[Node]:
+    """Near each other on a grid whose borders meet, by the shorter way around or by a remainder; the last axis may go
+    on without end."""
+    edges = st.tuples(
+        st.lists(st.integers(2, 20), min_size=1, max_size=3),
+        st.integers(0, 4),
+        SMALL,
+        st.booleans(),
+        st.booleans(),
+        st.sampled_from(["", "causal", "first"]),
+    )
+
+    def made(t: tuple[list[int], int, int, bool, bool, str]) -> Node:
+        extents, radius, shift, remainder, endless, more = t
+        row, key = add(ROW, const(shift)), add(KEY)
+        near: list[Node] = []
+        for n, extent in enumerate(extents):
+            at = [x if endless and n + 1 == len(extents) else call("mod", x, const(extent)) for x in (row, key)]
+            row, key = (call("floordiv", x, const(extent)) for x in (row, key))
+            apart = call("abs", sub(*at))
+            shorter = call("minimum", apart, sub(const(extent), apart))
+            after = call("mod", add(sub(*at), const(radius)), const(extent))
+            near.append(call("le", after if remainder else shorter, const(2 * radius if remainder else radius)))
+        if more:
+            near.append(call("le", KEY, ROW) if more == "causal" else call("le", KEY, const(9)))
+        return call("and", *near)
 
     return edges.map(made)
 
@@ -198,7 +235,9 @@ def radial() -> st.SearchStrategy[Node]:
 def masks() -> st.SearchStrategy[Node]:
     simple = st.lists(bounds() | members(), min_size=1, max_size=3).map(lambda x: call("and", *x))
     unions = st.lists(simple, min_size=1, max_size=3).map(lambda x: call("or", *x))
-    return unions | rows() | dilated() | radial() | st.tuples(unions, bounds()).map(lambda t: call("and", *t))
+    return (
+        unions | rows() | dilated() | around() | radial() | st.tuples(unions, bounds()).map(lambda t: call("and", *t))
+    )
 
 
 def agrees(condition: Node, m: int, n: int, lengths: tuple[int, int], direction: tuple[str, str]) -> None:

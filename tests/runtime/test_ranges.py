@@ -26,6 +26,10 @@ SPECS = {
     "far blocks": FAR,
     **{name: FAMILIES[name].text for name in ("strided", "radial", "radial, causal", "radial, long frames")},
     "grid": FAMILIES["neighbourhood 2-D, causal"].text,
+    "torus": FAMILIES["torus 2-D"].text,
+    "far apart": FAMILIES["neighbourhood 1-D, dilated by more than a block"].text,
+    "grid, far apart": FAMILIES["neighbourhood 2-D, places far apart"].text,
+    "frames": FAMILIES["neighbourhood 2-D, wrapped"].text,
     "powers": FAMILIES["power of two distances in bits"].text,
 }
 
@@ -41,7 +45,9 @@ def no_table(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def values(name: str, backend: str) -> None:
-    sizes = {"M": 260, "N": 260} if name == "grid" else {"M": 170, "N": 200, "q_start": 13}
+    lengths = {"grid": 260, "frames": 260, "far apart": 257, "grid, far apart": 426}
+    length = lengths.get(name)
+    sizes = {"M": 170, "N": 200, "q_start": 13} if length is None else {"M": length, "N": length}
     assert not wrong(spec(name), backend, torch.float64, sizes)
 
 
@@ -51,8 +57,12 @@ def values(name: str, backend: str) -> None:
         ("per head and strided", "cpp"),
         ("grid", "cpp"),
         ("radial, causal", "cpp"),
+        ("torus", "cpp"),
+        ("far apart", "cpp"),
         ("far blocks", "tiled"),
         ("radial, long frames", "tiled"),
+        ("grid, far apart", "tiled"),
+        ("frames", "tiled"),
     ],
 )
 def test_values(name: str, backend: str) -> None:
@@ -71,15 +81,22 @@ def test_odd_lengths(sizes: dict[str, int]) -> None:
     assert not wrong(spec("per head and strided"), "cpp", torch.float32, sizes)
 
 
+SPILLED = {"torus": 8, "far apart": 16}
+"""Bytes of stack that a thread of the column pass may need for what a search keeps from turn to turn."""
+
+
 @pytest.mark.sweep
-@pytest.mark.parametrize("name", ["strided", "radial, causal", "radial, long frames"])
+@pytest.mark.parametrize("name", ["strided", "radial, causal", "radial, long frames", *SPILLED])
 def test_triton_compiled(name: str, tmp_path: Path) -> None:
     """What a loop over ranges carries keeps its type, also where powers of two are wider."""
     for kernel in driver.all_kernels(attnc.compile(spec(name)).program, "bf16", 64, "gpu"):
-        assert aot(kernel, print_module([kernel]), "sm_90", {"D": 64, "E": 64}, directory=tmp_path).fits
+        made = aot(kernel, print_module([kernel]), "sm_90", {"D": 64, "E": 64}, directory=tmp_path)
+        assert made.fits or (kernel.outer == "j" and made.spilled <= SPILLED.get(name, 0))
 
 
-@pytest.mark.parametrize("name", ["strided", "powers", "radial, causal", pytest.param("grid", marks=pytest.mark.sweep)])
+@pytest.mark.parametrize(
+    "name", ["strided", "powers", "radial, causal", "torus", "far apart", pytest.param("grid", marks=pytest.mark.sweep)]
+)
 def test_triton_interpreted(name: str) -> None:
     program = attnc.compile(spec(name)).program
     kernel = driver.all_kernels(program, "f32", 16)[0]

@@ -24,7 +24,7 @@ from attnc.testing.inputs import complete_sizes, make_inputs
 from tests.masks import FAMILIES
 
 DOCUMENTS = "attention packed\ntensor doc: i32[B, N]\nmask = j <= i and doc[b, i] == doc[b, j]\n"
-NEIGHBOURS = f"attention near\n{FAMILIES['neighbourhood 2-D, wrapped'].text}\n"
+NEIGHBOURS = f"attention near\n{FAMILIES['neighbourhood 2-D, wrapped'].text}\n"  # a table without ranges
 PER_HEAD = "attention per_head\ntensor reach: i32[H]\nmask = abs(i - j) < reach[h] and i & 21 == j & 21\n"
 DENSE = DOCUMENTS.replace("j <= i", "allowed[i, j]").replace("mask", "tensor allowed: bool[M, N]\nmask")
 OPAQUE = DENSE.replace("allowed[i, j]", "allowed[i, j // 2]")
@@ -72,7 +72,8 @@ GRID = {"M": 260, "N": 260}
 @pytest.mark.parametrize("backend", ["tiled", "cpp"])
 @pytest.mark.parametrize("spec", [DOCUMENTS, NEIGHBOURS, PER_HEAD, PEAK, OVER_QUERIES, DENSE])
 def test_values(spec: str, backend: str, planned: list[Mask]) -> None:
-    assert not wrong(spec, backend, torch.float64, GRID if spec is NEIGHBOURS else LONG)
+    grid = spec is NEIGHBOURS
+    assert not wrong(spec, backend, torch.float64, GRID if grid else LONG, disable=("bounds",) if grid else ())
     assert {m.inner for m in planned} == {"i", "j"}
 
 
