@@ -54,7 +54,7 @@ def described(path: Path) -> tuple[str, list[str]]:
     """What the page says of one spec: its row of the table, and the lines of its section."""
     source = load(path)
     definition = parse(source).definitions[0]
-    plans = driver.plans(driver.lower(definition, source))
+    plans = driver.explained_plans(driver.lower(definition, source))
     s = summary(name_of(path), definition, *plans)
     counts = " | ".join("{} + {}".format(*pair) for pair in (s.passes, s.kernels))
     anchor = s.name.replace("/", "")
