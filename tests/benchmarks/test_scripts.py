@@ -62,6 +62,16 @@ def test_masks(tmp_path: Path) -> None:
     assert found["window"]["both"]["ratio"] > 0
 
 
+def test_tables(tmp_path: Path) -> None:
+    out = tmp_path / "tables.json"
+    done = run("tables.py", "--specs", "music", "--length", "64", "--seconds", "0", "--out", out)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(out.read_text())["rows"]
+    assert [r["kind"] for r in rows] == ["forward", "both"]
+    assert all(t > 0 for r in rows for t in r["milliseconds"].values())
+    assert len(done.stdout.splitlines()) == 3
+
+
 def test_cpu(tmp_path: Path) -> None:
     out = tmp_path / "cpu.json"
     tiny = ("--lengths", "32", "--channels", "16", "--dtypes", "f32", "--shapes", "2", "--no-flex")
