@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from attnc import driver
@@ -25,6 +26,13 @@ from attnc.runtime.transforms import functional
 
 LARGEST_TABLE = 1 << 28
 """Elements of a table beyond which its memory is not taken."""
+LARGEST_COUNTED = 1 << 23
+"""The same where its gradient is added up exactly: each element then has 17 counters of 64 bits."""
+
+
+def largest_table(device: str, *, learns: bool, exact: bool) -> int:
+    """Elements that a table may have on a type of device: fewer where a gradient adds to it in any order, and exactly."""
+    return LARGEST_COUNTED if device == "cuda" and learns and exact else LARGEST_TABLE
 
 
 class Stage:
@@ -59,6 +67,7 @@ class Stages:
         self.first = None if split.first is None else Stage(split.first, backend)
         self.made = split.made
         self._backend = backend
+        self._exact = split.attention.options.deterministic
         self._instead = split.instead
         self._plain: Stages | None = None
         pays = dict(split.tables)
@@ -80,9 +89,11 @@ class Stages:
         sizes = self.first.computation.sizes([known[n] for n in self.first.computation.names], q_start)
         q, k = known["q"].shape, known["k"].shape
         pairs = q[0] * q[1] * q[2] * k[2]
+        learns = torch.is_grad_enabled() and any(t.requires_grad for t in known.values())
+        most = largest_table(known["q"].device.type, learns=learns, exact=self._exact)
         for dims, per_pair in self._tables:
             elements = math.prod(d(sizes) for d in dims)
-            if elements > LARGEST_TABLE or elements > per_pair * pairs:
+            if elements > most or elements > per_pair * pairs:
                 return True
         return False
 

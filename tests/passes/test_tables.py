@@ -116,6 +116,14 @@ def test_a_table_that_is_large_beside_the_pairs_is_not_made(monkeypatch: pytest.
         assert len(made) == count
 
 
+def test_exact_gradients_of_tables_are_small_on_gpus() -> None:
+    """Counters take 17 times 8 bytes per element."""
+    usual = stages.largest_table("cpu", learns=True, exact=True)
+    assert stages.largest_table("cuda", learns=True, exact=True) * 17 * 8 <= 1.1 * 2**30 < usual * 17 * 8
+    assert stages.largest_table("cuda", learns=False, exact=True) == usual
+    assert stages.largest_table("cuda", learns=True, exact=False) == usual
+
+
 def check_forward(text: str, rows: int) -> None:
     op = program(text)
     sizes = complete_sizes(op.program, {"B": 1, "H": 2, "M": rows, "N": 70, "D": 8, "E": 8})
