@@ -31,7 +31,7 @@ LARGEST_COUNTED = 1 << 23
 
 
 def largest_table(device: str, *, learns: bool, exact: bool) -> int:
-    """Elements that a table may have on a type of device: fewer where a gradient adds to it in any order, and exactly."""
+    """Elements that a table may have on a type of device: fewer where a gradient adds to it exactly, in any order."""
     return LARGEST_COUNTED if device == "cuda" and learns and exact else LARGEST_TABLE
 
 
