@@ -24,8 +24,8 @@ from attnc.runtime.computation import Computation, computation
 from attnc.runtime.eager import active
 from attnc.runtime.transforms import functional
 
-LARGEST_TABLE = 1 << 28
-"""Elements of a table beyond which its memory is not taken."""
+LARGEST_TABLE = 1 << 26
+"""Elements of a table beyond which its memory is not taken: 256 MiB in f32, and at least twice that in training."""
 LARGEST_COUNTED = 1 << 23
 """The same where its gradient is added up exactly: each element then has 17 counters of 64 bits."""
 

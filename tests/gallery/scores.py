@@ -37,6 +37,10 @@ def static_weights(q: Tensor, k: Tensor, v: Tensor, fixed_q: Tensor, fixed_k: Te
     return attend(weights.expand(q.shape[0], -1, -1, -1), v)
 
 
+def rectified(q: Tensor, k: Tensor, v: Tensor, q_start: int = 0) -> Tensor:
+    return attend(F.relu(scores(q, k)) / k.shape[2], v)
+
+
 def collapsed_similarity(q: Tensor, k: Tensor, v: Tensor, W: Tensor, q_start: int = 0) -> Tensor:
     return attend(torch.softmax(scores(q @ W, k), -1), v)
 
@@ -137,6 +141,7 @@ GALLERY.update(
             },
         ),
         "gallery/collapsed_similarity": matrix("W"),
+        "gallery/rectified": Spec(rectified),
         "gallery/symmetric_similarity": matrix("T"),
         "gallery/pointer_network": Spec(pointer_network, cities, plane_output=True, costly=True),
         "gallery/bahdanau": Spec(bahdanau, encoder, costly=True),
