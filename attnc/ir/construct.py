@@ -306,6 +306,10 @@ def sum_over(
             kept.append(f)
     if not bound and not scatter:
         return mul(_number(value, kind), *kept, *(iverson(c) for c in sorted(conditions, key=_order)))
+    read = _read_where_scattered(kept, bound, conditions)
+    if read is not None:
+        left, arguments, limits = read
+        return mul(_number(value, kind), sum_over(left, arguments, limits, scatter))
     outer = [f for f in kept if not f.axes & bound]
     inner = [f for f in kept if f.axes & bound]
     dom_outer = [c for c in conditions if not c.axes & bound]
@@ -317,6 +321,31 @@ def sum_over(
     merged = [f for f in merged if f.axes & bound]
     node = raw_sum(bound, merged, dom_inner, scatter)
     return mul(_number(value, kind), *outer, node)
+
+
+def _read_where_scattered(
+    factors: list[Node], bound: Axes, conditions: set[Node]
+) -> tuple[Axes, list[Node], list[Node]] | None:
+    """``sum_r c[r] sum_j [r = f(j)] x[j]`` as ``sum_j c[f(j)] x[j]``: the axes, factors and conditions that are left.
+
+    None where no factor is scattered along a bound axis.
+    """
+    from attnc.ir.walk import substitute
+
+    for k, f in enumerate(factors):
+        moved = {a: index for a, index in f.scatter if a in bound} if isinstance(f, Sum) else {}
+        if not isinstance(f, Sum) or not moved:
+            continue
+        others = [x for t, x in enumerate(factors) if t != k]
+        along, apart = ([x for x in others if bool(x.axes & moved.keys()) == inside] for inside in (True, False))
+        limits, rest = ([c for c in conditions if bool(c.axes & moved.keys()) == inside] for inside in (True, False))
+        if f.bound & free_axes([*along, *limits]):
+            continue
+        inside = [substitute(x, moved) for x in (*along, *limits)]
+        places = [s for s in f.scatter if s[0] not in moved]
+        total = sum_over(f.bound, [*f.factors, *inside[: len(along)]], [*f.domain, *inside[len(along) :]], places)
+        return bound - moved.keys(), [*apart, total], rest
+    return None
 
 
 def _merge_nested(

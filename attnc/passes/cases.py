@@ -21,6 +21,8 @@ MOST = 8
 """Alternatives that conditions are taken apart into."""
 VALUES = 4
 """Values of a quotient that are told apart."""
+SPLITS = 16
+"""Choices one after another that may separate conditions."""
 
 Tops = Mapping[Node, int]
 Interval = tuple[int, int]
@@ -139,10 +141,10 @@ def _tightest(conditions: Iterable[Node], tops: Tops) -> list[Node]:
 
 
 def separated(
-    conditions: Sequence[Node], a: Line, b: Line, tops: Tops
+    conditions: Sequence[Node], a: Line, b: Line, tops: Tops, left: int = SPLITS
 ) -> list[tuple[tuple[Node, ...], tuple[Node, ...]]] | None:
     """Alternatives of conditions on the rows of a grid and of conditions on its places; None where they cannot be kept
-    apart. `tops` are the greatest places, and the greatest rows where these are known."""
+    apart by `left` choices. `tops` are the greatest places, and the greatest rows where these are known."""
     rows, places = {a.row, b.row}, {a.place, b.place}
 
     def mixes(node: Node) -> bool:
@@ -156,14 +158,14 @@ def separated(
     if not mixed:
         on_places = tuple(c for c in conditions if c.axes & places)
         return [(tuple(c for c in conditions if c not in on_places), on_places)]
-    choices = cases(conditions, mixed, tops)
-    if choices is None:
+    choices = cases(conditions, mixed, tops) if left else None
+    if choices is None and left:
         choices = _chosen(conditions, mixed)
     if choices is None:
         return None
     found = []
     for choice in choices:
-        inside = separated(settled(choice, tops), a, b, tops) if FALSE not in choice else []
+        inside = separated(settled(choice, tops), a, b, tops, left - 1) if FALSE not in choice else []
         if inside is None:
             return None
         found += inside

@@ -4,8 +4,8 @@
 different products as the table has rows, so a program that has such a term is split in two: the first computes
 ``rel_dots[i, r] = sum_d q[i, d] rel[r, d]``, a product of matrices, and the attention reads ``rel_dots[i, f(i, j)]``.
 Both are ordinary programs, so gradients flow through the products by the usual derivation: one number per pair is
-scattered, and not a row. Source: Huang et al. (2018), "Music Transformer" (arXiv:1809.04281), section 3.4.1, for
-subscripts that are distances.
+scattered, and not a row. Source: Huang et al. (2018), arXiv:1809.04281, section 3.4.1, for subscripts that are
+distances.
 """
 
 from __future__ import annotations
