@@ -21,6 +21,7 @@ from attnc.codegen.cpu.packs import find_packs
 from attnc.codegen.cpu.sections import HEADER, sections
 from attnc.codegen.cpu.selected import find_selected
 from attnc.codegen.cpu.storage import shared_rooms
+from attnc.codegen.cpu.unrolled import with_short_loops_unrolled
 from attnc.codegen.tile import Assign, Kernel, Loop, statements, verify
 from attnc.ir.node import Node, Size, Var
 from attnc.ir.walk import postorder
@@ -60,7 +61,7 @@ class KernelPrinter:
     """Prints one kernel: the function of one block, and the entry point that runs it for all blocks."""
 
     def __init__(self, kernel: Kernel, needs: set[str], *, pairs: bool = False) -> None:
-        kernel = self.kernel = with_dots(with_distinct_names(kernel))
+        kernel = self.kernel = with_dots(with_short_loops_unrolled(with_distinct_names(kernel)))
         self.needs = needs
         self.shared: dict[str, str] = {}
         self.layout = Layout(kernel, block_lengths(kernel))
