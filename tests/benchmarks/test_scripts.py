@@ -106,6 +106,7 @@ def test_low_rank_biases(tmp_path: Path) -> None:
     assert found["points"]["peak"] > 0
 
 
+@pytest.mark.sweep
 def test_linear(tmp_path: Path) -> None:
     out = tmp_path / "linear.json"
     lengths = ("--lengths", "64,128", "--quadratic", "128", "--seconds", "0")
