@@ -17,7 +17,8 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 SOFTMAX = ("softmax", "gemma2", "alibi", "watched", "urpe", "reversed", "spatial", "agent", "sinks", "document_causal")
 BLOCKS = ("gallery/landmark",)
 LINEAR = ("retention", "linear_attention", "scalar_decay", "gla", "cosformer", "aaren")
-SPECS = (*SOFTMAX, *LINEAR, *BLOCKS)
+POSITIONS = ("music", "gallery/t5")
+SPECS = (*SOFTMAX, *POSITIONS, *LINEAR, *BLOCKS)
 
 
 @pytest.mark.parametrize("rewrite", sorted(REWRITES))
