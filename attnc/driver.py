@@ -219,6 +219,8 @@ def all_kernels(program: Program, dtype: str = "f32", channels: int = 64, target
 def text(program: Program, target: str, dtype: str = "f32", channels: int = 64) -> str:
     """The kernels of a program and of its gradient as C++ (``cpp``) or Triton (``triton``) source."""
     found = all_kernels(program, dtype, channels, "cpu" if target == "cpp" else "gpu")
+    if not found:
+        return f"{'//' if target == 'cpp' else '#'} {program.name} has no kernels: tensor operations compute all of it.\n"
     if target == "cpp":
         from attnc.codegen.cpu.printer import print_unit
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from attnc.ir.construct import add, axis, call, const, iverson, load, mul, neg, size, sub
-from attnc.ir.node import Call, Iverson, Load, Max, Node, Sum
+from attnc.ir.node import Call, Const, Iverson, Load, Max, Node, Sum
 from attnc.ir.program import AxisInfo, Output, Program, Tensor
 from attnc.ir.walk import postorder, rewrite, substitute
 from attnc.passes.associate import associate
@@ -25,7 +25,7 @@ from attnc.passes.separable import Expansion, Inseparable, under
 from attnc.passes.separate import Split, fresh_axis, fresh_tensor, guaranteed, in_two
 
 ROW, COLUMN = "i", "j"
-COMPARISONS = ("lt", "le", "eq", "ne", "gt", "ge")
+COMPARISONS = ("lt", "le", "eq")
 WORTH = 12
 """Operations per pair, in additions, from which reading a table costs less."""
 GATHER = 16
@@ -69,7 +69,7 @@ def find(program: Program) -> tuple[Diagonal, ...]:
             continue
         seen.add(node)
         whole = {ROW, COLUMN} <= node.axes and not planes.channels(node.axes)
-        plain = whole and node not in content and node not in compared
+        plain = whole and node not in content and node not in compared and (node.kind == "f" or _is_clipped(node))
         value = _at_distance(program, node, held[node]) if plain and _work(program, node) >= WORTH else None
         if value is not None:
             noted = [program.notes[n].line for n in postorder([node]) if n in program.notes]
@@ -115,12 +115,19 @@ def _work(program: Program, node: Node) -> int:
 
 def _is_apart(node: Load) -> bool:
     """Whether a subscript is more than a distance, clipped or not."""
-    return any(operations_of(e) > 4 for e in node.index)
+    return any(sum({ROW, COLUMN} <= n.axes for n in postorder([entry])) > 4 for entry in node.index)
 
 
-def operations_of(entry: Node) -> int:
-    """Nodes of a subscript that have both positions."""
-    return sum({ROW, COLUMN} <= n.axes for n in postorder([entry]))
+def _is_clipped(node: Node) -> bool:
+    """Whether an integer has numbers for bounds, and so fits in the 32 bits of a table."""
+    bounds: set[str] = set()
+    while isinstance(node, Call) and node.fn in ("minimum", "maximum"):
+        rest = [a for a in node.args if not isinstance(a, Const)]
+        if len(rest) != 1 or len(rest) == len(node.args):
+            break
+        bounds.add(node.fn)
+        (node,) = rest
+    return len(bounds) == 2
 
 
 def _at_distance(program: Program, node: Node, conditions: frozenset[Node]) -> Node | None:

@@ -165,6 +165,13 @@ def test_verify_summarises(attnc: Attnc) -> None:
     assert all(row.rstrip().endswith("agrees") for row in rows)
 
 
+@pytest.mark.parametrize("stage", ["cpp", "triton"])
+def test_inspect_a_spec_without_kernels(attnc: Attnc, stage: str) -> None:
+    result = attnc("inspect", EXAMPLES / "gallery" / "efficient_probing.attn", "--emit", stage)
+    assert result.exit_code == 0
+    assert "efficient_probing has no kernels" in result.stdout
+
+
 @pytest.mark.parametrize(
     ("stage", "words"),
     [

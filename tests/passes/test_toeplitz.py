@@ -79,13 +79,28 @@ def test_what_the_attention_reads(name: str) -> None:
         "log(1 + abs(i - j)) * x[b, i]",
         "x[b, i] * cos(0.3 * (i - j))",
     ],
-    ids=["cheap", "no distance", "distance of blocks", "a table already", "times a value of the query", "separable"],
+    ids=[
+        "cheap",
+        "no distance",
+        "distance of blocks",
+        "a table already",
+        "times a value of the query",
+        "separable",
+    ],
 )
 def test_what_is_left_as_it_is(bias: str) -> None:
     text = f"{HEAD}tensor slope: f32[H, 9]\ntensor x: f32[B, M]\nbias = {bias}\n"
     found = find(attnc.compile(text, backend="tiled").program)
     assert [d for d in found if "x" in str(d.node) or "slope" in str(d.node)] == []
     assert bool(found) == ("* x" in bias)  # its logarithm is one
+
+
+def test_integers_without_bounds_are_no_tables() -> None:
+    """Tables of integers have 32 bits."""
+    value = "floor(log2(max(i - j, 1)) * 3) * 100000"
+    for text, kinds in ((f"max({value}, 1)", {"f"}), (f"clamp({value}, 0, 99)", {"i"})):
+        op = attnc.compile(f"{HEAD}tensor x: f32[B, M]\nbias = x[b, i] * ({text} + i)", backend="tiled")
+        assert {d.node.kind for d in find(op.program)} == kinds
 
 
 @pytest.mark.parametrize("spec", ["retention", "cosformer", "lightning"])
