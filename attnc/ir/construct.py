@@ -306,7 +306,7 @@ def sum_over(
             kept.append(f)
     if not bound and not scatter:
         return mul(_number(value, kind), *kept, *(iverson(c) for c in sorted(conditions, key=_order)))
-    read = _read_where_scattered(kept, bound, conditions)
+    read = _read_where_scattered(kept, bound, conditions, scatter)
     if read is not None:
         left, arguments, limits = read
         return mul(_number(value, kind), sum_over(left, arguments, limits, scatter))
@@ -324,16 +324,17 @@ def sum_over(
 
 
 def _read_where_scattered(
-    factors: list[Node], bound: Axes, conditions: set[Node]
+    factors: list[Node], bound: Axes, conditions: set[Node], scatter: Sequence[tuple[str, Node]]
 ) -> tuple[Axes, list[Node], list[Node]] | None:
     """``sum_r c[r] sum_j [r = f(j)] x[j]`` as ``sum_j c[f(j)] x[j]``: the axes, factors and conditions that are left.
 
-    None where no factor is scattered along a bound axis.
+    None where no factor is scattered along a bound axis that the places of `scatter` leave free.
     """
     from attnc.ir.walk import substitute
 
+    removable = bound - free_axes(index for _, index in scatter)
     for k, f in enumerate(factors):
-        moved = {a: index for a, index in f.scatter if a in bound} if isinstance(f, Sum) else {}
+        moved = {a: index for a, index in f.scatter if a in removable} if isinstance(f, Sum) else {}
         if not isinstance(f, Sum) or not moved:
             continue
         others = [x for t, x in enumerate(factors) if t != k]

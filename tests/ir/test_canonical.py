@@ -13,6 +13,7 @@ from attnc.ir.printer import show
 from attnc.ir.walk import postorder, substitute
 from tests.ir import expressions as ex
 from tests.ir.programs import at
+from tests.ir.test_dense_properties import dense
 
 RELAXED = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -102,3 +103,11 @@ def test_substitution_renames_what_would_capture() -> None:
     assert gathered is sum_over({"j"}, [V], [call("eq", add(axis("i"), axis("j")), const(3))])
     inside = substitute(column, {"i": axis("r")})
     assert inside is sum_over({"j"}, [V], [call("eq", add(axis("r"), axis("j")), axis("r"))])
+
+
+def test_places_that_need_the_summed_axis_keep_it() -> None:
+    scattered = raw_sum(["j"], [const(1.0)], (), [("r", call("mod", axis("j"), const(5)))])
+    place = [("i", call("mod", axis("r"), const(3)))]
+    raw, canonical = (make(["r"], [scattered], (), place) for make in (raw_sum, sum_over))
+    assert dense(canonical).tolist() == dense(raw).tolist() == [2.0, 1.0, 1.0]
+    assert sum_over(["r"], [scattered]) is sum_over(["j"], [])

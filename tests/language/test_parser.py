@@ -305,7 +305,8 @@ def test_noise_ends_soon_and_with_few_words(kind: str, length: int) -> None:
     text = "".join(random.Random(0).choices(pieces, k=length // len(pieces[0])))
     start = time.process_time()
     found = diagnostics(text)
-    assert time.process_time() - start < 4
+    # A few seconds; what grows with the square of the length would take hours.
+    assert time.process_time() - start < 60
     if length > LONGEST_TEXT:
         assert len(found) == 1
     for diagnostic in found:
