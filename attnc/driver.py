@@ -220,7 +220,8 @@ def text(program: Program, target: str, dtype: str = "f32", channels: int = 64) 
     """The kernels of a program and of its gradient as C++ (``cpp``) or Triton (``triton``) source."""
     found = all_kernels(program, dtype, channels, "cpu" if target == "cpp" else "gpu")
     if not found:
-        return f"{'//' if target == 'cpp' else '#'} {program.name} has no kernels: tensor operations compute all of it.\n"
+        mark = "//" if target == "cpp" else "#"
+        return f"{mark} {program.name} has no kernels: tensor operations compute all of it.\n"
     if target == "cpp":
         from attnc.codegen.cpu.printer import print_unit
 

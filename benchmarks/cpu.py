@@ -8,8 +8,8 @@ only: it has no backward on CPUs) and plain eager PyTorch run in turn in one pro
 disturbed are discarded; a row without two undisturbed rounds is marked `~`. Rates are shares of the peak of the
 machine's multiplication units, measured in the same rounds. `--quick` takes less than four minutes on two cores.
 
-Sections: plain, specs, window, channels, decode, threads, starts, shapes. Results go to a JSON file with the machine,
-and to a PNG beside it if matplotlib is installed.
+Sections: plain, specs, window, parts (softmax built up from its products), channels, decode, threads, starts, shapes.
+Results go to a JSON file with the machine, and to a PNG beside it if matplotlib is installed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,13 @@ from unittest import mock
 HERE = Path(__file__).resolve().parent
 EXAMPLES = HERE.parent / "examples"
 SPECS = "alibi,softcap_alibi,sliding_window,document_causal,prefix_lm,relative_table,sinks,sigmoid_attention,urpe"
-SECTIONS = "plain,specs,window,channels,decode,threads,starts,shapes"
+SECTIONS = "plain,specs,window,parts,channels,decode,threads,starts,shapes"
+PARTS = {
+    "products": "normaliser(s) = abs(s)",
+    "exponentials": "normaliser(s) = exp(s)",
+    "sums": "normaliser(s) = exp(s) / sum[j](exp(s))",
+}
+"""Softmax attention built up from its two products; what is still missing is the running maximum."""
 ORACLE_LENGTH = 256
 LARGEST_PLANE = 1 << 26
 """Elements of a plane beyond which eager PyTorch and dense biases are left out."""
@@ -70,6 +76,8 @@ def cases(given: argparse.Namespace) -> Iterator[Case]:
             for spec in (specs or (SPECS.split(",")))[: 4 if given.quick else None]:
                 yield Case("specs", spec, dtype, middle, both=both)
             yield Case("window", "sliding_window", dtype, 4096 if given.quick else 32768, h=2, both=both)
+        for part in PARTS:
+            yield Case("parts", part, dtype, middle)
         for d in (80, 96):
             yield Case("channels", "softmax", dtype, middle, d)
         for m in (1, 4, 16):
@@ -97,7 +105,9 @@ class Bench:
         import attnc
 
         if spec not in self.ops:
-            self.ops[spec] = attnc.compile(EXAMPLES / f"{spec}.attn")
+            part = PARTS.get(spec)
+            source = EXAMPLES / f"{spec}.attn" if part is None else f"attention {spec}\n{part}\n"
+            self.ops[spec] = attnc.compile(source)
         return self.ops[spec]
 
     def tensors(self, case: Case, n: int) -> tuple[dict[str, int], dict[str, Any]]:
@@ -150,7 +160,7 @@ class Bench:
         row["ratios"] = {n: timed.ratio(n, "attnc") for n in calls if n != "attnc"}
         row["quiet"], row["discarded"], row["rounds"] = timed.quiet, timed.discarded, len(timed.samples["attnc"])
         row["memory"] = {n: peak_memory(c) for n, c in calls.items()}
-        share = allowed_fraction(op.program, tensors, sizes)
+        share = 1.0 if case.spec in PARTS else allowed_fraction(op.program, tensors, sizes)
         if share is not None:
             pairs = share * sizes["B"] * sizes["H"] * sizes["M"] * sizes["N"] * sizes["D"]
             row["gflops"] = pairs * (14 if case.both else 4) / row["seconds"]["attnc"] / 1e9

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attnc.codegen.tile import Argument, Assign, Kernel, Lane, Store
-from attnc.ir.construct import axis, call, load, size, var
+from attnc.ir.construct import axis, call, const, load, size, var
 from attnc.ir.node import Node
 from attnc.runtime.cpu import build
 
@@ -95,6 +95,33 @@ def test_special_values(fn: str, dtype: torch.dtype) -> None:
     # Results below the normal range may be flushed to 0.
     tiny = torch.finfo(dtype).tiny * 4
     assert torch.allclose(apply(fn, x).double(), exact.to(dtype).double(), rtol=1e-5, atol=tiny, equal_nan=True)
+
+
+def test_weights_beside_half_precision() -> None:
+    x = torch.cat([torch.linspace(-125, 127, 20_000), torch.tensor(SPECIAL)]).unsqueeze(1)
+    plane, one = ("i", "e"), const(1)
+    at = tuple(axis(a) for a in plane)
+    kernel = Kernel(
+        name="weights",
+        doc="y = 2^x",
+        arguments=(Argument("x", "f32", (N, one)), Argument("h", "f16", (N,)), Argument("y", "f32", (N, one), "out")),
+        sizes=("N",),
+        grid=(),
+        grid_extents=(),
+        outer="i",
+        lanes=(Lane("i", "outer", N), Lane("e", "channel", one)),
+        blocks={"i": 32},
+        body=(
+            Assign(var("x", plane, "f"), load("x", at)),
+            Store("y", at, call("exp2", var("x", plane))),
+        ),
+    )
+    (compiled,) = build([kernel])
+    y = torch.full_like(x, math.nan)
+    compiled([x, torch.zeros(len(x), dtype=torch.float16), y], {"N": len(x)})
+    exact = torch.exp2(x.double())
+    assert torch.allclose(y.double(), exact.float().double(), rtol=3e-6, atol=1e-37, equal_nan=True)
+    assert not torch.allclose(y.double(), exact.float().double(), rtol=3e-7, atol=1e-37, equal_nan=True)
 
 
 @pytest.mark.parametrize("fn", ["sin", "cos"])

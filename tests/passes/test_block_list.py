@@ -259,7 +259,7 @@ NOWHERE = call(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @example(NOWHERE, 20, 20, (16, 16), ("i", "j"))
 @given(masks(), st.integers(1, 150), st.integers(1, 150), BLOCKS, DIRECTIONS)
 def test_exact_for_any_mask_that_has_a_form(

@@ -57,7 +57,7 @@ def test_gradcheck(spec: str, backend: str) -> None:
     assert torch.autograd.gradcheck(*small(spec, backend))
 
 
-SLOW = {(s, "cpp") for s in ("gla", "retention", "music", "urpe", "gated", "capped")}
+SLOW = {(s, "cpp") for s in ("gla", "retention", "music", "urpe", "gated", "capped", "sigmoid")} | {("gla", "tiled")}
 """Up to a minute each; a normal run takes these specs on the other backends."""
 
 

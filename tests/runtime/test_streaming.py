@@ -89,7 +89,7 @@ def test_gradcheck_through_the_state() -> None:
     def two_pieces(*values: Tensor) -> Tensor:
         return piecewise(op, dict(zip(names, values, strict=True)), [4, 2])
 
-    small = tuple(t[:1, :2].detach().requires_grad_() for t in tensors.values())
+    small = tuple(t[:1, :1].detach().requires_grad_() for t in tensors.values())
     assert torch.autograd.gradcheck(two_pieces, small)
 
 

@@ -1,4 +1,4 @@
-//@ exp2: vectors
+//@ exp2: vectors larger_of smaller_of
 // 2^x within 1 ulp, NaN kept. Minimax polynomial on [-1/2, 1/2].
 #if defined(__AVX512DQ__)
 // p 2^n; 0 where x is below -126, because arithmetic with subnormal numbers is slow.
@@ -22,8 +22,7 @@ static inline vec exp2(vec x) {
 #else
 // 0 below -125.5. The value is built as (2 p) 2^(n - 1), so that n = 128 does not overflow early.
 static inline vec exp2(vec x) {
-    x = x < -126.0f ? splat(-126.0f) : x;
-    x = x > 129.0f ? splat(129.0f) : x;
+    x = smaller_of(splat(129.0f), larger_of(splat(-126.0f), x));
     const vec shifted = x + 12582912.0f;
     const vec r = x - (shifted - 12582912.0f);
     vec p = r * 3.07073527e-4f + 2.67978452e-3f;
@@ -36,11 +35,10 @@ static inline vec exp2(vec x) {
 }
 #endif
 
-//@ exp: vectors
+//@ exp: vectors larger_of smaller_of
 // e^x within 1 ulp; 0 below -87, inf above 88.73, NaN kept.
 static inline vec exp(vec x) {
-    x = x < -87.3365448f ? splat(-87.3365448f) : x;
-    x = x > 89.41599f ? splat(89.41599f) : x;
+    x = smaller_of(splat(89.41599f), larger_of(splat(-87.3365448f), x));
     const vec shifted = x * 1.44269504f + 12582912.0f;
     const vec n = shifted - 12582912.0f;
     const vec r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
@@ -97,11 +95,11 @@ static inline vec log2(vec x) {
 //@ sigmoid: exp
 static inline vec sigmoid(vec x) { return 1 / (1 + exp(-x)); }
 
-//@ tanh: absolute
+//@ tanh: absolute smaller_of
 // With t = e^(2|x|) - 1 found without cancellation: tanh |x| = t / (t + 2).
 static inline vec tanh(vec x) {
     vec y = 2 * absolute(x);
-    y = y > 20.0f ? splat(20.0f) : y;
+    y = smaller_of(splat(20.0f), y);
     const vec shifted = y * 1.44269504f + 12582912.0f;
     const vec n = shifted - 12582912.0f;
     const vec r = (y - n * 0.693145752f) - n * 1.42860677e-6f;
@@ -130,7 +128,7 @@ static inline vec softplus(vec x) {
     return (x > 0 ? x : vec{}) + (2 * s + s * (z * g));
 }
 
-//@ erf: exp2 absolute
+//@ erf: exp2 absolute smaller_of
 // x + x g(x^2) below 0.92, and 1 - 2^(-|x| h(|x|)) above.
 static inline vec erf(vec x) {
     const vec z = x * x;
@@ -141,7 +139,7 @@ static inline vec erf(vec x) {
     g = g * z - 3.76126343e-1f;
     g = g * z + 1.28379167e-1f;
     vec a = absolute(x);
-    a = a > 4.0f ? splat(4.0f) : a;
+    a = smaller_of(splat(4.0f), a);
     vec h = a * -3.40486575e-6f + 5.41357764e-5f;
     h = h * a - 3.43095209e-4f;
     h = h * a + 8.41734624e-4f;

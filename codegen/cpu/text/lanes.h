@@ -163,24 +163,8 @@ static inline ivec absolute(ivec x) { return x < 0 ? -x : x; }
 static inline vec absolute(vec x) { return bits_to_real(bits_of(x) & ~sign_bit); }
 static inline real absolute(real x) { return x < 0 ? -x : x == 0 ? real(0) : x; }
 
-//@ maximum: vectors
-// NaN if either is NaN, as in torch.
-#if defined(__AVX512F__)
-static inline vec maximum(vec a, vec b) {
-    vec c;  // a > b ? a : b
-    if constexpr (sizeof(real) == 4) asm("vmaxps %2, %1, %0" : "=v"(c) : "v"(a), "v"(b));
-    else asm("vmaxpd %2, %1, %0" : "=v"(c) : "v"(a), "v"(b));
-    return a != a ? a : c;
-}
-#else
-static inline vec maximum(vec a, vec b) { return (a > b) | (a != a) ? a : b; }
-#endif
-static inline real maximum(real a, real b) { return a > b || a != a ? a : b; }
-static inline ivec maximum(ivec a, ivec b) { return a > b ? a : b; }
-static inline int64_t maximum(int64_t a, int64_t b) { return a > b ? a : b; }
-
 //@ larger_of: vectors
-// The larger of two numbers; either where one is NaN.
+// The larger of two numbers; the second one where one is NaN.
 #if defined(__AVX512F__)
 static inline vec larger_of(vec a, vec b) {
     vec c;
@@ -200,8 +184,35 @@ static inline vec larger_of(vec a, vec b) { return a > b ? a : b; }
 #endif
 static inline real larger_of(real a, real b) { return a > b ? a : b; }
 
-//@ minimum: vectors
-static inline vec minimum(vec a, vec b) { return (a < b) | (a != a) ? a : b; }
+//@ smaller_of: vectors
+// The smaller of two numbers; the second one where one is NaN.
+#if defined(__AVX512F__)
+static inline vec smaller_of(vec a, vec b) {
+    vec c;
+    if constexpr (sizeof(real) == 4) asm("vminps %2, %1, %0" : "=v"(c) : "v"(a), "v"(b));
+    else asm("vminpd %2, %1, %0" : "=v"(c) : "v"(a), "v"(b));
+    return c;
+}
+#elif defined(__AVX__)
+static inline vec smaller_of(vec a, vec b) {
+    vec c;
+    if constexpr (sizeof(real) == 4) asm("vminps %2, %1, %0" : "=x"(c) : "x"(a), "x"(b));
+    else asm("vminpd %2, %1, %0" : "=x"(c) : "x"(a), "x"(b));
+    return c;
+}
+#else
+static inline vec smaller_of(vec a, vec b) { return a < b ? a : b; }
+#endif
+
+//@ maximum: larger_of
+// NaN if either is NaN, as in torch.
+static inline vec maximum(vec a, vec b) { return a != a ? a : larger_of(a, b); }
+static inline real maximum(real a, real b) { return a > b || a != a ? a : b; }
+static inline ivec maximum(ivec a, ivec b) { return a > b ? a : b; }
+static inline int64_t maximum(int64_t a, int64_t b) { return a > b ? a : b; }
+
+//@ minimum: smaller_of
+static inline vec minimum(vec a, vec b) { return a != a ? a : smaller_of(a, b); }
 static inline real minimum(real a, real b) { return a < b || a != a ? a : b; }
 static inline ivec minimum(ivec a, ivec b) { return a < b ? a : b; }
 static inline int64_t minimum(int64_t a, int64_t b) { return a < b ? a : b; }
