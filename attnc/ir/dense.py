@@ -10,8 +10,9 @@ from torch import Tensor
 from attnc.ir.contraction import Order, aligned, axis_order
 from attnc.ir.dense_block import Block
 from attnc.ir.dtypes import resolve
-from attnc.ir.node import Const, Max, Node, Size, Sum
+from attnc.ir.node import Max, Node, Sum
 from attnc.ir.program import Program
+from attnc.ir.sizes import evaluator
 from attnc.ir.staged import Staged, choose_blocks
 from attnc.ir.walk import postorder
 
@@ -123,12 +124,7 @@ def converted(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Te
 
 def integer(node: Node, sizes: Mapping[str, int]) -> int:
     """The value of an integer expression over sizes."""
-    if isinstance(node, Const):
-        return int(node.value)
-    if isinstance(node, Size):
-        return sizes.get(node.name, 0) if node.name == "q_start" else sizes[node.name]
-    (value,) = evaluate_nodes([node], {}, {}, sizes, dtype=torch.float64, order=())
-    return int(value)
+    return int(evaluator(node)({"q_start": 0, **sizes}))
 
 
 def axis_extents(program: Program, sizes: Mapping[str, int]) -> dict[str, int]:

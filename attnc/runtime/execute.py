@@ -29,6 +29,7 @@ from attnc.passes.split import is_splittable
 from attnc.runtime.cache import Compiling
 from attnc.runtime.launch import Bound, KernelBackend, Launch, bind
 from attnc.runtime.pages import in_huge_pages, is_long
+from attnc.runtime.recorded import Recorded
 from attnc.runtime.runs import operands, planned
 from attnc.runtime.split import SplitLaunch
 
@@ -221,7 +222,10 @@ def _ends_early(program: Program, axis: str, dim: Node) -> bool:
 
 
 class Finisher:
-    """A `Finish` step: tensor operations on buffers, in the dtype kernels compute in."""
+    """A `Finish` step: tensor operations on buffers, in the dtype kernels compute in.
+
+    For tensors of known shapes the operations are found once (`bind`).
+    """
 
     def __init__(self, plan: Plan, item: Finish, dtype: torch.dtype, stored: torch.dtype) -> None:
         nodes = [node for _, node in item.parts]
@@ -237,3 +241,7 @@ class Finisher:
         *read, target = tensors
         given = dict(zip(self.reads, read, strict=True))
         target.copy_(evaluate(self.program, given, sizes, dtype=self.dtype, whole=True)[self.buffer])
+
+    def bind(self, tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> Bound:
+        """The same for tensors of the shapes and strides of these."""
+        return Recorded(lambda given: self(given, sizes))
