@@ -140,13 +140,20 @@ class CppBackend:
         _refuse_small(kernels, "cpp")
         return build(kernels)
 
-    def form(self, rows: int, shared: int, programs: int) -> Form | None:
-        """One row per program where there are very few to a key head, or few rows with vectors along keys."""
+    def form(self, rows: int, shared: int, programs: int, width: int = 4) -> Form | None:
+        """One row per program where there are very few to a key head, or few rows with vectors along keys.
+
+        Vectors of 32 bytes are filled by few rows: with numbers of four bytes, which need no conversion, a whole block
+        then takes no longer than memory does, from two rows of one head on.
+        """
+        from attnc.runtime.toolchain import find
+
+        whole = rows > NARROW or (width == 4 and shared == 1 < rows and not find().has_wide_vectors())
+        if whole:
+            return "block" if programs < torch.get_num_threads() else None
         if rows * shared <= SINGLE:
             return "single"
-        if rows <= NARROW:
-            return "narrow" if shared == 1 else "packed"
-        return "block" if programs < torch.get_num_threads() else None
+        return "narrow" if shared == 1 else "packed"
 
     def processors(self, device: torch.device) -> int:
         """The threads that kernels run on."""
@@ -174,7 +181,7 @@ class TritonBackend:
             raise CallError(Diagnostic("E203", message, remedy="use float32, or backend='auto' on the CPU"))
         return build(kernels)
 
-    def form(self, rows: int, shared: int, programs: int) -> Form | None:
+    def form(self, rows: int, shared: int, programs: int, width: int = 4) -> Form | None:
         """A block of rows, which a matrix product takes together: those of all heads that read the same keys."""
         return "block" if shared == 1 else "packed"
 
@@ -195,7 +202,7 @@ class TiledBackend:
         _refuse_small(kernels, "tiled")
         return [TiledKernel(k) for k in kernels]
 
-    def form(self, rows: int, shared: int, programs: int) -> Form | None:
+    def form(self, rows: int, shared: int, programs: int, width: int = 4) -> Form | None:
         """Programs run one after another: there is nothing to gain."""
         return None
 

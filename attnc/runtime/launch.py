@@ -55,13 +55,14 @@ class KernelBackend(Protocol):
         """The kernels of one plan, compiled."""
         ...
 
-    def form(self, rows: int, shared: int, programs: int) -> Form | None:
+    def form(self, rows: int, shared: int, programs: int, width: int = 4) -> Form | None:
         """How a pass with few rows is split; None if it is not.
 
         Args:
             rows: positions of its outer axis.
             shared: query heads that share a key head and may be packed.
             programs: blocks of rows, over the whole grid.
+            width: bytes of a number that it reads.
         """
         ...
 

@@ -60,6 +60,7 @@ class SplitLaunch:
         assert item.outer is not None and item.inner is not None
         self._rows, self._inner = (evaluator(plan.program.extent(a)) for a in (item.outer, item.inner))
         self._grid = tuple(evaluator(plan.program.extent(a)) for a in item.grid)
+        self._width = next(iter(dtypes.values())).itemsize
         self._packing = packing(plan, item)
         self._shared = evaluator(self._packing.shared) if self._packing else None
         self._halves: dict[Form, Halves] = {}
@@ -96,7 +97,7 @@ class SplitLaunch:
         for extent in self._grid:
             programs *= extent(sizes)
         shared = self._shared(sizes) if self._shared is not None else 1
-        form = self.backend.form(rows, shared, programs)
+        form = self.backend.form(rows, shared, programs, self._width)
         if form is None or not programs or inner < (SHORTEST if form in FEW else 2 * LEAST):
             return None
         if form == "single":

@@ -75,6 +75,10 @@ class Toolchain:
         """Whether code is compiled for a processor that multiplies tiles of bf16 (AMX)."""
         return self._defines("__AMX_BF16__")
 
+    def has_wide_vectors(self) -> bool:
+        """Whether code is compiled for vectors of 64 bytes (AVX-512)."""
+        return self._defines("__AVX512F__")
+
     def _defines(self, macro: str) -> bool:
         return _defines(self.path, self.options()[0], macro)
 

@@ -88,6 +88,8 @@ class MatrixProduct:
             b = vectors if plan.packed else self._at(plan.vectors, tuple(shift))
             m, array = plan.m, plan.broadcast.array
             steps = layout.aliases.get(plan.broadcast.name, {})
+            if not steps:  # a copy, whose source is fetched once
+                array, steps = layout.sources.pop(array, (array, steps))
             a_step, end = layout.step(plan.broadcast, plan.depth), "true" if adds else "false"
             if m is None:
                 self.needs.add("product_of_row")
@@ -118,7 +120,10 @@ class MatrixProduct:
         if looped is None or looped not in steps or len(lanes) != 2:
             return ""
         (other,) = (a for a in lanes if a != looped)
-        return f", next_block({array}, {layout.blocks[looped]}, {steps[looped]}, {layout.count(other)})"
+        block, length, step = layout.blocks[looped], layout.count(other), steps[looped]
+        if array != plan.broadcast.array:
+            return f", next_rows({array}, {block}, {length}, {step}, {steps[other]})"
+        return f", next_block({array}, {block}, {step}, {length})"
 
     def _pairs(self, s: Assign | Accumulate, plan: MatrixPlan, into: tuple[str, str] | None) -> None:
         """A product of packed bf16 numbers."""

@@ -12,19 +12,23 @@ def micro_kernel(rows: int, columns: int) -> str:
     out = Emitter()
     head = (
         f"static void product_{rows}x{columns}(real *c, int64_t c_row, const real *a, int64_t a_row, "
-        "int64_t a_step, const real *b, int64_t b_row, int64_t depth, bool accumulate)"
+        "int64_t a_step, const real *b, int64_t b_row, int64_t depth, bool accumulate, Ahead &ahead)"
     )
     sums = [[f"c{m}{n}" for n in range(columns)] for m in range(rows)]
     with out.block(head):
         out.line("vec " + ", ".join(f"{s} = {{}}" for row in sums for s in row) + ";")
-        with out.block("for (int64_t k = 0; k < depth; ++k)"):
-            out.line("const vec " + ", ".join(f"b{n} = load(b + {n} * W)" for n in range(columns)) + ";")
-            out.line("vec x;")
-            for m, row in enumerate(sums):
-                terms = " ".join(f"{s} += x * b{n};" for n, s in enumerate(row))
-                out.line(f"x = splat(a[{m} * a_row]); {terms}")
-            out.line("a += a_step;")
-            out.line("b += b_row;")
+        with out.block("while (depth > 0)"):
+            out.line("ahead.fetch_lines();")
+            out.line("const int64_t taken = least(16, depth);")
+            with out.block("for (int64_t k = 0; k < taken; ++k)"):
+                out.line("const vec " + ", ".join(f"b{n} = load(b + {n} * W)" for n in range(columns)) + ";")
+                out.line("vec x;")
+                for m, row in enumerate(sums):
+                    terms = " ".join(f"{s} += x * b{n};" for n, s in enumerate(row))
+                    out.line(f"x = splat(a[{m} * a_row]); {terms}")
+                out.line("a += a_step;")
+                out.line("b += b_row;")
+            out.line("depth -= taken;")
         store_sums(out, sums)
     return out.text()
 
@@ -49,6 +53,7 @@ AHEAD = """\
 struct Ahead {
     const char *at = nullptr;
     int64_t step = 0, rows = 0, length = 0;
+    int64_t done = 0, lines = 0;  // of the present row, in bytes; of a piece, in lines of the cache
     // One of `pieces` equal parts of what is left.
     inline void fetch(int64_t pieces) {
         if (rows == 0) return;
@@ -56,6 +61,15 @@ struct Ahead {
         for (int64_t r = 0; r < taken; ++r, at += step)
             for (int64_t b = 0; b < length; b += 64) __builtin_prefetch(at + b, 0, 2);
         rows -= taken;
+    }
+    // Has `fetch_lines`, called `pieces` times, fetch all of it: many small pieces leave room for what is read meanwhile.
+    inline void share_out(int64_t pieces) { lines = (rows * ((length + 63) / 64) + pieces - 1) / pieces; }
+    inline void fetch_lines() {
+        for (int64_t n = 0; n < lines && rows > 0; ++n) {
+            __builtin_prefetch(at + done, 0, 2);
+            done += 64;
+            if (done >= length) done = 0, at += step, --rows;
+        }
     }
 };
 // The block that follows `p` along an axis, `step` elements from row to row.
@@ -75,11 +89,10 @@ _DISPATCH = """\
 // Rows are shared out evenly, so that every call of a micro-kernel has about as many.
 template <int columns>
 static inline void product_columns(real *c, int64_t c_row, const real *a, int64_t a_row, int64_t a_step, const real *b,
-                                   int64_t b_row, int64_t rows, int64_t depth, bool accumulate, Ahead ahead) {
+                                   int64_t b_row, int64_t rows, int64_t depth, bool accumulate, Ahead &ahead) {
     for (int64_t pieces = (rows + 5) / 6; pieces > 0; --pieces) {
         const int64_t taken = (rows + pieces - 1) / pieces;
-        ahead.fetch(pieces);
-        product_rows<columns>(taken, c, c_row, a, a_row, a_step, b, b_row, depth, accumulate);
+        product_rows<columns>(taken, c, c_row, a, a_row, a_step, b, b_row, depth, accumulate, ahead);
         rows -= taken;
         c += taken * c_row;
         a += taken * a_row;
@@ -89,10 +102,13 @@ SHARED void product(real *c, int64_t c_row, const real *a, int64_t a_row, int64_
                     int64_t rows, int64_t lanes, int64_t depth, bool accumulate, Ahead ahead) {
     int64_t n = 0;
 #if defined(__AVX512F__) || defined(__aarch64__)
-    for (; n + 4 * W <= lanes; n += 4 * W, ahead = {})
+    ahead.share_out(most(1, (lanes + 4 * W - 1) / (4 * W) * ((rows + 5) / 6) * ((depth + 15) / 16)));
+    for (; n + 4 * W <= lanes; n += 4 * W)
         product_columns<4>(c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, accumulate, ahead);
+#else
+    ahead.share_out(most(1, (lanes + 2 * W - 1) / (2 * W) * ((rows + 5) / 6) * ((depth + 15) / 16)));
 #endif
-    for (; n + 2 * W <= lanes; n += 2 * W, ahead = {})
+    for (; n + 2 * W <= lanes; n += 2 * W)
         product_columns<2>(c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, accumulate, ahead);
     if (n < lanes) product_columns<1>(c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, accumulate, ahead);
 }
@@ -103,7 +119,7 @@ SHARED void product(real *c, int64_t c_row, const real *a, int64_t a_row, int64_
                     int64_t rows, int64_t lanes, int64_t depth, bool accumulate, Ahead ahead = {});
 """
 
-_ARGUMENTS = "c, c_row, a, a_row, a_step, b, b_row, depth, accumulate"
+_ARGUMENTS = "c, c_row, a, a_row, a_step, b, b_row, depth, accumulate, ahead"
 
 
 def _choice(columns: tuple[int, ...]) -> str:
@@ -112,7 +128,7 @@ def _choice(columns: tuple[int, ...]) -> str:
     out.line("template <int columns>")
     with out.block(
         "static inline void product_rows(int64_t rows, real *c, int64_t c_row, const real *a, int64_t a_row, "
-        "int64_t a_step, const real *b, int64_t b_row, int64_t depth, bool accumulate)"
+        "int64_t a_step, const real *b, int64_t b_row, int64_t depth, bool accumulate, Ahead &ahead)"
     ):
         for n in columns:
             if n == 4:

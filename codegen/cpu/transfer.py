@@ -82,6 +82,11 @@ class Transfer:
             self.needs.add("view_tile")
             self.out.line(f"int64_t {row};")
             head = f"const {layout.held(tile)} *const {array} = view_tile({row}, tiles.{array}"
+        elif layout.looped in tile.lanes and rows is not None and not layout.kernel.narrow:
+            start = layout.names.get("var", f"{tile.name} source", f"{tile.array}_source")
+            self.out.line(f"const {C_TENSOR[layout.kernel.argument(tensor).dtype]} *const {start} = {address};")
+            layout.sources[array] = start, {rows: row_step, lane: lane_step}
+            address = start
         row_count = "1" if rows is None else layout.count(rows)
         self.out.line(
             f"{head}, {layout.pitch(lane)}, {row_count}, {layout.padded(lane)}, {address}, {row_step}, {lane_step}, "

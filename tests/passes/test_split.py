@@ -17,6 +17,7 @@ from attnc.passes.plan import Pass
 from attnc.passes.split import Form, is_splittable
 from attnc.runtime import backends, split
 from attnc.runtime.launch import Bound, KernelLaunch
+from attnc.runtime.toolchain import Toolchain
 from attnc.testing.compare import dense, output_seeds, run_op
 from attnc.testing.inputs import complete_sizes, make_inputs
 
@@ -175,20 +176,22 @@ def test_what_carries_more_than_reductions_is_left() -> None:
         assert found == splittable
 
 
-def test_how_many_parts() -> None:
-    """As many as keep every processor busy, but none shorter than what pays."""
+@pytest.mark.parametrize("wide", [True, False], ids=["64 bytes", "32 bytes"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+def test_how_many_parts(wide: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as keep every processor busy, but none shorter than what pays. Few rows fill short vectors."""
+    monkeypatch.setattr(Toolchain, "has_wide_vectors", lambda _: wide)
     op = attnc.compile(EXAMPLES / "causal.attn", backend="cpp")
     source = driver.plans(op.program)[0]
     (item,) = source.passes
     backend = backends.CppBackend()
-    launch = split.SplitLaunch(source, item, KERNEL, lambda *_: None, backend, {}, {}, torch.float32)
+    launch = split.SplitLaunch(source, item, KERNEL, lambda *_: None, backend, {"q": dtype}, {}, torch.float32)
     sizes = {"B": 1, "H": 4, "G": 4, "M": 1, "D": 8, "E": 8}
     cpu = torch.device("cpu")
     assert launch.choice(1, {**sizes, "N": 100}, cpu) is None
     many = {**sizes, "B": 64, "N": 1000}
-    assert [launch.choice(rows, many, cpu) for rows in (1, 2, 3, 6, 7)] == [
-        ("single", 1), ("single", 1), ("narrow", 1), ("narrow", 1), None
-    ]  # fmt: skip
+    few = [None] * 3 if dtype == torch.float32 and not wide else [("single", 1), ("narrow", 1), ("narrow", 1)]
+    assert [launch.choice(rows, many, cpu) for rows in (1, 2, 3, 6, 7)] == [("single", 1), *few, None]
     shared = {**many, "H": 32}
     assert [launch.choice(rows, shared, cpu) for rows in (1, 6, 7)] == [("packed", 1), ("packed", 1), None]
     backend.processors = lambda device: 32  # type: ignore[method-assign]
