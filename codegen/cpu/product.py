@@ -62,7 +62,7 @@ struct Ahead {
             for (int64_t b = 0; b < length; b += 64) __builtin_prefetch(at + b, 0, 2);
         rows -= taken;
     }
-    // Has `fetch_lines`, called `pieces` times, fetch all of it: many small pieces leave room for what is read meanwhile.
+    // Has `fetch_lines`, called `pieces` times, fetch all: many small pieces leave room for what is read meanwhile.
     inline void share_out(int64_t pieces) { lines = (rows * ((length + 63) / 64) + pieces - 1) / pieces; }
     inline void fetch_lines() {
         for (int64_t n = 0; n < lines && rows > 0; ++n) {
