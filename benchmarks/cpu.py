@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 from unittest import mock
 
@@ -39,7 +40,7 @@ PARTS = {
     "exponentials": "normaliser(s) = exp(s)",
     "sums": "normaliser(s) = exp(s) / sum[j](exp(s))",
 }
-"""Softmax attention built up from its two products; what is still missing is the running maximum."""
+"""Softmax attention built up from its two products; what it has besides is the running maximum."""
 ORACLE_LENGTH = 256
 LARGEST_PLANE = 1 << 26
 """Elements of a plane beyond which eager PyTorch and dense biases are left out."""
@@ -76,8 +77,6 @@ def cases(given: argparse.Namespace) -> Iterator[Case]:
             for spec in (specs or (SPECS.split(",")))[: 4 if given.quick else None]:
                 yield Case("specs", spec, dtype, middle, both=both)
             yield Case("window", "sliding_window", dtype, 4096 if given.quick else 32768, h=2, both=both)
-        for part in PARTS:
-            yield Case("parts", part, dtype, middle)
         for d in (80, 96):
             yield Case("channels", "softmax", dtype, middle, d)
         for m in (1, 4, 16):
@@ -160,7 +159,7 @@ class Bench:
         row["ratios"] = {n: timed.ratio(n, "attnc") for n in calls if n != "attnc"}
         row["quiet"], row["discarded"], row["rounds"] = timed.quiet, timed.discarded, len(timed.samples["attnc"])
         row["memory"] = {n: peak_memory(c) for n, c in calls.items()}
-        share = 1.0 if case.spec in PARTS else allowed_fraction(op.program, tensors, sizes)
+        share = allowed_fraction(op.program, tensors, sizes)
         if share is not None:
             pairs = share * sizes["B"] * sizes["H"] * sizes["M"] * sizes["N"] * sizes["D"]
             row["gflops"] = pairs * (14 if case.both else 4) / row["seconds"]["attnc"] / 1e9
@@ -187,6 +186,32 @@ class Bench:
         return found
 
     # ------------------------------------------------------------------------------------------- other sections
+
+    def parts(self) -> dict[str, Any]:
+        """Shares of the peak, of softmax attention and of what it is made of, from the same rounds."""
+        from attnc.testing import race
+        from attnc.testing.quiet import round_robin
+
+        found: dict[str, Any] = {}
+        n = min(2048, max(numbers(self.given.lengths) or [2048]))
+        for dtype in self.given.dtypes.split(","):
+            calls: dict[str, Callable[[], object]] = {}
+            for spec in (*PARTS, "softmax"):
+                case = Case("parts", spec, dtype, n)
+                if self.worst(case) > 1:
+                    raise ValueError(f"{spec} in {dtype} disagrees with the oracle")
+                calls[spec] = race.of_op(self.op(spec), self.tensors(case, n)[1]).forward
+            unit, rates = self.peaks.get(dtype, self.peaks["f32"]), list[float]()
+            timed = round_robin(
+                {**calls, "peak": lambda unit=unit, rates=rates: rates.append(unit.again())},  # type: ignore[misc]
+                rounds=self.given.rounds,
+                least=self.given.least,
+                budget=max(10.0, self.given.budget),
+            )
+            work = median(rates) * timed.median("peak")
+            shares = {spec: 4 * 8 * n * n * 64 / timed.ratio(spec, "peak") / work for spec in calls}
+            found[dtype] = {"unit": unit.name, "quiet": timed.quiet, **shares}
+        return found
 
     def threads(self) -> dict[str, Any]:
         """How much faster all threads are than one; longest blocks of rows first, so that none is left alone."""
@@ -365,6 +390,7 @@ def run(given: argparse.Namespace) -> int:
             except Exception as problem:
                 report.add({**asdict(case), "problem": f"{type(problem).__name__}: {problem}"})
     others: dict[str, Callable[[], dict[str, Any]]] = {
+        "parts": bench.parts,
         "threads": bench.threads,
         "starts": bench.starts,
         "calls": bench.calls,

@@ -68,9 +68,10 @@ class Recorded:
                 self.compute(tensors)
 
     def _record(self, tensors: Sequence[Tensor]) -> None:
-        recorder = _Recorder(tensors)
+        given = [t.detach() for t in tensors]  # one object each, also where a tensor is given twice
+        recorder = _Recorder(given)
         with recorder:
-            self.compute(tensors)
+            self.compute(given)
         if recorder.blind:
             steps = recorder.finished(len(tensors))
             read = set(_slots([x for s in steps for x in (s.arguments, *s.keywords.values())]))

@@ -76,7 +76,7 @@ def test_cpu(tmp_path: Path) -> None:
     out = tmp_path / "cpu.json"
     tiny = ("--lengths", "32", "--channels", "16", "--dtypes", "f32", "--shapes", "2", "--no-flex")
     short = ("--rounds", "1", "--least", "0.001", "--budget", "0.01")
-    done = run("cpu.py", "--only", "plain,shapes", "--specs", "causal", *tiny, *short, "--out", out)
+    done = run("cpu.py", "--only", "plain,parts,shapes", "--specs", "causal", *tiny, *short, "--out", out)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(out.read_text())
     causal, trained = found["rows"]
@@ -87,6 +87,8 @@ def test_cpu(tmp_path: Path) -> None:
     assert all(0 <= r["error"] <= 1 for r in found["rows"])
     assert found["shapes"]["error"] < 1e-5
     assert found["shapes"]["compiled"] == 0
+    shares = found["parts"]["f32"]
+    assert all(0 < shares[part] < 1 for part in ("products", "exponentials", "sums", "softmax"))
     assert found["machine"]["peaks"]["f32"]["gflops"] > 1
 
 

@@ -86,6 +86,16 @@ def test_other_tensors(compute: Callable[[Sequence[Tensor]], None]) -> None:
     assert (recorded.steps is None) == (compute in (by_contents, with_a_memory))
 
 
+def test_a_tensor_given_twice_is_two() -> None:
+    recorded = Recorded(lambda t: t[-1].copy_(t[0] - 2 * t[1]))
+    x, z = torch.randn(2, 4)
+    found = torch.empty(4)
+    recorded([x, x, found])
+    assert torch.equal(found, -x)
+    recorded([x, z, found])
+    assert torch.equal(found, x - 2 * z)
+
+
 def test_nothing_but_what_leads_to_the_result_is_repeated() -> None:
     recorded = Recorded(seen_from_elsewhere)
     x, y = torch.randn(3, 4), torch.empty(4)
