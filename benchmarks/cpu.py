@@ -189,29 +189,30 @@ class Bench:
 
     def parts(self) -> dict[str, Any]:
         """Shares of the peak, of softmax attention and of what it is made of, from the same rounds."""
+        n = min(2048, max(numbers(self.given.lengths) or [2048]))
+        return {dtype: self._shares(dtype, n) for dtype in self.given.dtypes.split(",")}
+
+    def _shares(self, dtype: str, n: int) -> dict[str, Any]:
         from attnc.testing import race
         from attnc.testing.quiet import round_robin
 
-        found: dict[str, Any] = {}
-        n = min(2048, max(numbers(self.given.lengths) or [2048]))
-        for dtype in self.given.dtypes.split(","):
-            calls: dict[str, Callable[[], object]] = {}
-            for spec in (*PARTS, "softmax"):
-                case = Case("parts", spec, dtype, n)
-                if self.worst(case) > 1:
-                    raise ValueError(f"{spec} in {dtype} disagrees with the oracle")
-                calls[spec] = race.of_op(self.op(spec), self.tensors(case, n)[1]).forward
-            unit, rates = self.peaks.get(dtype, self.peaks["f32"]), list[float]()
-            timed = round_robin(
-                {**calls, "peak": lambda unit=unit, rates=rates: rates.append(unit.again())},  # type: ignore[misc]
-                rounds=self.given.rounds,
-                least=self.given.least,
-                budget=max(10.0, self.given.budget),
-            )
-            work = median(rates) * timed.median("peak")
-            shares = {spec: 4 * 8 * n * n * 64 / timed.ratio(spec, "peak") / work for spec in calls}
-            found[dtype] = {"unit": unit.name, "quiet": timed.quiet, **shares}
-        return found
+        calls: dict[str, Callable[[], object]] = {}
+        for spec in (*PARTS, "softmax"):
+            case = Case("parts", spec, dtype, n)
+            if self.worst(case) > 1:
+                raise ValueError(f"{spec} in {dtype} disagrees with the oracle")
+            calls[spec] = race.of_op(self.op(spec), self.tensors(case, n)[1]).forward
+        unit = self.peaks.get(dtype, self.peaks["f32"])
+        rates: list[float] = []
+        timed = round_robin(
+            {**calls, "peak": lambda: rates.append(unit.again())},
+            rounds=self.given.rounds,
+            least=self.given.least,
+            budget=max(10.0, self.given.budget),
+        )
+        work = median(rates) * timed.median("peak")  # the same at every call
+        shares = {spec: 4 * 8 * n * n * 64 / timed.ratio(spec, "peak") / work for spec in calls}
+        return {"unit": unit.name, "quiet": timed.quiet, **shares}
 
     def threads(self) -> dict[str, Any]:
         """How much faster all threads are than one; longest blocks of rows first, so that none is left alone."""

@@ -140,7 +140,7 @@ class CppBackend:
         _refuse_small(kernels, "cpp")
         return build(kernels)
 
-    def form(self, rows: int, shared: int, programs: int, width: int = 4) -> Form | None:
+    def form(self, rows: int, shared: int, programs: int, width: int) -> Form | None:
         """One row per program where there are very few to a key head, or few rows with vectors along keys.
 
         Vectors of 32 bytes are filled by few rows: with numbers of four bytes, which need no conversion, a whole block
@@ -181,7 +181,7 @@ class TritonBackend:
             raise CallError(Diagnostic("E203", message, remedy="use float32, or backend='auto' on the CPU"))
         return build(kernels)
 
-    def form(self, rows: int, shared: int, programs: int, width: int = 4) -> Form | None:
+    def form(self, rows: int, shared: int, programs: int, width: int) -> Form | None:
         """A block of rows, which a matrix product takes together: those of all heads that read the same keys."""
         return "block" if shared == 1 else "packed"
 
@@ -202,7 +202,7 @@ class TiledBackend:
         _refuse_small(kernels, "tiled")
         return [TiledKernel(k) for k in kernels]
 
-    def form(self, rows: int, shared: int, programs: int, width: int = 4) -> Form | None:
+    def form(self, rows: int, shared: int, programs: int, width: int) -> Form | None:
         """Programs run one after another: there is nothing to gain."""
         return None
 

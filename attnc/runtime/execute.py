@@ -170,7 +170,7 @@ class Prepared:
 
 
 class Call:
-    """A plan for tensors of known dtypes, shapes and strides; it keeps sizes and no tensors."""
+    """A plan for tensors of known dtypes, shapes and strides; it keeps sizes and none of these tensors."""
 
     def __init__(
         self, allocations: Sequence[Allocation], steps: Sequence[Step], results: Sequence[int], sizes: Mapping[str, int]

@@ -55,7 +55,7 @@ class KernelBackend(Protocol):
         """The kernels of one plan, compiled."""
         ...
 
-    def form(self, rows: int, shared: int, programs: int, width: int = 4) -> Form | None:
+    def form(self, rows: int, shared: int, programs: int, width: int) -> Form | None:
         """How a pass with few rows is split; None if it is not.
 
         Args:

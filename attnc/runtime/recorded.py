@@ -45,7 +45,7 @@ class Recorded:
     Args:
         compute: writes to some of its tensors, and decides by their shapes, strides and dtypes alone, which are the
             same at every call. Should it look at contents that depend on theirs, it is called every time; so it is
-            on other devices.
+            on other devices, and while a CUDA graph is captured before anything was recorded.
     """
 
     def __init__(self, compute: Compute) -> None:
@@ -61,11 +61,11 @@ class Recorded:
         with torch.no_grad():
             if self.steps is not None and device == self.device:
                 self._repeat(self.steps, tensors)
-            elif self.device is None:
+            elif self.device is not None or _is_captured(device):
+                self.compute(tensors)
+            else:
                 self.device = device
                 self._record(tensors)
-            else:
-                self.compute(tensors)
 
     def _record(self, tensors: Sequence[Tensor]) -> None:
         given = [t.detach() for t in tensors]  # one object each, also where a tensor is given twice
@@ -94,6 +94,11 @@ class Recorded:
                     values[slot] = value
             for slot in step.ended:
                 values[slot] = None
+
+
+def _is_captured(device: torch.device) -> bool:
+    """Whether operations go to a CUDA graph; tensors made then hold nothing before the graph runs."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _filled(part: Any, values: Sequence[Any]) -> Any:
@@ -158,10 +163,7 @@ class _Recorder(TorchDispatchMode):
             return False
         root = self.roots.get(self._slot(of[0]), self._slot(of[0]))
         base = self.kept[root]
-        if (
-            found.data_ptr() != base.data_ptr()
-            or found.untyped_storage().data_ptr() != base.untyped_storage().data_ptr()
-        ):
+        if (found.data_ptr(), _memory(found)) != (base.data_ptr(), _memory(base)):
             return False
         shape, strides = list(found.shape), list(found.stride())
         if (shape, strides) == (list(base.shape), list(base.stride())):

@@ -347,14 +347,13 @@ static inline vec exp2_of_weight(vec x) {
 }
 #else
 static inline vec exp2_of_weight(vec x) {
-    x = smaller_of(splat(129.0f), larger_of(splat(-126.0f), x));
-    const vec shifted = x + 12582912.0f;
-    const vec r = x - (shifted - 12582912.0f);
+    vec r;
+    const vec power = half_power(x, r);
     vec p = r * 1.914020382e-2f + 1.118357206e-1f;
     p = p * r + 4.804948966e-1f;
     p = p * r + 1.386243629f;
     p = p * r + 1.999998523f;
-    return p * bits_to_real((ivec)(((uvec)bits_of(shifted) + 126u) << 23));
+    return p * power;
 }
 #endif
 """

@@ -6,6 +6,8 @@ import re
 from collections.abc import Generator
 from contextlib import contextmanager
 
+from attnc.codegen.cpu.sections import defined
+
 _KEYWORDS = """
 alignas alignof and and_eq asm auto bitand bitor bool break case catch char class compl const constexpr
 const_cast continue decltype default delete do double dynamic_cast else enum explicit export extern false float
@@ -26,7 +28,7 @@ uint64_t f32 f64 dot dots four sum_across largest_across lane unix linux real_di
 memory failed tasks blocks rest measure tiles rounded hash unit narrow_bits
 floor_log2 power_of_two pairs pack_rows pack_pairs product_of_pairs Tiles registers exp2_of_weight scaled
 Left left_operand Ahead next_block next_rows view_tile half Lanes sum_of_lanes largest_of_lanes has_tiles Square
-transpose_square product_of_row below equal gather gather_apart larger_of
+transpose_square product_of_row below equal gather gather_apart larger_of smaller_of
 """
 
 RESERVED = frozenset(_KEYWORDS.split()) | frozenset(_OWN.split())
@@ -43,7 +45,7 @@ class Names:
     """Hands out unique identifiers, one per (family, name)."""
 
     def __init__(self) -> None:
-        self._taken: set[str] = set(RESERVED)
+        self._taken: set[str] = {*RESERVED, *defined()}
         self._given: dict[tuple[str, str], str] = {}
 
     def get(self, family: str, name: str, wish: str | None = None) -> str:

@@ -102,11 +102,14 @@ SHARED void product(real *c, int64_t c_row, const real *a, int64_t a_row, int64_
                     int64_t rows, int64_t lanes, int64_t depth, bool accumulate, Ahead ahead) {
     int64_t n = 0;
 #if defined(__AVX512F__) || defined(__aarch64__)
-    ahead.share_out(most(1, (lanes + 4 * W - 1) / (4 * W) * ((rows + 5) / 6) * ((depth + 15) / 16)));
+    constexpr int64_t widest = 4 * W;
+#else
+    constexpr int64_t widest = 2 * W;
+#endif
+    ahead.share_out(most(1, (lanes + widest - 1) / widest * ((rows + 5) / 6) * ((depth + 15) / 16)));
+#if defined(__AVX512F__) || defined(__aarch64__)
     for (; n + 4 * W <= lanes; n += 4 * W)
         product_columns<4>(c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, accumulate, ahead);
-#else
-    ahead.share_out(most(1, (lanes + 2 * W - 1) / (2 * W) * ((rows + 5) / 6) * ((depth + 15) / 16)));
 #endif
     for (; n + 2 * W <= lanes; n += 2 * W)
         product_columns<2>(c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, accumulate, ahead);

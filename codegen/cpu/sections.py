@@ -81,6 +81,13 @@ def sections(names: Iterable[str], real: str) -> str:
     return _PROLOGUE[real] + _SHARED + "\n" + "\n".join(_text(n, real) for n in _ordered(names, real))
 
 
+@functools.cache
+def defined() -> frozenset[str]:
+    """Names of the functions that sections define; variables of kernels must not hide them."""
+    texts = [_SHARED, *_PROLOGUE.values(), *(text for real in _PROLOGUE for _, text in _table(real).values())]
+    return frozenset(name for text in texts for name in re.findall(r"\b([a-z]\w*)\([^()]*\) \{", text))
+
+
 def apart(unit: str, real: str) -> list[str]:
     """The sources of the sections that may be left out of a translation unit, whose reals have the type `real`."""
     return [

@@ -18,7 +18,8 @@ from attnc.ir.construct import ZERO, add, axis, call, const, iverson, load, mul,
 from attnc.runtime.cpu import build
 from attnc.runtime.toolchain import FLAGS, Toolchain, find
 from attnc.settings import Settings
-from attnc.testing.compare import dense
+from attnc.testing.compare import agreements, dense
+from attnc.testing.inputs import complete_sizes, make_inputs
 from tests.codegen.kernels import contract, largest, softmax_columns, softmax_forward, vectors
 
 b, i, j, d, e = (axis(x) for x in "bijde")
@@ -527,6 +528,22 @@ def test_other_vector_widths(machine: str, real: str) -> None:
     compiled([q, k, v, o, lse], {"B": 1, "H": 2, "M": 45, "N": 77, "D": 24, "E": 24, "q_start": 32})
     exact, _ = softmax(q, k, v, True, 32)
     assert (o.double() - exact).abs().max() <= ROUNDING[real]
+
+
+def test_names_of_the_spec_hide_no_function() -> None:
+    """Of a name that the text calls, the one and only thing a spec can make is another variable."""
+    text = """attention hiding
+tensor gather_integers: i32[N]
+tensor scatter_lanes: f32[9]
+tensor smaller_of: f32[H]
+let half_power = scatter_lanes[clamp(gather_integers[j] - gather_integers[i], -4, 4) + 4]
+bias = 5 * tanh(half_power + smaller_of[h])
+"""
+    op = attnc.compile(text, backend="cpp")
+    sizes = complete_sizes(op.program, {"B": 1, "H": 2, "G": 2, "M": 40, "N": 40, "D": 8, "E": 8})
+    found = agreements(op, make_inputs(op.program, sizes, torch.float32))
+    assert {"o", "scatter_lanes", "smaller_of"} <= {a.name for a in found}
+    assert [a for a in found if a.error > a.limit] == []
 
 
 def test_notes_cannot_swallow_code() -> None:

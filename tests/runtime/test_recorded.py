@@ -108,6 +108,18 @@ def test_nothing_but_what_leads_to_the_result_is_repeated() -> None:
     assert kept <= {1}  # what was made is let go, the target is given
 
 
+def test_what_a_graph_captures_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attnc.runtime.recorded._is_captured", lambda device: True)
+    recorded = Recorded(alone)
+    x, y = torch.randn(3, 4), torch.empty(4)
+    recorded([x, y])
+    assert torch.equal(y, x[0])
+    assert recorded.steps is None
+    monkeypatch.undo()
+    recorded([x, y])
+    assert recorded.steps is not None
+
+
 def test_beginnings_of_memory_may_differ() -> None:
     recorded = Recorded(alone)
     y = torch.empty(4)

@@ -20,18 +20,24 @@ static inline vec exp2(vec x) {
     return scaled(p, x - r, x);
 }
 #else
-// 0 below -125.5. The value is built as (2 p) 2^(n - 1), so that n = 128 does not overflow early.
-static inline vec exp2(vec x) {
+// 2^(n - 1) for the integer n nearest to x, and r = x - n. Twice what a polynomial gives is multiplied by it, so that
+// n = 128 does not overflow early; 0 below -125.5.
+static inline vec half_power(vec x, vec &r) {
     x = smaller_of(splat(129.0f), larger_of(splat(-126.0f), x));
     const vec shifted = x + 12582912.0f;
-    const vec r = x - (shifted - 12582912.0f);
+    r = x - (shifted - 12582912.0f);
+    return bits_to_real((ivec)(((uvec)bits_of(shifted) + 126u) << 23));
+}
+static inline vec exp2(vec x) {
+    vec r;
+    const vec power = half_power(x, r);
     vec p = r * 3.07073527e-4f + 2.67978452e-3f;
     p = p * r + 1.92368729e-2f;
     p = p * r + 1.11006647e-1f;
     p = p * r + 4.80452958e-1f;
     p = p * r + 1.38629441f;
     p = p * r + 2.0f;
-    return p * bits_to_real((ivec)(((uvec)bits_of(shifted) + 126u) << 23));
+    return p * power;
 }
 #endif
 

@@ -1,4 +1,10 @@
 //@ vectors
+// An operand of an instruction on vectors.
+#if defined(__AVX512F__)
+#define ATTNC_REGISTER(x) "v"(x)
+#else
+#define ATTNC_REGISTER(x) "x"(x)
+#endif
 #if defined(__AVX512F__)
 constexpr int W = 64 / sizeof(real);
 #elif defined(__AVX__)
@@ -163,46 +169,28 @@ static inline ivec absolute(ivec x) { return x < 0 ? -x : x; }
 static inline vec absolute(vec x) { return bits_to_real(bits_of(x) & ~sign_bit); }
 static inline real absolute(real x) { return x < 0 ? -x : x == 0 ? real(0) : x; }
 
-//@ larger_of: vectors
-// The larger of two numbers; the second one where one is NaN.
-#if defined(__AVX512F__)
-static inline vec larger_of(vec a, vec b) {
-    vec c;
-    if constexpr (sizeof(real) == 4) asm("vmaxps %2, %1, %0" : "=v"(c) : "v"(a), "v"(b));
-    else asm("vmaxpd %2, %1, %0" : "=v"(c) : "v"(a), "v"(b));
-    return c;
-}
-#elif defined(__AVX__)
-static inline vec larger_of(vec a, vec b) {
-    vec c;
-    if constexpr (sizeof(real) == 4) asm("vmaxps %2, %1, %0" : "=x"(c) : "x"(a), "x"(b));
-    else asm("vmaxpd %2, %1, %0" : "=x"(c) : "x"(a), "x"(b));
-    return c;
-}
+//@ extremes: vectors
+// The larger and the smaller of two numbers; the second one where one is NaN. That is one instruction on x86.
+#if defined(__AVX__)
+#define ATTNC_EXTREME(name, instruction, sign) \
+    static inline vec name(vec a, vec b) { \
+        vec c; \
+        if constexpr (sizeof(real) == 4) \
+            asm(instruction "ps %2, %1, %0" : "=" ATTNC_REGISTER(c) : ATTNC_REGISTER(a), ATTNC_REGISTER(b)); \
+        else asm(instruction "pd %2, %1, %0" : "=" ATTNC_REGISTER(c) : ATTNC_REGISTER(a), ATTNC_REGISTER(b)); \
+        return c; \
+    }
 #else
-static inline vec larger_of(vec a, vec b) { return a > b ? a : b; }
+#define ATTNC_EXTREME(name, instruction, sign) \
+    static inline vec name(vec a, vec b) { return a sign b ? a : b; }
 #endif
+
+//@ larger_of: extremes
+ATTNC_EXTREME(larger_of, "vmax", >)
 static inline real larger_of(real a, real b) { return a > b ? a : b; }
 
-//@ smaller_of: vectors
-// The smaller of two numbers; the second one where one is NaN.
-#if defined(__AVX512F__)
-static inline vec smaller_of(vec a, vec b) {
-    vec c;
-    if constexpr (sizeof(real) == 4) asm("vminps %2, %1, %0" : "=v"(c) : "v"(a), "v"(b));
-    else asm("vminpd %2, %1, %0" : "=v"(c) : "v"(a), "v"(b));
-    return c;
-}
-#elif defined(__AVX__)
-static inline vec smaller_of(vec a, vec b) {
-    vec c;
-    if constexpr (sizeof(real) == 4) asm("vminps %2, %1, %0" : "=x"(c) : "x"(a), "x"(b));
-    else asm("vminpd %2, %1, %0" : "=x"(c) : "x"(a), "x"(b));
-    return c;
-}
-#else
-static inline vec smaller_of(vec a, vec b) { return a < b ? a : b; }
-#endif
+//@ smaller_of: extremes
+ATTNC_EXTREME(smaller_of, "vmin", <)
 
 //@ maximum: larger_of
 // NaN if either is NaN, as in torch.

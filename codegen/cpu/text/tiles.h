@@ -42,11 +42,6 @@ template <class E, class T> static inline void give(T *p, E x) { *p = T(x); }
 template <class E> static inline void give(bool *p, E x) { *p = x != 0; }
 template <class E> static inline void give(bf16 *p, E x) { p->bits = uint16_t(to_bf16((float_bits)(float_vec{} + float(x)))[0]); }
 template <class E> static inline void give(f16 *p, E x) { p->bits = uint16_t(to_f16((float_bits)(float_vec{} + float(x)))[0]); }
-#if defined(__AVX512F__)
-#define ATTNC_REGISTER(x) "v"(x)
-#else
-#define ATTNC_REGISTER(x) "x"(x)
-#endif
 // W neighbours.
 template <class T> static inline vec take_lanes(const T *p) {
     vec x = {};
