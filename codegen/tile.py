@@ -121,7 +121,8 @@ class Loop:
     """``for start in range(start, stop, BLOCK)`` over blocks of the inner axis; its lanes are then start ..
     start+BLOCK-1.
 
-    `masked` tells whether the body guards its reductions (partial blocks) or not (blocks known to be full).
+    `masked` tells whether the body guards its reductions (partial blocks) or not (blocks known to be full), `joint`
+    whether several blocks may be taken as one: nothing in the body depends on where blocks begin.
     """
 
     axis: str
@@ -130,6 +131,7 @@ class Loop:
     masked: bool
     body: tuple[Stmt, ...]
     note: str | None = None
+    joint: bool = False
 
 
 @dataclass(frozen=True, slots=True)

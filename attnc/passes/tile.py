@@ -453,7 +453,8 @@ class Lowering:
         emitter.running = accumulators
         emitter.leave_loop()
         note = "blocks the mask cuts" if masked and common else "the last, partial block" if masked else "full blocks"
-        return Loop(inner, start, stop, masked, tuple(block.body), note)
+        joint = not masked and self.longest is None and inner not in self.fixed
+        return Loop(inner, start, stop, masked, tuple(block.body), note, joint)
 
     def _add_to_memory(
         self, name: str, axes: tuple[str, ...], node: Sum, block: Block, conditions: Sequence[Node]

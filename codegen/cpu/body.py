@@ -256,7 +256,8 @@ class Body:
         """Blocks of the inner axis; positions at or past `stop` are not visited."""
         axis = s.axis
         name, first, count = self.layout.axis(axis), self.layout.first(axis), self.layout.count(axis)
-        block = self.layout.blocks[axis]
+        block = self.layout.joint.get(axis, 0) if s.joint else 0
+        block = block or self.layout.blocks[axis]
         self.out.line()
         self.out.note(s.note)
         stop = self.layout.names.fresh(f"{name}_stop")
@@ -271,12 +272,13 @@ class Body:
         with self.layout.names.scope(), self.out.block(head):
             self.out.line(f"const int64_t {count} = least({block}, {stop} - {first});")
             self.out.line(f"[[maybe_unused]] const int64_t {self.layout.padded(axis)} = round_up({count}, W);")
-            around, self.layout.looped = self.layout.looped, axis
+            around = self.layout.looped, self.layout.turn
+            self.layout.looped, self.layout.turn = axis, block
             soon = self._soon(s) if self.layout.kernel.narrow else []
             self.fetching, self.marks = s.body if soon else None, {}
             self.print(s.body)
             self._fetch(soon)
-            self.layout.looped = around
+            self.layout.looped, self.layout.turn = around
 
     def _soon(self, s: Loop) -> list[str]:
         """With few queries memory is the limit: what the next turn of a loop reads is fetched between statements."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from attnc.codegen.cpu.names import Names
-from attnc.codegen.tile import Accumulate, AccumulateAt, AddTo, Assign, Each, Kernel, Lane, Loop, Scatter, Stmt, Store
+from attnc.codegen.tile import Accumulate, AccumulateAt, AddTo, Assign, Each, Kernel, Lane, Loop, Scatter, Stmt, Store, statements
 from attnc.ir.node import Add, Axis, Call, Const, Iverson, Load, Max, Node, Prod, Size, Sum, Var
 from attnc.ir.walk import postorder
 
@@ -50,6 +50,9 @@ class Tile:
 
 
 Form = Literal["rows", "pairs"]
+TOGETHER = 64 * 256
+"""Scores that a loop over full blocks has at a time: sums over them then go through memory once in four blocks."""
+
 PACKED_DEPTH = 32
 """Packed depths are multiples of this many numbers, what one instruction takes."""
 
@@ -81,8 +84,11 @@ class Layout:
         """Where the printer is: variables that are pointers into tensors, with their step in memory along each axis."""
         self.aliases_of: dict[int, dict[str, dict[str, str]]] = {}
         """The same for each statement list, by identity."""
+        self.joint = self._joint()
+        """Lanes of the axes whose full blocks are taken several at a time."""
         self.looped: str | None = None
-        """Where the printer is: the axis of the innermost loop over blocks."""
+        self.turn = 0
+        """Where the printer is: the axis of the innermost loop over blocks, and its lanes per turn."""
         self.viewed: dict[str, str] = {}
         """Variables that are pointers to a tensor or to a copy, as a call decides, and the dtype of both."""
         self.pairs_of: set[int] = set()
@@ -105,6 +111,13 @@ class Layout:
         self.writes: dict[str, int] = {}
         self._reserve()
         self._declare(kernel.body, frozenset())
+
+    def _joint(self) -> dict[str, int]:
+        kernel, blocks = self.kernel, self.blocks
+        if kernel.narrow or kernel.outer is None:
+            return {}
+        axes = {s.axis for s in statements(kernel.body) if isinstance(s, Loop) and s.joint}
+        return {a: max(blocks[a], TOGETHER // blocks[kernel.outer] // blocks[a] * blocks[a]) for a in axes}
 
     def _reserve(self) -> None:
         """Names of sizes, axes and tensors, before any variable's."""
@@ -188,7 +201,7 @@ class Layout:
 
     def pitch(self, axis: str) -> str:
         """The room arrays leave for an axis."""
-        return str(self.blocks[axis]) if axis in self.blocks else self.padded(axis)
+        return str(self.joint.get(axis, self.blocks[axis])) if axis in self.blocks else self.padded(axis)
 
     def left(self, pack: Pack) -> str:
         """The variable that tells where a broadcast operand of bf16 is."""

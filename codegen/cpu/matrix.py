@@ -120,7 +120,7 @@ class MatrixProduct:
         if looped is None or looped not in steps or len(lanes) != 2:
             return ""
         (other,) = (a for a in lanes if a != looped)
-        block, length, step = layout.blocks[looped], layout.count(other), steps[looped]
+        block, length, step = layout.turn, layout.count(other), steps[looped]
         if array != plan.broadcast.array:
             return f", next_rows({array}, {block}, {length}, {step}, {steps[other]})"
         return f", next_block({array}, {block}, {step}, {length})"
