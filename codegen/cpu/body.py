@@ -14,6 +14,7 @@ from attnc.codegen.cpu.selected import Selected
 from attnc.codegen.cpu.simple import Simple, is_tile
 from attnc.codegen.cpu.storage import Trace
 from attnc.codegen.cpu.transfer import Transfer, affine
+from attnc.codegen.cpu.weights import find_weights, held_in_place
 from attnc.codegen.tile import Accumulate, AddTo, Assign, Each, Loop, Scatter, Stmt, Store
 from attnc.ir.construct import const
 from attnc.ir.node import Call, Const, Load, Node, Var
@@ -123,11 +124,19 @@ class Body:
     def _flush(self, group: Group) -> None:
         outside = self.mentions.outside(self.current, group)
         outside |= self.simple.stored & {w for s in group if (w := written(s))}
-        Nest(self.layout, self.needs, self.positions, self.scalars, outside, self.out, self._touch).print(group)
+        weights = find_weights(self.layout, self.current, group, self.mentions)
+        nest = Nest(self.layout, self.needs, self.positions, self.scalars, outside, self.out, self._touch, weights)
+        nest.print(group)
         self.trace.unit += 1
         for s in group:
-            for pack in packs_of(self.layout, w) if (w := written(s)) else ():
-                self._pack_tile(pack)
+            read = any(written(s) in reads(t) for t in self.current if t not in group)
+            for pack in packs_of(self.layout, written(s) or "") if read else ():
+                self.layout.in_place.pop(pack.array, None)
+                if pack.name in nest.weights:
+                    self.needs.add("pairs")
+                    self.layout.in_place[pack.array] = held_in_place(self.layout, pack)
+                else:
+                    self._pack_tile(pack)
 
     def _touch(self, name: str, segment: int, line: int, in_place: bool) -> None:
         self.trace.note(self.current, name, segment, line, in_place=in_place)
@@ -136,6 +145,7 @@ class Body:
         """The packed copy of a tile that has just been computed."""
         layout = self.layout
         self.needs.add("pairs")
+        layout.packed.add(pack.array)
         self.trace.note(self.current, pack.name)
         self.trace.unit += 1
         if pack.form == "rows":

@@ -12,7 +12,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from attnc.codegen.cpu.names import Names
-from attnc.codegen.tile import Accumulate, AccumulateAt, AddTo, Assign, Each, Kernel, Lane, Loop, Scatter, Stmt, Store, statements
+from attnc.codegen.tile import (
+    Accumulate,
+    AccumulateAt,
+    AddTo,
+    Assign,
+    Each,
+    Kernel,
+    Lane,
+    Loop,
+    Scatter,
+    Stmt,
+    Store,
+    statements,
+)
+from attnc.ir.construct import const
 from attnc.ir.node import Add, Axis, Call, Const, Iverson, Load, Max, Node, Prod, Size, Sum, Var
 from attnc.ir.walk import postorder
 
@@ -53,6 +67,11 @@ Form = Literal["rows", "pairs"]
 TOGETHER = 64 * 256
 """Scores that a loop over full blocks has at a time: sums over them then go through memory once in four blocks."""
 
+LONG_BLOCK = 256
+LONG_READ = 2**21
+"""The length of the outer blocks of a long call, and how many numbers a block then reads at least. A kernel that adds
+to memory for all positions goes through them once per outer block."""
+
 PACKED_DEPTH = 32
 """Packed depths are multiples of this many numbers, what one instruction takes."""
 
@@ -84,6 +103,8 @@ class Layout:
         """Where the printer is: variables that are pointers into tensors, with their step in memory along each axis."""
         self.aliases_of: dict[int, dict[str, dict[str, str]]] = {}
         """The same for each statement list, by identity."""
+        self.long = kernel.outer if self._gains_from_long_blocks() else None
+        """The outer axis, where a call decides on the length of its blocks."""
         self.joint = self._joint()
         """Lanes of the axes whose full blocks are taken several at a time."""
         self.looped: str | None = None
@@ -96,6 +117,10 @@ class Layout:
         `packed_only` the variables that nothing else reads."""
         self.packs: dict[tuple[str, Form, str], Pack] = {}
         self.packed_only: set[str] = set()
+        self.packed: set[str] = set()
+        """The arrays of packed copies that were made."""
+        self.in_place: dict[str, tuple[str, str]] = {}
+        """Where the printer is: pairs that lie in their variable's own array, and how far apart their rows are."""
         self.sources: dict[str, tuple[str, dict[str, str]]] = {}
         """Where the printer is: where broadcast operands of bf16 lie in their tensors, and the steps along the axes."""
         self.turned: dict[str, Tile] = {}
@@ -117,7 +142,22 @@ class Layout:
         if kernel.narrow or kernel.outer is None:
             return {}
         axes = {s.axis for s in statements(kernel.body) if isinstance(s, Loop) and s.joint}
-        return {a: max(blocks[a], TOGETHER // blocks[kernel.outer] // blocks[a] * blocks[a]) for a in axes}
+        lanes = TOGETHER // blocks[kernel.outer] // (2 if self.long else 1)
+        return {a: max(blocks[a], lanes // blocks[a] * blocks[a]) for a in axes}
+
+    def _gains_from_long_blocks(self) -> bool:
+        """Whether the kernel adds to memory, block by block, for positions that reach an end of the inner axis; where
+        they lie around each block, long blocks would visit more of them than there are."""
+        kernel = self.kernel
+        if kernel.shares is None or kernel.runs is not None or kernel.longest is not None or kernel.fixed:
+            return False
+        loops = [s for s in statements(kernel.body) if isinstance(s, Loop)]
+        ends = {self.roles[s.axis].extent for s in loops}
+        return any(s.start is const(0) or s.stop in ends for s in loops)
+
+    def length(self, axis: str) -> str:
+        """The block length of the outer axis."""
+        return self.names.get("of axis", f"{axis} block") if axis == self.long else str(self.blocks[axis])
 
     def _reserve(self) -> None:
         """Names of sizes, axes and tensors, before any variable's."""
@@ -127,7 +167,7 @@ class Layout:
         for axis in (*kernel.grid, *(lane.axis for lane in kernel.lanes)):
             names.get("axis", axis)
         for lane in kernel.lanes:
-            for suffix in ("first", "last", "count", "lanes", "extent"):
+            for suffix in ("first", "last", "count", "lanes", "extent", "block"):
                 names.get("of axis", f"{lane.axis} {suffix}", f"{self.axis(lane.axis)}_{suffix}")
         for a in kernel.arguments:
             names.get("tensor", a.name, f"{a.name}_data")
@@ -201,7 +241,9 @@ class Layout:
 
     def pitch(self, axis: str) -> str:
         """The room arrays leave for an axis."""
-        return str(self.joint.get(axis, self.blocks[axis])) if axis in self.blocks else self.padded(axis)
+        if axis not in self.blocks:
+            return self.padded(axis)
+        return str(self.joint[axis]) if axis in self.joint else self.length(axis)
 
     def left(self, pack: Pack) -> str:
         """The variable that tells where a broadcast operand of bf16 is."""

@@ -134,9 +134,10 @@ class MatrixProduct:
         b = layout.packs[plan.vectors.name, "pairs", plan.depth]
         c, c_row = into or (target.array, layout.step(target, m))
         adds = into is not None or isinstance(s, Accumulate)
+        vectors, row = layout.in_place.get(b.array, (b.array, layout.pack_row(b)))
         self.out.line(
-            f"product_of_pairs({c}, {c_row}, {layout.left(a)}, {b.array}, "
-            f"{layout.pack_row(b)}, {layout.count(m)}, {layout.padded(plan.n)}, {layout.count(plan.depth)}, "
+            f"product_of_pairs({c}, {c_row}, {layout.left(a)}, {vectors}, "
+            f"{row}, {layout.count(m)}, {layout.padded(plan.n)}, {layout.count(plan.depth)}, "
             f"{'true' if adds else 'false'}{self._ahead(plan, *layout.sources.get(a.array, (a.array, {})))});"
         )
 

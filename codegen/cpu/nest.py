@@ -7,15 +7,16 @@ share an inner loop; a value used in one inner loop only never gets an array.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 
 from attnc.codegen.cpu.emitter import Emitter
 from attnc.codegen.cpu.expression import COMPARE, SUM, Expressions, Value
 from attnc.codegen.cpu.gather import gather, scatter
-from attnc.codegen.cpu.layout import C_SCALAR, C_VECTOR, Layout, Tile, is_trivial, reads, written
+from attnc.codegen.cpu.layout import C_SCALAR, C_VECTOR, Layout, Pack, Tile, is_trivial, reads, written
 from attnc.codegen.cpu.segments import NestStmt, Segment, plan, shape
 from attnc.codegen.cpu.subexpressions import maximal, pointwise_roots, repeated, variables
+from attnc.codegen.cpu.weights import computed_in_turns, print_rest, print_turns
 from attnc.codegen.tile import Accumulate, AccumulateAt, Assign, Scatter, Store
 from attnc.ir.node import Call, Load, Max, Node, Sum, Var
 from attnc.ir.walk import postorder
@@ -31,7 +32,8 @@ class Nest:
 
     `positions` are the scalar positions of grid and `Each` axes, `scalars` those axes that are also lanes, `outside`
     the variables mentioned outside the group; `touch` is told each access to an array: its inner loop, its line, and
-    whether only the current lanes are touched.
+    whether only the current lanes are touched. Of the `weights` (see `attnc.codegen.cpu.weights`) those are left after
+    printing that lie in memory as pairs.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Nest:
         outside: set[str],
         out: Emitter,
         touch: Callable[[str, int, int, bool], None],
+        weights: Mapping[str, Pack] | None = None,
     ) -> None:
         self.layout = layout
         self.needs = needs
@@ -50,6 +53,9 @@ class Nest:
         self.outside = outside
         self.out = out
         self.touch = touch
+        self.weights = dict(weights or {})
+        self.half: dict[str, str] = {}
+        """Where the printer is: the variables that take the current row of weights."""
         self.segment = 0
         self.whole = False
         self.vector: str | None = None
@@ -63,6 +69,7 @@ class Nest:
     def print(self, statements: list[NestStmt]) -> None:
         self.vector = self.expressions.vector = shape(self.layout, statements[0], self.scalars).vector
         segments = plan(self.layout, statements, self.scalars)
+        self.weights = computed_in_turns(self, segments)
         self._choose_arrays(segments)
         self._name_uniform(statements)
         if self.vector is None:
@@ -131,8 +138,9 @@ class Nest:
                 if isinstance(s, Assign) and isinstance(s.value, Sum | Max):
                     self._open(s)
             self._loop(seg)
+            print_rest(self, self._weights_of(seg))
         self._restore(named)
-        self.registers = {n: v for n, v in self.registers.items() if self._is_register(self.layout.tiles[n])}
+        self.forget_lanes()
 
     def _loop(self, seg: Segment) -> None:
         """The loops of a segment. Sums are taken `RUN` terms at a time: sums of sums are more accurate than one sum."""
@@ -142,8 +150,7 @@ class Nest:
             self._side_by_side(seg, maxima)
             return
         if not sums:
-            with self.loop_over(seg.axes):
-                self._body(seg)
+            self._turns(seg, seg.axes)
             return
         axis = seg.axes[-1]
         lane, count = self.layout.axis(axis), self.layout.count(axis)
@@ -160,10 +167,21 @@ class Nest:
                 kind = (C_VECTOR if self.vector else C_SCALAR)[tile.element]
                 self.out.line(f"{kind} {part} = {self._neutral(s, tile)};")
                 self.parts[tile.name] = part
-            with self.loop_over((axis,), start, f"least({start} + {RUN}, {count})"):
-                self._body(seg)
+            self._turns(seg, (axis,), start, f"least({start} + {RUN}, {count})")
             for name, total in totals.items():
                 self.out.line(f"{total} += {self.parts.pop(name)};")
+
+    def _turns(self, seg: Segment, axes: tuple[str, ...], start: str = "0", stop: str | None = None) -> None:
+        """The innermost loops."""
+        if weights := self._weights_of(seg):
+            print_turns(self, seg, weights, start, stop or self.layout.count(axes[0]))
+            return
+        with self.loop_over(axes, start, stop):
+            self.print_body(seg)
+
+    def _weights_of(self, seg: Segment) -> list[Pack]:
+        here = {written(s) for s in seg.statements}
+        return [pack for name, pack in self.weights.items() if name in here]
 
     def _side_by_side(self, seg: Segment, maxima: list[Assign]) -> None:
         """Short loops that keep `SIDES` maxima going, because each step of one waits for the step before."""
@@ -181,8 +199,8 @@ class Nest:
         def step(k: int) -> None:
             self.parts |= {name: names[k] for name, names in sides.items()}
             with self.one_of(axis, f"{at} + {k}" if k else at):
-                self._body(seg)
-            self.registers = {n: v for n, v in self.registers.items() if self._is_register(self.layout.tiles[n])}
+                self.print_body(seg)
+            self.forget_lanes()
 
         with self.loop_over(seg.axes[:-1]):
             self.out.line(f"int64_t {at} = 0;")
@@ -203,12 +221,16 @@ class Nest:
         """The C++ variable a reduction adds to."""
         return self.registers[s.target.name].code if self._tile(s).lanes else self._tile(s).array
 
-    def _body(self, seg: Segment) -> None:
+    def print_body(self, seg: Segment) -> None:
         named = dict(self.expressions.named)
         self.shared = repeated(seg.statements)
         for s in seg.statements:
             self._statement(s)
         self._restore(named)
+
+    def forget_lanes(self) -> None:
+        """Leave an inner loop: what is not one vector wide is read again."""
+        self.registers = {n: v for n, v in self.registers.items() if self._is_register(self.layout.tiles[n])}
 
     def _restore(self, named: dict[Node, Value]) -> None:
         """Leave a scope: names given inside it are gone, and so are values forgotten inside it."""
@@ -357,7 +379,9 @@ class Nest:
         name = self.layout.names.fresh(tile.name)
         self.out.line(f"{'' if self._is_register(tile) else 'const '}{value.type} {name} = {value.code};")
         self.registers[tile.name] = Value(name, value.element, value.lanes)
-        if not self._is_register(tile) and tile.name in self.arrays:
+        if tile.name in self.half:
+            self.out.line(f"{self.half[tile.name]} = {name};")
+        elif not self._is_register(tile) and tile.name in self.arrays:
             self._to_array(tile, name)
 
     def _accumulate(self, s: Accumulate | AccumulateAt) -> None:

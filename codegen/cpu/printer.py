@@ -16,7 +16,7 @@ from attnc.codegen.cpu.distinct import with_distinct_names
 from attnc.codegen.cpu.dots import with_dots
 from attnc.codegen.cpu.emitter import Emitter
 from attnc.codegen.cpu.expression import Expressions, Value
-from attnc.codegen.cpu.layout import ALIGN, C_TENSOR, SIZE_LIMIT, Layout
+from attnc.codegen.cpu.layout import ALIGN, C_TENSOR, LONG_BLOCK, LONG_READ, SIZE_LIMIT, Layout
 from attnc.codegen.cpu.packs import find_packs
 from attnc.codegen.cpu.sections import HEADER, sections
 from attnc.codegen.cpu.selected import find_selected
@@ -111,6 +111,13 @@ class KernelPrinter:
             label = self.layout.names.get("size", name)
             out.line(f"[[maybe_unused]] constexpr int64_t {label} = {self.kernel.constants[name]};")
 
+        if (axis := self.layout.long) is not None:
+            (inner,) = {lane.axis for lane in self.kernel.lanes if lane.role == "inner"}
+            channels = [self._show(lane.extent) for lane in self.kernel.lanes if lane.role == "channel"]
+            read = f"{self._expressions().show(self.layout.roles[inner].extent).at(5)} * ({' + '.join(channels)})"
+            length = f"{read} >= {LONG_READ} ? {LONG_BLOCK} : {self.layout.blocks[axis]}"
+            out.line(f"[[maybe_unused]] const int64_t {self.layout.length(axis)} = {length};")
+
     def _declare_channels(self, out: Emitter) -> None:
         for lane in self.kernel.lanes:
             if lane.role == "channel":
@@ -126,10 +133,11 @@ class KernelPrinter:
         """The arrays of one thread; the same list measures them and hands them out."""
         name = f"{self.kernel.name}_tiles"
         arrays = [t for t in self.layout.tiles.values() if t.lanes and t.name not in self.aliased]
+        packs = [p for p in self.layout.packs.values() if p.array in self.layout.packed]
         with out.block(f"struct {name}"):
             for t in arrays:
                 out.line(f"{self.layout.held(t)} *{t.array};")
-            for pack in self.layout.packs.values():
+            for pack in packs:
                 out.line(f"bf16 *{pack.array};")
             with out.block(f"{name}(Workspace &workspace, [[maybe_unused]] const int64_t *sizes)"):
                 self._declare_sizes(out)
@@ -139,7 +147,7 @@ class KernelPrinter:
                         out.line(f"{t.array} = workspace.take<{self.layout.held(t)}>({self.layout.room(t)});")
                 for name, first in self.shared.items():
                     out.line(f"{self.layout.tiles[name].array} = {self.layout.tiles[first].array};")
-                for pack in self.layout.packs.values():
+                for pack in packs:
                     out.line(f"{pack.array} = workspace.take<bf16>({self.layout.pack_room(pack)});")
         out.lines[-1] += ";"
         out.line()
@@ -181,7 +189,8 @@ class KernelPrinter:
                         f"{'real' if t.element == 'f' else 'bool' if t.element == 'b' else 'int64_t'} {t.array} = 0;"
                     )
             for pack in layout.packs.values():
-                out.line(f"bf16 *const {pack.array} = tiles.{pack.array};")
+                if pack.array in layout.packed:
+                    out.line(f"bf16 *const {pack.array} = tiles.{pack.array};")
             if kernel.outer:
                 self._declare_outer(out, kernel.outer)
             out.lines += body.lines
@@ -191,7 +200,7 @@ class KernelPrinter:
         layout = self.layout
         first, count = layout.first(axis), layout.count(axis)
         extent = self._show(layout.roles[axis].extent)
-        out.line(f"const int64_t {count} = least({layout.blocks[axis]}, {extent} - {first});")
+        out.line(f"const int64_t {count} = least({layout.length(axis)}, {extent} - {first});")
         out.line(f"[[maybe_unused]] const int64_t {layout.padded(axis)} = round_up({count}, W);")
         out.line(
             f"[[maybe_unused]] const int64_t {layout.names.get('of axis', f'{axis} last')} = {first} + {count} - 1;"
@@ -214,9 +223,9 @@ class KernelPrinter:
                 out.line(f"const int64_t {layout.axis(a)}_extent = {self._show(extents[a])};")
                 counts.append(f"{layout.axis(a)}_extent")
             if kernel.outer:
-                block = layout.blocks[kernel.outer]
+                block = layout.length(kernel.outer)
                 extent = self._expressions().show(layout.roles[kernel.outer].extent).at(5)
-                out.line(f"const int64_t blocks = ({extent} + {block - 1}) / {block};")
+                out.line(f"const int64_t blocks = ({extent} + {block} - 1) / {block};")
             tasks = " * ".join([*counts, *(["blocks"] if outer_parallel else [])]) or "1"
             out.line(f"const int64_t tasks = {tasks};")
             self._parallel(out, parallel, shared, extents, outer_parallel)
@@ -265,7 +274,7 @@ class KernelPrinter:
         loops = []
         first = layout.first(kernel.outer) if kernel.outer else None
         if outer_parallel and kernel.outer:
-            block = layout.blocks[kernel.outer]
+            block = layout.length(kernel.outer)
             at = "blocks - 1 - rest % blocks" if self._grows() else "rest % blocks"
             out.line(f"const int64_t {first} = ({at}) * {block};")
             out.line("rest /= blocks;")
@@ -277,8 +286,8 @@ class KernelPrinter:
             name = layout.axis(a)
             loops.append(f"for (int64_t {name} = 0; {name} < {self._show(extents[a])}; ++{name})")
         if kernel.outer and not outer_parallel:
-            block = layout.blocks[kernel.outer]
-            start, step = "0", str(block)
+            block = layout.length(kernel.outer)
+            start, step = "0", block
             if kernel.shares is not None:
                 share = layout.axis(kernel.shares)
                 start, step = f"{share} * {block}", f"{share}_extent * {block}"

@@ -100,20 +100,25 @@ static inline void product_columns(real *c, int64_t c_row, const real *a, int64_
 }
 SHARED void product(real *c, int64_t c_row, const real *a, int64_t a_row, int64_t a_step, const real *b, int64_t b_row,
                     int64_t rows, int64_t lanes, int64_t depth, bool accumulate, Ahead ahead) {
-    int64_t n = 0;
 #if defined(__AVX512F__) || defined(__aarch64__)
     constexpr int64_t widest = 4 * W;
 #else
     constexpr int64_t widest = 2 * W;
 #endif
     ahead.share_out(most(1, (lanes + widest - 1) / widest * ((rows + 5) / 6) * ((depth + 15) / 16)));
+    // At most 256 terms at a time, in equal runs: sums of sums are more accurate than one long sum.
+    for (int64_t runs = most(1, (depth + 255) / 256); runs > 0; --runs, accumulate = true) {
+        const int64_t taken = (depth + runs - 1) / runs;
+        int64_t n = 0;
 #if defined(__AVX512F__) || defined(__aarch64__)
-    for (; n + 4 * W <= lanes; n += 4 * W)
-        product_columns<4>(c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, accumulate, ahead);
+        for (; n + 4 * W <= lanes; n += 4 * W)
+            product_columns<4>(c + n, c_row, a, a_row, a_step, b + n, b_row, rows, taken, accumulate, ahead);
 #endif
-    for (; n + 2 * W <= lanes; n += 2 * W)
-        product_columns<2>(c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, accumulate, ahead);
-    if (n < lanes) product_columns<1>(c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, accumulate, ahead);
+        for (; n + 2 * W <= lanes; n += 2 * W)
+            product_columns<2>(c + n, c_row, a, a_row, a_step, b + n, b_row, rows, taken, accumulate, ahead);
+        if (n < lanes) product_columns<1>(c + n, c_row, a, a_row, a_step, b + n, b_row, rows, taken, accumulate, ahead);
+        a += taken * a_step, b += taken * b_row, depth -= taken;
+    }
 }
 """
 
@@ -192,7 +197,7 @@ static void product_of_row(real *c, const real *a, int64_t a_step, const T *b, i
 """
 
 _RUNS = """\
-// The same, at most 64 terms at a time, in equal runs: sums of sums are more accurate than one long sum.
+// The same, at most 64 terms at a time.
 static void product_in_runs(real *c, int64_t c_row, const real *a, int64_t a_row, int64_t a_step, const real *b,
                             int64_t b_row, int64_t rows, int64_t lanes, int64_t depth, bool accumulate,
                             Ahead ahead = {}) {

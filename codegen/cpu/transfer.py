@@ -97,6 +97,7 @@ class Transfer:
         """A packed copy of part of a bf16 tensor, 0 outside it."""
         layout = self.layout
         self.needs.add("product_of_pairs")
+        layout.packed.add(pack.array)
         address, guards, spans = self._address(tensor, subscripts)
         left = pack.form == "rows"
         axes = (pack.other, pack.depth) if left else (pack.depth, pack.other)

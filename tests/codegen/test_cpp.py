@@ -12,8 +12,21 @@ import torch
 from torch import Tensor
 
 import attnc
-from attnc.codegen.cpu.printer import print_kernel
-from attnc.codegen.tile import Accumulate, AccumulateAt, Argument, Assign, Each, Kernel, Loop, Scatter, Store
+from attnc.codegen.cpu.layout import LONG_BLOCK, LONG_READ
+from attnc.codegen.cpu.printer import print_kernel, print_unit
+from attnc.codegen.tile import (
+    Accumulate,
+    AccumulateAt,
+    Argument,
+    Assign,
+    Each,
+    Kernel,
+    Loop,
+    Scatter,
+    Store,
+    statements,
+)
+from attnc.driver import all_kernels
 from attnc.ir.construct import ZERO, add, axis, call, const, iverson, load, mul, raw_add, raw_prod, size, sub, var
 from attnc.runtime.cpu import build
 from attnc.runtime.toolchain import FLAGS, Toolchain, find
@@ -560,3 +573,46 @@ def test_the_longest_blocks_start_first() -> None:
     assert "blocks - 1 - rest % blocks" in print_kernel(softmax_forward(causal=True))
     assert "blocks - 1" not in print_kernel(softmax_forward(causal=False))
     assert "blocks - 1" not in print_kernel(softmax_columns())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("lines", ["", "mask = j <= i\n", "tensor far: [H, 5]\nbias = far[h, clamp(i - j, 0, 4)]\n"])
+def test_long_blocks(lines: str, dtype: torch.dtype) -> None:
+    """A gradient over many queries takes keys in longer blocks: 256 of them, and 44 in the last."""
+    op = attnc.compile(f"attention long\n{lines}", backend="cpp")
+    sizes = {"B": 1, "H": 2, "G": 1, "M": LONG_READ // 1024, "N": LONG_BLOCK + 44, "D": 512, "E": 512}
+    tensors = make_inputs(op.program, complete_sizes(op.program, sizes), dtype, requires_grad=True)
+    found = agreements(op, tensors)
+    assert len(found) >= 4
+    assert [a for a in found if a.error > a.limit] == []
+
+
+def test_blocks_are_taken_together_where_nothing_depends_on_them() -> None:
+    """Full blocks of plain attention; not those that a sum runs within, and never those that a mask cuts."""
+    text = print_unit(all_kernels(attnc.compile("attention plain\nmask = j <= i\n").program))
+    assert text.count("j_first += 256") == text.count("i_first += 128") == 1
+    assert "j_first += 64" in text
+    assert "i_first += 64" in text
+    inside = attnc.compile("attention inside\nmask = j <= i\nweight = p * sum[j by 16](s)\n").program
+    for kernel in all_kernels(inside):
+        loops = [s for s in statements(kernel.body) if isinstance(s, Loop)]
+        assert not any(s.joint and (s.masked or s.axis in kernel.fixed) for s in loops)
+        assert "j_block" not in print_kernel(kernel)
+
+
+@pytest.mark.parametrize("keys", [1, 31, 32, 65, 300])
+def test_weights_become_pairs_as_they_are_computed(keys: int) -> None:
+    """In place of the rows they come from; the row that an odd one lacks, and all up to a whole depth, are 0."""
+    kernel = softmax_forward(causal=False, dtype="bf16", channels=None)
+    text = print_unit([kernel], pairs=True)
+    assert "paired(p_low, p_high)" in text
+    assert "p_pairs" not in text
+    known = find()
+    if not known.multiplies_pairs():
+        pytest.skip("the processor has no instructions for bf16")
+    q, k, v = (torch.randn(1, 2, n, 32).to(torch.bfloat16) for n in (70, keys, keys))
+    o, lse = poison(1, 2, 70, 32, dtype=torch.bfloat16), poison(1, 2, 70)
+    (compiled,) = build([kernel], settings=replace(Settings.read(), pairs="always"))
+    compiled([q, k, v, o, lse], {"B": 1, "H": 2, "M": 70, "N": keys, "D": 32, "E": 32, "q_start": 0})
+    exact, _ = softmax(q, k, v, False, 0)
+    assert (o.double() - exact).abs().max() <= ROUNDING["bf16"] * exact.abs().max()
