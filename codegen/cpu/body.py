@@ -129,8 +129,9 @@ class Body:
         nest.print(group)
         self.trace.unit += 1
         for s in group:
-            read = any(written(s) in reads(t) for t in self.current if t not in group)
-            for pack in packs_of(self.layout, written(s) or "") if read else ():
+            name = written(s) or ""
+            later = any(name in reads(t) for t in self.current if t not in group)
+            for pack in packs_of(self.layout, name) if later or name in self.mentions.carried else ():
                 self.layout.in_place.pop(pack.array, None)
                 if pack.name in nest.weights:
                     self.needs.add("pairs")

@@ -13,6 +13,7 @@ from attnc.codegen.cpu.layout import PACKED_DEPTH, Layout, Mentions, Pack, Tile,
 from attnc.codegen.cpu.packs import packs_of
 from attnc.codegen.cpu.segments import NestStmt, Segment
 from attnc.codegen.tile import Assign, Stmt
+from attnc.ir.node import Max
 
 if TYPE_CHECKING:
     from attnc.codegen.cpu.nest import Nest
@@ -44,7 +45,10 @@ def computed_in_turns(nest: Nest, segments: Sequence[Segment]) -> dict[str, Pack
     out = {}
     for name, pack in nest.weights.items():
         homes = [seg for seg in segments if any(name in reads(s) | {written(s)} for s in seg.statements)]
-        if pack.other == nest.vector and [seg.axes for seg in homes] == [(pack.depth,)] and not homes[0].alone:
+        if pack.other != nest.vector or [seg.axes for seg in homes] != [(pack.depth,)] or homes[0].alone:
+            continue
+        found = [s for s in homes[0].statements if isinstance(s, Assign) and isinstance(s.value, Max)]
+        if not found:  # those may take several rows in a turn
             out[name] = pack
     return out
 
