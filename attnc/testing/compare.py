@@ -9,6 +9,9 @@ made from.
 A gradient of few numbers, each a sum over the whole plane (a slope per head), has an error that is one draw from a wide
 distribution. Its yardstick is the largest dense error of several draws of the incoming gradient. A call that misses
 narrowly is judged by the largest errors of several draws, its own and those of the dense formula.
+
+Results in float64 are as exact as the oracle. The dense formula's error is then that in float32, of inputs rounded to
+it, times the ratio of their roundings; half as much again is allowed for the oracle's own.
 """
 
 from __future__ import annotations
@@ -154,21 +157,20 @@ def agreements(
     import torch
 
     tell = tell or (lambda step: None)
-    program, dtype = op.program, tensors["q"].dtype
+    program = op.program
     seeds = output_seeds(program, tensors, q_start) if backward else None
     tell("building and running the kernels")
     got = run_op(op, tensors, seeds, q_start=q_start)
     tell("evaluating the float64 oracle")
     exact = dense(program, tensors, seeds, torch.float64, q_start=q_start)
     tell("evaluating the dense formula in the same dtype")
-    plain = dense(program, tensors, seeds, dtype, q_start=q_start)
-    errors = dense_errors(plain, exact, got)
+    errors = _errors_of_the_formula(program, tensors, seeds, exact, got, q_start)
     few = [n for n, g in got.gradients.items() if g.numel() < FEW]
     for draw in range(1, draws if few else 1):
         tell(f"evaluating the dense formula, draw {draw + 1} of {draws}")
         other = output_seeds(program, tensors, q_start, seed=1 + draw)
         again = dense(program, tensors, other, torch.float64, q_start=q_start)
-        more = dense_errors(dense(program, tensors, other, dtype, q_start=q_start), again, got)
+        more = _errors_of_the_formula(program, tensors, other, again, got, q_start)
         errors |= {("gradient", n): max(errors["gradient", n], more["gradient", n]) for n in few}
     rows = judge(got, exact, errors, seeds, tensors)
     if all(r.agrees for r in rows) or any(r.error > NEAR * r.limit for r in rows) or draws <= 1:
@@ -186,7 +188,7 @@ def _over_draws(
     """
     import torch
 
-    program, dtype = op.program, tensors["q"].dtype
+    program = op.program
     for draw in range(1, draws):
         tell(f"a near miss: judging draw {draw + 1} of {draws}")
         generator = torch.Generator().manual_seed(draw)
@@ -196,7 +198,7 @@ def _over_draws(
         seeds = output_seeds(program, fresh, q_start, seed=1 + draw) if backward else None
         got = run_op(op, fresh, seeds, q_start=q_start)
         exact = dense(program, fresh, seeds, torch.float64, q_start=q_start)
-        errors = dense_errors(dense(program, fresh, seeds, dtype, q_start=q_start), exact, got)
+        errors = _errors_of_the_formula(program, fresh, seeds, exact, got, q_start)
         again = judge(got, exact, errors, seeds, fresh)
         rows = [_worse(a, b) for a, b in zip(rows, again, strict=True)]
     return rows
@@ -230,6 +232,25 @@ def dense_errors(plain: Results, exact: Results, got: Results) -> Errors:
             error = _difference(values[n].to(x.dtype), right[n])
             found[kind, n] = error if math.isfinite(error) else 0.0
     return found
+
+
+def _errors_of_the_formula(
+    program: Program, tensors: Tensors, seeds: Tensors | None, exact: Results, got: Results, q_start: int
+) -> Errors:
+    """Largest errors of the dense formula in the dtype of the queries."""
+    import torch
+
+    def rounded(values: Tensors) -> dict[str, torch.Tensor]:
+        return {n: x.float() if x.dtype == torch.float64 else x for n, x in values.items()}
+
+    dtype = tensors["q"].dtype
+    if dtype != torch.float64:
+        return dense_errors(dense(program, tensors, seeds, dtype, q_start=q_start), exact, got)
+    tensors, seeds = rounded(tensors), None if seeds is None else rounded(seeds)
+    wanted = dense(program, tensors, seeds, dtype, q_start=q_start)
+    errors = dense_errors(dense(program, tensors, seeds, torch.float32, q_start=q_start), wanted, got)
+    share = (1 + 1 / FACTOR) * torch.finfo(dtype).eps / torch.finfo(torch.float32).eps
+    return {key: share * error for key, error in errors.items()}
 
 
 def judge(

@@ -21,10 +21,12 @@ mask = j <= i
 """
 
 
-def rows(monkeypatch: pytest.MonkeyPatch, name: str, change: Any) -> dict[str, compare.Agreement]:
+def rows(
+    monkeypatch: pytest.MonkeyPatch, name: str, change: Any, dtype: torch.dtype = torch.float32, backend: Any = "dense"
+) -> dict[str, compare.Agreement]:
     """Agreements of an op one of whose results is changed."""
-    op = attnc.compile(ALIBI, backend="dense")
-    tensors = make_inputs(op.program, complete_sizes(op.program, {"N": 33, "H": 2, "D": 8}), torch.float32)
+    op = attnc.compile(ALIBI, backend=backend)
+    tensors = make_inputs(op.program, complete_sizes(op.program, {"N": 33, "H": 2, "D": 8}), dtype)
     honest = compare.run_op
 
     def changed(*given: Any, **rest: Any) -> compare.Results:
@@ -46,6 +48,13 @@ def test_an_honest_op_agrees(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_one_wrong_part_in_ten_thousand_is_seen(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     found = rows(monkeypatch, name, lambda x: x * 1.0001)
     assert [n for n, r in found.items() if not r.agrees] == [name]
+
+
+def test_results_in_double_precision_are_held_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oracle is no more exact than they are; errors of some roundings are seen nevertheless."""
+    assert all(r.agrees for r in rows(monkeypatch, "nothing", lambda x: x, torch.float64, "cpp").values())
+    found = rows(monkeypatch, "dk", lambda x: x * (1 + 1e-13), torch.float64, "cpp")
+    assert [n for n, r in found.items() if not r.agrees] == ["dk"]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
