@@ -123,7 +123,8 @@ def substitute(node: Node, mapping: Mapping[str, Node]) -> Node:
         inner: dict[str, Node] = {a: e for a, e in env.items() if a not in scattered}
         rename: dict[str, str] = {}
         for a in sorted(n.bound & arriving):
-            rename[a] = fresh_axis(a, arriving | n.axes | n.bound | free_axes(n.children))
+            taken = arriving | n.axes | n.bound | free_axes(n.children) | set(rename.values())
+            rename[a] = fresh_axis(a, taken)
             inner[a] = axis(rename[a])
         bound = frozenset(rename.get(a, a) for a in n.bound)
         children = tuple(go(c, inner) for c in n.children)

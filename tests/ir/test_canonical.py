@@ -98,6 +98,10 @@ def test_nothing_is_summed_or_maximised_over_an_empty_domain() -> None:
 def test_substitution_renames_what_would_capture() -> None:
     row = sum_over({"j"}, [X])
     assert substitute(row, {"i": axis("j")}) is sum_over({"j'"}, [load("x", (axis("j"), axis("j'")))])
+    pairs = sum_over({"i", "i'"}, [load("x", (axis("i"), axis("i'"), axis("r")))])
+    moved = substitute(pairs, {"r": add(axis("i"), axis("i'"))})
+    assert isinstance(moved, Sum)
+    assert len(moved.bound - {"i", "i'"}) == 2
     column = raw_sum(["j"], [V], (), [("r", add(axis("j"), axis("i")))])
     gathered = substitute(column, {"r": const(3)})
     assert gathered is sum_over({"j"}, [V], [call("eq", add(axis("i"), axis("j")), const(3))])
