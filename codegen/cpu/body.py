@@ -267,8 +267,7 @@ class Body:
         """Blocks of the inner axis; positions at or past `stop` are not visited."""
         axis = s.axis
         name, first, count = self.layout.axis(axis), self.layout.first(axis), self.layout.count(axis)
-        block = self.layout.joint.get(axis, 0) if s.joint else 0
-        block = block or self.layout.blocks[axis]
+        block = (self.layout.joint if s.joint else {}).get(axis, self.layout.blocks[axis])
         self.out.line()
         self.out.note(s.note)
         stop = self.layout.names.fresh(f"{name}_stop")

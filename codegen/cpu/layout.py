@@ -245,6 +245,10 @@ class Layout:
             return self.padded(axis)
         return str(self.joint[axis]) if axis in self.joint else self.length(axis)
 
+    def copies(self) -> list[Pack]:
+        """The packed copies that were made."""
+        return [p for p in self.packs.values() if p.array in self.packed]
+
     def left(self, pack: Pack) -> str:
         """The variable that tells where a broadcast operand of bf16 is."""
         return self.names.get("left", pack.array, f"{pack.array}_left")

@@ -133,7 +133,7 @@ class KernelPrinter:
         """The arrays of one thread; the same list measures them and hands them out."""
         name = f"{self.kernel.name}_tiles"
         arrays = [t for t in self.layout.tiles.values() if t.lanes and t.name not in self.aliased]
-        packs = [p for p in self.layout.packs.values() if p.array in self.layout.packed]
+        packs = self.layout.copies()
         with out.block(f"struct {name}"):
             for t in arrays:
                 out.line(f"{self.layout.held(t)} *{t.array};")
@@ -188,9 +188,8 @@ class KernelPrinter:
                     out.line(
                         f"{'real' if t.element == 'f' else 'bool' if t.element == 'b' else 'int64_t'} {t.array} = 0;"
                     )
-            for pack in layout.packs.values():
-                if pack.array in layout.packed:
-                    out.line(f"bf16 *const {pack.array} = tiles.{pack.array};")
+            for pack in layout.copies():
+                out.line(f"bf16 *const {pack.array} = tiles.{pack.array};")
             if kernel.outer:
                 self._declare_outer(out, kernel.outer)
             out.lines += body.lines

@@ -139,7 +139,7 @@ class Transfer:
             return None
         address, _, _ = self._address(tensor, subscripts)
         steps = f"{self._step(axis, tensor, subscripts)}, {self._step(others[0], tensor, subscripts)}"
-        return f"next_rows({address}, {self.layout.blocks[axis]}, {self.layout.count(others[0] or '')}, {steps})"
+        return f"next_rows({address}, {self.layout.turn}, {self.layout.count(others[0] or '')}, {steps})"
 
     # -------------------------------------------------------------------------------------------------- pieces
 

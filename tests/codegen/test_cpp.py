@@ -576,10 +576,11 @@ def test_the_longest_blocks_start_first() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("lines", ["", "mask = j <= i\n", "tensor far: [H, 5]\nbias = far[h, clamp(i - j, 0, 4)]\n"])
+@pytest.mark.parametrize("lines", ["", "mask = j <= i\n", "tensor slope: f32[H]\nbias = slope[h] * (i - j) / 500\n"])
 def test_long_blocks(lines: str, dtype: torch.dtype) -> None:
     """A gradient over many queries takes keys in longer blocks: 256 of them, and 44 in the last."""
     op = attnc.compile(f"attention long\n{lines}", backend="cpp")
+    assert f">= {LONG_READ} ? {LONG_BLOCK} : 64" in print_unit(all_kernels(op.program))
     sizes = {"B": 1, "H": 2, "G": 1, "M": LONG_READ // 1024, "N": LONG_BLOCK + 44, "D": 512, "E": 512}
     tensors = make_inputs(op.program, complete_sizes(op.program, sizes), dtype, requires_grad=True)
     found = agreements(op, tensors)
@@ -594,6 +595,7 @@ def test_blocks_are_taken_together_where_nothing_depends_on_them() -> None:
     assert "j_first += 64" in text
     assert "i_first += 64" in text
     inside = attnc.compile("attention inside\nmask = j <= i\nweight = p * sum[j by 16](s)\n").program
+    assert any(kernel.fixed for kernel in all_kernels(inside))
     for kernel in all_kernels(inside):
         loops = [s for s in statements(kernel.body) if isinstance(s, Loop)]
         assert not any(s.joint and (s.masked or s.axis in kernel.fixed) for s in loops)
